@@ -1,0 +1,49 @@
+"""Text-generation servers behind one small protocol: TGI and the servers that speak OpenAI's dialect of it."""
+
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+import msgspec
+
+from app.messages import Generation, Piece
+
+
+class EngineInfo(msgspec.Struct, frozen=True):
+    """What an engine says of itself; a limit it does not state is None."""
+
+    model_id: str
+    revision: str | None = None
+    version: str | None = None
+    max_total_tokens: int | None = None
+    max_input_tokens: int | None = None
+    adapters: tuple[str, ...] = ()
+
+
+class Engine(Protocol):
+    """One server that generates text."""
+
+    def generate(self, generation: Generation) -> AsyncGenerator[list[Piece], None]:
+        """Answer; each item holds the pieces that arrived together, so a consumer can send them together.
+
+        The first item is awaited before anything is promised: an engine that is down, full or unwilling raises
+        there, with the error the caller should see (`app.errors`), whatever disguise the wire gave it. Closing
+        the generator, or cancelling its consumer, stops the engine's work at once. The last piece of a finished
+        answer has a finish reason; a stream that ends without one was interrupted and raises.
+        """
+        ...
+
+    async def describe(self) -> EngineInfo:
+        """Ask the engine what it serves; raises EngineUnavailable when it does not answer."""
+        ...
+
+    async def count_tokens(self, text: str) -> int:
+        """Count the tokens of `text` as the engine's tokenizer does."""
+        ...
+
+    async def healthy(self) -> bool:
+        """Say whether the engine would take work now; never raises."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        ...

@@ -1,0 +1,169 @@
+"""Every error a caller can see, as one tree; routes render it in OpenAI's envelope.
+
+ServiceError                      500 internal_error
+├── InvalidRequest                400 invalid_request         the request's own fault: names the field and the fix
+│   ├── ContextTooLong            400 context_length_exceeded
+│   ├── PayloadTooLarge           413 payload_too_large
+│   └── UnsupportedMedia          415 unsupported_media_type
+├── Unauthenticated               401 invalid_api_key
+├── Forbidden                     403 insufficient_scope
+├── NotFound                      404 not_found               also for what belongs to another tenant
+│   └── ModelNotFound             404 model_not_found
+├── Gone                          410 gone
+├── Conflict                      409 conflict
+├── Overloaded                    429 overloaded              retry after `retry_after_seconds`
+├── EngineError                   502 engine_error            the engine answered, but not with an answer
+│   ├── EngineRejected            400 engine_rejected         the engine refused the request as invalid
+│   ├── EngineGarbage             502 engine_garbage          what came back is not the protocol
+│   └── EngineInterrupted         502 engine_interrupted      cut off after the first byte
+├── Unavailable                   503 unavailable
+│   ├── EngineUnavailable         503 engine_unavailable
+│   ├── RetrievalUnavailable      503 retrieval_unavailable
+│   └── RecordUnavailable         503 record_unavailable      the prediction could not be recorded
+└── EngineTimeout                 504 engine_timeout
+
+`retryable` says whether sending the same request again, perhaps to another engine, can succeed.
+"""
+
+from typing import ClassVar
+
+
+class ServiceError(Exception):
+    """The root: something went wrong and the caller is told what, in words that leak nothing."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    kind: ClassVar[str] = "server_error"  # The envelope's `type`, as OpenAI's SDKs know it.
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_seconds: float | None = None) -> None:
+        """`param` names the offending field; `retry_after_seconds` becomes the Retry-After header."""
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_seconds = retry_after_seconds
+
+
+class InvalidRequest(ServiceError):
+    """The request breaks a rule the caller can mend."""
+
+    status, code, kind = 400, "invalid_request", "invalid_request_error"
+
+
+class ContextTooLong(InvalidRequest):
+    """The prompt and the tokens asked for do not fit the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class PayloadTooLarge(InvalidRequest):
+    """The body or file is over a limit."""
+
+    status, code = 413, "payload_too_large"
+
+
+class UnsupportedMedia(InvalidRequest):
+    """The body or file is of a type that is not read."""
+
+    status, code = 415, "unsupported_media_type"
+
+
+class Unauthenticated(ServiceError):
+    """No valid API key came with the request."""
+
+    status, code, kind = 401, "invalid_api_key", "authentication_error"
+
+
+class Forbidden(ServiceError):
+    """The key is valid but lacks the scope the route needs."""
+
+    status, code, kind = 403, "insufficient_scope", "permission_error"
+
+
+class NotFound(ServiceError):
+    """It does not exist, or not for this tenant."""
+
+    status, code, kind = 404, "not_found", "invalid_request_error"
+
+
+class ModelNotFound(NotFound):
+    """No release or adapter of that name is served."""
+
+    code = "model_not_found"
+
+
+class Gone(ServiceError):
+    """It existed and was deleted or replaced."""
+
+    status, code, kind = 410, "gone", "invalid_request_error"
+
+
+class Conflict(ServiceError):
+    """It collides with what is there."""
+
+    status, code, kind = 409, "conflict", "invalid_request_error"
+
+
+class Overloaded(ServiceError):
+    """A bounded queue is full."""
+
+    status, code, kind = 429, "overloaded", "rate_limit_error"
+    retryable = True
+
+
+class EngineError(ServiceError):
+    """The engine failed while answering."""
+
+    status, code = 502, "engine_error"
+    retryable = True
+
+
+class EngineRejected(EngineError):
+    """The engine found the request invalid: the caller can mend it."""
+
+    status, code, kind = 400, "engine_rejected", "invalid_request_error"
+    retryable = False
+
+
+class EngineGarbage(EngineError):
+    """The engine's answer is not the protocol it should speak."""
+
+    code = "engine_garbage"
+
+
+class EngineInterrupted(EngineError):
+    """The engine's answer broke off after its first byte."""
+
+    code = "engine_interrupted"
+
+
+class Unavailable(ServiceError):
+    """Something the request needs is down."""
+
+    status, code = 503, "unavailable"
+    retryable = True
+
+
+class EngineUnavailable(Unavailable):
+    """No engine can be reached, or it says it is not healthy."""
+
+    code = "engine_unavailable"
+
+
+class RetrievalUnavailable(Unavailable):
+    """The index or the embedder is down and the request requires retrieval."""
+
+    code = "retrieval_unavailable"
+
+
+class RecordUnavailable(Unavailable):
+    """The prediction cannot be recorded, and an unrecorded answer is not given."""
+
+    code = "record_unavailable"
+
+
+class EngineTimeout(ServiceError):
+    """The engine did not answer in time."""
+
+    status, code = 504, "engine_timeout"
+    retryable = True

@@ -1,0 +1,87 @@
+"""The words the app's parts share: what is asked of an engine, and what comes back.
+
+They are msgspec structs because a streamed answer makes one per token: decoding or building one costs a
+fraction of a microsecond, where a pydantic model costs tens.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+
+
+class Usage(msgspec.Struct, frozen=True, gc=False):
+    """Tokens as the engine counted them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+
+
+class Piece(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one engine event adds to an answer; the last piece carries the finish reason and, if known, the usage.
+
+    `tool_calls` are OpenAI's streaming deltas (`index`, `id`, `type`, `function`); `logprobs` is OpenAI's
+    `{"content": [...]}` object, untouched.
+    """
+
+    text: str = ""
+    tool_calls: list[dict[str, Any]] | None = None
+    logprobs: dict[str, Any] | None = None
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+
+
+class Message(msgspec.Struct, omit_defaults=True):
+    """One turn of a conversation in OpenAI's shape.
+
+    `content` is a string, a list of typed parts, or absent (an assistant turn that only calls tools).
+    """
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[dict[str, Any]] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The text of the content, with the text parts of a list joined by newlines."""
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(
+            str(part["text"]) for part in self.content or () if part.get("type") == "text" and "text" in part
+        )
+
+
+class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How the engine picks tokens; None leaves the choice to the engine."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: bool = False
+    top_logprobs: int | None = None
+
+
+class Generation(msgspec.Struct, frozen=True):
+    """One call of an engine: the messages to answer and how.
+
+    `adapter` is the LoRA adapter's name on the engine; None asks for the base model.
+    `tools`, `tool_choice` and `response_format` are OpenAI's shapes; each dialect translates them.
+    `traceparent` is the W3C header to send along, when the request is traced.
+    """
+
+    messages: list[Message]
+    adapter: str | None = None
+    sampling: Sampling = Sampling()
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    stream: bool = False
+    traceparent: str | None = None

@@ -1,0 +1,1 @@
+"""HTTP only: each route parses, calls once, and shapes the reply."""

@@ -1,0 +1,1 @@
+"""LoRA training and evaluation; shares files with the serving process, never code."""

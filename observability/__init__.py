@@ -1,0 +1,1 @@
+"""Traces, metrics and logs: one home for each name, and no content in any of them."""

@@ -1,0 +1,157 @@
+"""The nouns of retrieval: documents, their parsed text, the passages they are split into, and what a search returns.
+
+The main rule: a passage is a span of its document's source text, `passage.text == source[passage.start:passage.end]`.
+The source text of Markdown and plain text is the file itself; of PDF, DOCX and HTML it is the text the parser
+extracted, stored once beside the document, so that every quote can be checked against it for ever.
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+BlockKind = Literal["heading", "paragraph", "list", "code", "table", "quote"]
+SearchMode = Literal["hybrid", "dense", "sparse"]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A structural piece of a source text: `source[start:end]`, under the headings of `heading_path` (outermost first).
+
+    A heading block's own text is the last item of its `heading_path`.
+    """
+
+    start: int
+    end: int
+    kind: BlockKind
+    heading_path: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of a paged document: `source[start:end]`; `number` counts from 1."""
+
+    number: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedDocument:
+    """A document's source text and its structure; blocks and pages are in source order and do not overlap."""
+
+    text: str
+    title: str | None = None
+    blocks: tuple[Block, ...] = ()
+    pages: tuple[Page, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document as it stands in one tenant's collection.
+
+    `version` is the SHA-256 of the uploaded bytes in hex: the same bytes are the same version.
+    """
+
+    id: str
+    tenant: str
+    name: str
+    version: str
+    media_type: str
+    title: str
+    length: int
+    """Characters of the source text."""
+    size_bytes: int
+    passages: int
+    pages: int
+    index_version: str
+    metadata: dict[str, Any]
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A retrievable piece of a document: `text == source[start:end]`; `n` counts from 1 within its document version."""
+
+    document_id: str
+    document_version: str
+    n: int
+    text: str
+    start: int
+    end: int
+    page: int | None = None
+    heading_path: tuple[str, ...] = ()
+    document_name: str = ""
+    document_title: str = ""
+
+    @property
+    def id(self) -> str:
+        """`<document id>/<n>`: unique within a tenant for the document's current version."""
+        return f"{self.document_id}/{self.n}"
+
+    @property
+    def heading(self) -> str:
+        """The heading path on one line, outermost first."""
+        return " > ".join(self.heading_path)
+
+    @property
+    def embedded_text(self) -> str:
+        """What both legs index: title and headings, then the text, so that a short passage keeps its subject."""
+        head = " > ".join(part for part in dict.fromkeys((self.document_title, *self.heading_path)) if part)
+        return f"{head}\n{self.text}" if head else self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A passage found, with what each leg thought of it; a rank counts from 1 and is None where the leg missed it.
+
+    `dense_score` is a cosine (-1 to 1), `sparse_score` a BM25 sum (0 and up), `score` what the fusion made of them:
+    comparable within one search only.
+    """
+
+    passage: Passage
+    score: float
+    dense_rank: int | None = None
+    dense_score: float | None = None
+    sparse_rank: int | None = None
+    sparse_score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """Hits, best first, the index version that answered, and where the time went."""
+
+    hits: tuple[Hit, ...]
+    index_version: str
+    embed_seconds: float = 0.0
+    search_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ingested:
+    """What adding a document did; `unchanged` means no embedding was computed and no point written."""
+
+    document: Document
+    outcome: Literal["created", "unchanged", "replaced"]
+    embedded_passages: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ParseLimits:
+    """What a hostile file may cost before its parser's process is ended."""
+
+    max_bytes: int = 50_000_000
+    max_uncompressed_bytes: int = 200_000_000
+    max_pages: int = 2_000
+    max_characters: int = 10_000_000
+    max_seconds: float = 60.0
+    max_memory_bytes: int = 1_500_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Whose passages a query may see; built from the verified API key only, never from a request's body."""
+
+    tenant: str
+    filter: dict[str, Any] = field(default_factory=dict)
+    """Metadata equality filter: `{"product": "x", "year": 2024}`; a list of values means any of them."""

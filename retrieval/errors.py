@@ -1,0 +1,48 @@
+"""What can go wrong in retrieval; the app turns each into its own error.
+
+RetrievalError
+├── UnreadableDocument        the file cannot be turned into text; the message says why and what would help
+│   ├── UnsupportedType       no parser for this media type
+│   └── LimitExceeded         too large, too many pages, too slow or too hungry
+├── DocumentNotFound          no such document or passage for this tenant
+├── DocumentChanged           the document exists, but not in the version asked for
+├── InvalidFilter             the metadata filter is not of the supported form
+├── IndexMismatch             the collection was built with another embedder or schema
+└── IndexUnavailable          the index or the embedder does not answer
+"""
+
+
+class RetrievalError(Exception):
+    """The root."""
+
+
+class UnreadableDocument(RetrievalError):
+    """The file cannot be turned into text."""
+
+
+class UnsupportedType(UnreadableDocument):
+    """No parser reads this media type."""
+
+
+class LimitExceeded(UnreadableDocument):
+    """The file costs more than a document may."""
+
+
+class DocumentNotFound(RetrievalError):
+    """No such document or passage for this tenant."""
+
+
+class DocumentChanged(RetrievalError):
+    """The document is there, but not in the version asked for."""
+
+
+class InvalidFilter(RetrievalError):
+    """The metadata filter is not of the supported form."""
+
+
+class IndexMismatch(RetrievalError):
+    """The collection was built with another embedder or schema than the settings name."""
+
+
+class IndexUnavailable(RetrievalError):
+    """The index or the embedder does not answer."""
