@@ -1,0 +1,143 @@
+"""Everything that can be configured, in one frozen object: from `HALLMARK_*` variables, then `hallmark.toml`, then defaults.
+
+Only `app.main` and `app.cli` read it; every other part is handed the plain values it needs. The variables of the
+OpenTelemetry SDK (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_TRACES_SAMPLER`, ...) are read by that SDK itself.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+
+class Section(BaseModel):
+    """A group of settings: `HALLMARK_<GROUP>__<NAME>` in the environment, a `[group]` table in the file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EngineSettings(Section):
+    """The text-generation server that answers."""
+
+    url: str | None = Field(None, description="Base URL of a running engine. Unset with `--local-engine`.")
+    dialect: Literal["tgi", "vllm", "sglang", "llamacpp", "openai", "embedded"] = Field(
+        "tgi", description="Which server it is: each differs in details the adapter knows."
+    )
+    token: SecretStr | None = Field(None, description="Bearer token the engine wants.")
+    model: str | None = Field(
+        None, description="Model name to send for the base model; by default what the engine reports."
+    )
+    adapters: tuple[str, ...] = Field(
+        (), description="LoRA adapters the engine was started with: TGI serves its base model for an unknown one."
+    )
+    connect_timeout_seconds: float = Field(5.0, gt=0)
+    first_token_timeout_seconds: float = Field(120.0, gt=0, description="Longest wait for the first byte of an answer.")
+    between_tokens_timeout_seconds: float = Field(30.0, gt=0, description="Longest silence inside a stream.")
+    max_connections: int = Field(256, ge=1, description="Requests in flight to the engine at once.")
+
+
+class LocalEngineSettings(Section):
+    """The embedded engine, when `hallmark serve --local-engine` supervises one."""
+
+    enabled: bool = False
+    model: str = Field("smollm2-135m-instruct", description="The packaged model, a hub id, or a path.")
+    threads: int | None = Field(None, ge=1, description="Torch threads; by default one less than the cores.")
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    max_queue: int = Field(64, ge=1, description="Requests that may wait; one more is refused with 429.")
+    max_batch: int = Field(16, ge=1, description="Sequences decoded together.")
+    ready_timeout_seconds: float = Field(
+        600.0, gt=0, description="How long `serve` waits for it at start; the first start converts the weights."
+    )
+
+
+class RetrievalSettings(Section):
+    """Where passages live and how they are found."""
+
+    qdrant_url: str | None = Field(None, description="A Qdrant server; unset uses the index inside the process.")
+    qdrant_api_key: SecretStr | None = None
+    collection: str = "hallmark"
+    embedding_model: str = Field("all-minilm-l6-v2", description="The packaged model, a hub id, or a path.")
+    embedding_threads: int = Field(1, ge=1)
+    fusion: Literal["dbsf", "rrf"] = Field("dbsf", description="How the dense and the BM25 ranking become one.")
+    passage_tokens: int = Field(200, ge=32, le=512, description="Size a passage is split to, in embedder tokens.")
+    parser_processes: int = Field(1, ge=1)
+
+
+class ReleaseSettings(Section):
+    """The release that answers. Its digest is computed from these values, so changing one makes a new release."""
+
+    name: str = Field("hallmark", pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    base_model: str | None = Field(None, description="Base model id, checked against the engine when given.")
+    base_revision: str | None = None
+    adapter: str | None = Field(None, description="LoRA adapter's name on the engine.")
+    adapter_digest: str | None = Field(None, description="SHA-256 of the adapter's weights.")
+    prompt_file: Path | None = Field(None, description="A prompt template instead of the built-in one.")
+    retrieval: Literal["off", "auto", "required"] = Field(
+        "auto", description="`auto` answers without passages when the index is down, `required` refuses."
+    )
+    search: Literal["hybrid", "dense", "sparse"] = "hybrid"
+    top_k: int = Field(5, ge=1, le=50, description="Passages searched for a question.")
+    check: Literal["sentence", "end", "off"] = Field(
+        "sentence", description="Check each sentence before it is sent, check the whole at the end, or not at all."
+    )
+    fallback: Literal["extract", "abstain", "keep"] = Field(
+        "extract", description="What replaces an answer that the passages do not support."
+    )
+    abstention: str = "I can't answer that from the documents I have."
+    max_tokens: int = Field(256, ge=1, description="Default limit of an answer.")
+    temperature: float = Field(0.0, ge=0, le=2)
+    notes: str = ""
+
+
+class LimitSettings(Section):
+    """What one request, and all of them together, may take."""
+
+    max_body_bytes: int = Field(2_000_000, ge=1_000, description="Largest JSON body.")
+    max_document_bytes: int = Field(50_000_000, ge=1_000, description="Largest uploaded document.")
+    max_concurrent_answers: int = Field(512, ge=1, description="Chat requests in flight; one more gets 429.")
+    max_messages: int = Field(512, ge=1)
+    request_timeout_seconds: float = Field(600.0, gt=0, description="Longest life of one answer.")
+
+
+class Settings(BaseSettings):
+    """The whole configuration of one process."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="HALLMARK_",
+        env_nested_delimiter="__",
+        toml_file="hallmark.toml",
+        frozen=True,
+        extra="forbid",
+    )
+
+    data_dir: Path = Field(Path(".hallmark"), description="Everything kept on disk: records, keys, documents, index.")
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=0, le=65535)
+    public_url: str | None = Field(
+        None, description="How clients reach the service; citation links start with it. Default: the request's Host."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "text"] = Field("auto", description="`auto` is text on a terminal, else JSON.")
+    record: Literal["required", "best_effort"] = Field(
+        "required", description="`required`: an answer that cannot be recorded is not given."
+    )
+    open_metrics: bool = Field(False, description="Serve `/metrics` without a key.")
+
+    engine: EngineSettings = EngineSettings()
+    local_engine: LocalEngineSettings = LocalEngineSettings()
+    retrieval: RetrievalSettings = RetrievalSettings()
+    release: ReleaseSettings = ReleaseSettings()
+    limits: LimitSettings = LimitSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read the environment before the file, so that one run can override it."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
