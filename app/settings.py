@@ -1,4 +1,4 @@
-"""Everything that can be configured, in one frozen object: from `HALLMARK_*` variables, then `hallmark.toml`, then defaults.
+"""Everything that can be configured, in one frozen object: `HALLMARK_*` variables, then `hallmark.toml`, then defaults.
 
 Only `app.main` and `app.cli` read it; every other part is handed the plain values it needs. The variables of the
 OpenTelemetry SDK (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_TRACES_SAMPLER`, ...) are read by that SDK itself.
@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 
 class Section(BaseModel):
-    """A group of settings: `HALLMARK_<GROUP>__<NAME>` in the environment, a `[group]` table in the file."""
+    """A group of settings: `HALLMARK_<GROUP>_<NAME>` in the environment, a `[group]` table in the file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,10 +37,10 @@ class EngineSettings(Section):
     max_connections: int = Field(256, ge=1, description="Requests in flight to the engine at once.")
 
 
-class LocalEngineSettings(Section):
-    """The embedded engine, when `hallmark serve --local-engine` supervises one."""
+class EmbeddedSettings(Section):
+    """The embedded engine: what `hallmark engine` serves and `hallmark serve --local-engine` supervises."""
 
-    enabled: bool = False
+    enabled: bool = Field(False, description="Start and supervise one: the same as `--local-engine`.")
     model: str = Field("smollm2-135m-instruct", description="The packaged model, a hub id, or a path.")
     threads: int | None = Field(None, ge=1, description="Torch threads; by default one less than the cores.")
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
@@ -51,12 +51,17 @@ class LocalEngineSettings(Section):
     )
 
 
-class RetrievalSettings(Section):
-    """Where passages live and how they are found."""
+class QdrantSettings(Section):
+    """The vector index."""
 
-    qdrant_url: str | None = Field(None, description="A Qdrant server; unset uses the index inside the process.")
-    qdrant_api_key: SecretStr | None = None
-    collection: str = "hallmark"
+    url: str | None = Field(None, description="A Qdrant server; unset uses the index inside the process.")
+    api_key: SecretStr | None = None
+    collection: str = Field("hallmark", pattern=r"^[A-Za-z0-9_-]{1,64}$")
+
+
+class RetrievalSettings(Section):
+    """How documents are read, split and found."""
+
     embedding_model: str = Field("all-minilm-l6-v2", description="The packaged model, a hub id, or a path.")
     embedding_threads: int = Field(1, ge=1)
     fusion: Literal["dbsf", "rrf"] = Field("dbsf", description="How the dense and the BM25 ranking become one.")
@@ -105,7 +110,8 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="HALLMARK_",
-        env_nested_delimiter="__",
+        env_nested_delimiter="_",
+        env_nested_max_split=1,
         toml_file="hallmark.toml",
         frozen=True,
         extra="forbid",
@@ -125,7 +131,8 @@ class Settings(BaseSettings):
     open_metrics: bool = Field(False, description="Serve `/metrics` without a key.")
 
     engine: EngineSettings = EngineSettings()
-    local_engine: LocalEngineSettings = LocalEngineSettings()
+    embedded: EmbeddedSettings = EmbeddedSettings()
+    qdrant: QdrantSettings = QdrantSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
     release: ReleaseSettings = ReleaseSettings()
     limits: LimitSettings = LimitSettings()
@@ -136,8 +143,8 @@ class Settings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings passes it by name.
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - likewise.
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Read the environment before the file, so that one run can override it."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
