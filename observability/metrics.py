@@ -1,0 +1,257 @@
+"""Every `hallmark_*` metric, in a registry of its own, rendered for Prometheus.
+
+Seconds, bytes and counts only. A label's values are few and ours: route templates, statuses, outcomes, releases; never
+a path, a model name a caller sent, a tenant or a document. One request is one call, which finds its children in a
+dictionary: looking labels up in the library costs more than counting. docs/telemetry.md lists every name.
+"""
+
+import platform
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+REQUEST_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+STAGE_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+OVERHEAD_SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
+MAX_RELEASES: Final = 100
+"""Releases with a label of their own; later ones are counted together as `other`."""
+
+
+class _Answers:
+    """The children of one route and release, and of each way its requests ended."""
+
+    __slots__ = (
+        "_labels",
+        "_outcomes",
+        "_requests",
+        "completion",
+        "engine",
+        "first_token",
+        "overhead",
+        "prompt",
+        "seconds",
+    )
+
+    def __init__(self, metrics: "Metrics", route: str, release: str) -> None:
+        self.seconds = metrics.request_seconds.labels(route)
+        self.overhead = metrics.overhead_seconds.labels(route)
+        self.engine = metrics.engine_seconds.labels(release)
+        self.first_token = metrics.first_token_seconds.labels(release)
+        self.prompt = metrics.tokens.labels(release, "prompt")
+        self.completion = metrics.tokens.labels(release, "completion")
+        self._requests = metrics.requests
+        self._labels = route, release
+        self._outcomes: dict[tuple[int, str], Counter] = {}
+
+    def outcome(self, status: int, outcome: str) -> Counter:
+        found = self._outcomes.get((status, outcome))
+        if found is None:
+            route, release = self._labels
+            found = self._outcomes[status, outcome] = self._requests.labels(route, str(status), outcome, release)
+        return found
+
+
+class _Observed(Collector):
+    """Values that live elsewhere and are read when Prometheus asks."""
+
+    def __init__(self) -> None:
+        self.sources: dict[str, tuple[type[GaugeMetricFamily | CounterMetricFamily], str, Callable[[], float]]] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        for name, (family, documentation, read) in self.sources.items():
+            yield family(name, documentation, value=read())
+
+
+class Metrics:
+    """The service's counters and histograms; safe to use from any thread."""
+
+    def __init__(self, *, version: str, process: bool = True) -> None:
+        """`process` adds the standard `process_*` metrics (CPU, memory, open files)."""
+        self.registry = CollectorRegistry()
+        self._observed = _Observed()
+        self.registry.register(self._observed)
+        if process:
+            ProcessCollector(registry=self.registry)
+        self._answers: dict[tuple[str, str], _Answers] = {}
+        self._ordinary: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._releases: set[str] = set()
+        self._requests_and_stages()
+        self._answers_and_records()
+        self._engines_and_documents()
+        build = Gauge("hallmark_build_info", "Always 1; says what runs.", ["version", "python"], registry=self.registry)
+        build.labels(version, platform.python_version()).set(1)
+
+    def _requests_and_stages(self) -> None:
+        self.requests = self._counter(
+            "hallmark_requests", "Requests answered, by how they ended.", "route", "status", "outcome", "release"
+        )
+        self.request_seconds = self._histogram(
+            "hallmark_request_seconds", "From a request's arrival to its last byte.", REQUEST_SECONDS, "route"
+        )
+        self.overhead_seconds = self._histogram(
+            "hallmark_overhead_seconds",
+            "The gateway's own share of a request: its time without the waits for engine and retrieval.",
+            OVERHEAD_SECONDS,
+            "route",
+        )
+        self.engine_seconds = self._histogram(
+            "hallmark_engine_seconds", "Time a request waited for its engine.", REQUEST_SECONDS, "release"
+        )
+        self.first_token_seconds = self._histogram(
+            "hallmark_first_token_seconds",
+            "From a request's arrival to the engine's first token.",
+            REQUEST_SECONDS,
+            "release",
+        )
+        self.retrieval_seconds = self._histogram(
+            "hallmark_retrieval_seconds", "Searching for passages, embedding the query included.", STAGE_SECONDS
+        )
+        self.embed_seconds = self._histogram(
+            "hallmark_embed_seconds", "Embedding a query, waiting for its batch included.", STAGE_SECONDS
+        )
+
+    def _answers_and_records(self) -> None:
+        self.tokens = self._counter("hallmark_tokens", "Tokens as the engine counted them.", "release", "kind")
+        self.citations = self._counter("hallmark_citations", "Citations by what the check said.", "release", "status")
+        self.abstentions = self._counter(
+            "hallmark_abstentions", "Answers withheld, by the machine-readable reason.", "release", "reason"
+        )
+        self.records = self._counter("hallmark_records", "Prediction records by what became of them.", "result")
+        self._record_results = {
+            result: self.records.labels(result) for result in ("written", "failed", "dropped", "interrupted")
+        }
+        self.record_commit_seconds = self._histogram(
+            "hallmark_record_commit_seconds", "One group commit of prediction records.", STAGE_SECONDS
+        )
+
+    def _engines_and_documents(self) -> None:
+        self._engine_up = Gauge(
+            "hallmark_engine_up", "1 when the engine's last health check passed.", ["engine"], registry=self.registry
+        )
+        self.documents = self._counter("hallmark_documents", "Documents ingested, by what that did.", "outcome")
+        self.ingest_seconds = self._histogram(
+            "hallmark_ingest_seconds", "Ingesting one document: parse, split, embed, index.", REQUEST_SECONDS
+        )
+
+    def request(self, route: str, status: int, seconds: float) -> None:
+        """Count an ordinary request, one that no release answered."""
+        found = self._ordinary.get((route, status))
+        if found is None:
+            outcome = "failed" if status >= 500 else "finished"
+            found = self.requests.labels(route, str(status), outcome, ""), self.request_seconds.labels(route)
+            self._ordinary[route, status] = found
+        found[0].inc()
+        found[1].observe(seconds)
+
+    def answer(
+        self,
+        *,
+        route: str,
+        release: str,
+        status: int,
+        outcome: str,
+        seconds: float,
+        engine_seconds: float | None = None,
+        retrieval_seconds: float | None = None,
+        embed_seconds: float | None = None,
+        first_token_seconds: float | None = None,
+        prompt_tokens: int = 0,
+        completion_tokens: int = 0,
+    ) -> None:
+        """Count one answered request, whatever its outcome (finished, failed, cancelled).
+
+        A stage that did not happen is None. `retrieval_seconds` includes `embed_seconds`; what `seconds` holds beyond
+        engine and retrieval is the gateway's own. `release` is a resolved one, empty when none was.
+        """
+        if release not in self._releases:
+            release = self._admit(release)
+        answers = self._answers.get((route, release))
+        if answers is None:
+            answers = self._answers[route, release] = _Answers(self, route, release)
+        answers.outcome(status, outcome).inc()
+        answers.seconds.observe(seconds)
+        own = seconds
+        if engine_seconds is not None:
+            answers.engine.observe(engine_seconds)
+            own -= engine_seconds
+        if retrieval_seconds is not None:
+            self.retrieval_seconds.observe(retrieval_seconds)
+            own -= retrieval_seconds
+        if embed_seconds is not None:
+            self.embed_seconds.observe(embed_seconds)
+        if first_token_seconds is not None:
+            answers.first_token.observe(first_token_seconds)
+        answers.overhead.observe(max(0.0, own))
+        if prompt_tokens:
+            answers.prompt.inc(prompt_tokens)
+        if completion_tokens:
+            answers.completion.inc(completion_tokens)
+
+    def cited(self, release: str, statuses: Iterable[str]) -> None:
+        """Count an answer's citations by status: supported, weak, unsupported."""
+        release = self._admit(release)
+        for status in statuses:
+            self.citations.labels(release, status).inc()
+
+    def abstained(self, release: str, reason: str) -> None:
+        """Count an answer withheld."""
+        self.abstentions.labels(self._admit(release), reason).inc()
+
+    def recorded(self, rows: int, seconds: float) -> None:
+        """Count one group commit of prediction records."""
+        self._record_results["written"].inc(rows)
+        self.record_commit_seconds.observe(seconds)
+
+    def unrecorded(self, result: str, rows: int = 1) -> None:
+        """Count records that were not written as they should: failed, dropped, or interrupted by a crash."""
+        self._record_results[result].inc(rows)
+
+    def engine_up(self, engine: str, up: bool) -> None:
+        """Note an engine's health."""
+        self._engine_up.labels(engine).set(1 if up else 0)
+
+    def ingested(self, outcome: str, seconds: float) -> None:
+        """Count a document: created, unchanged, replaced, deleted or refused."""
+        self.documents.labels(outcome).inc()
+        self.ingest_seconds.observe(seconds)
+
+    def watch(
+        self,
+        *,
+        record_queue_depth: Callable[[], float] | None = None,
+        requests_in_flight: Callable[[], float] | None = None,
+        log_lines_dropped: Callable[[], float] | None = None,
+    ) -> None:
+        """Read these when Prometheus asks: they cost a request nothing."""
+        gauge, counter, sources = GaugeMetricFamily, CounterMetricFamily, self._observed.sources
+        if record_queue_depth is not None:
+            name, documentation = "hallmark_record_queue_depth", "Prediction records waiting for their commit."
+            sources[name] = gauge, documentation, record_queue_depth
+        if requests_in_flight is not None:
+            sources["hallmark_requests_in_flight"] = gauge, "Chat requests being answered.", requests_in_flight
+        if log_lines_dropped is not None:
+            name, documentation = "hallmark_log_lines_dropped", "Log lines lost because stderr was too slow."
+            sources[name] = counter, documentation, log_lines_dropped
+
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """Render all metrics in the format `accept` asks for; takes milliseconds, so call it off the event loop."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+    def _admit(self, release: str) -> str:
+        if release not in self._releases:
+            if len(self._releases) >= MAX_RELEASES:
+                return "other"
+            self._releases.add(release)
+        return release
+
+    def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
+        return Counter(name, documentation, labels, registry=self.registry)
+
+    def _histogram(self, name: str, documentation: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(name, documentation, labels, buckets=buckets, registry=self.registry)
