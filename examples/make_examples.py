@@ -95,7 +95,7 @@ AGREEMENT: Sequence[tuple[str, str]] = (
     (
         "p",
         "This agreement is between the platform group and the claims department of Oakfield Insurance. It says what "
-        "the claims department can expect from the claims assistant, which answers questions from the policy documents.",
+        "the claims department can expect from the claims assistant, which answers questions from policy documents.",
     ),
     ("h", "Term of the agreement"),
     (
@@ -198,7 +198,8 @@ examination rules were added to the documents.</p>
 
 <h2>helpdesk@5, 1 September 2026</h2>
 <p>Release helpdesk@5 was withdrawn after two days, on 3 September 2026, because it answered questions about
-scholarships from the rules of last year. The old document had not been deleted. Release helpdesk@4 served until October.</p>
+scholarships from the rules of last year. The old document had not been deleted. Release helpdesk@4
+served until October.</p>
 
 <h2>Known problems</h2>
 <p>Questions in French are often refused, because all documents are in English. A table of room numbers that was loaded
