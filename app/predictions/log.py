@@ -1,0 +1,268 @@
+"""The log as the gateway sees it: hand over now, wait for the disk only where a promise depends on it."""
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
+from copy import copy
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+from uuid import UUID
+
+from app import database
+from app.errors import InvalidRequest, RecordUnavailable
+from app.predictions.prediction import Prediction
+from app.predictions.rows import INTERRUPT_OPEN, SELECT, from_row
+from app.predictions.writer import Job, Writer
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+class PredictionLog:
+    """The predictions of the database at `path`: written from the event loop that opened it, read by anyone.
+
+    Args:
+        path: the SQLite file, made if absent. One log at a time may have it open.
+        capacity: rows that may wait for the disk before `open` refuses more.
+        linger_seconds: how long an opening row nobody waits for may wait for its closing one.
+        commit_seconds: how long a caller waits for the disk before it is told that the record is unavailable.
+        drain_seconds: how long closing the log may take to write what is left.
+        max_bytes: a size the database may not outgrow, treated like a full disk.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        capacity: int = 4096,
+        linger_seconds: float = 0.003,
+        commit_seconds: float = 5.0,
+        drain_seconds: float = 10.0,
+        max_bytes: int | None = None,
+    ) -> None:
+        self._path = path
+        self._capacity = capacity
+        self._linger_seconds = linger_seconds
+        self._commit_seconds = commit_seconds
+        self._drain_seconds = drain_seconds
+        self._max_bytes = max_bytes
+        self._state: Literal["closed", "usable", "failing"] = "closed"
+        self._undurable: dict[str, Job] = {}  # The latest row of each id that is not yet on the disk.
+        self._lingering: dict[str, Job] = {}  # The opening rows among them that the writer has not been given.
+        self._outbox: list[Job] = []  # What the writer is given at the end of this turn of the loop.
+        self._linger_timer: asyncio.TimerHandle | None = None
+        self._watch_timer: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> Self:
+        """Open the log; rows that a dead process left open become interrupted.
+
+        Raises:
+            DataDirectoryBusy: another log has this database open.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._resources, self._writer, self._reading = await asyncio.to_thread(self._start)
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="prediction-reader")
+        self._state = "usable"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Write what is left, for at most `drain_seconds`; what is still open then is recorded as interrupted."""
+        self._state = "closed"
+        for timer in (self._linger_timer, self._watch_timer):
+            if timer:
+                timer.cancel()
+        self._linger_over()
+        self._send()
+        self._writer.stop(self._drain_seconds)
+        await asyncio.shield(asyncio.to_thread(self._finish))
+        self._refuse_waiters(waiting_since=self._loop.time())
+
+    @property
+    def healthy(self) -> bool:
+        """Whether records reach the disk, as far as the last commit tells."""
+        return self._state == "usable"
+
+    @property
+    def backlog(self) -> int:
+        """Rows that are not on the disk yet."""
+        return len(self._undurable)
+
+    def open(self, prediction: Prediction) -> None:
+        """Promise the prediction a row, with the facts known so far; does not wait.
+
+        Raises:
+            RecordUnavailable: the disk refuses records, or too many wait for it. The engine must not be called.
+        """
+        if self._state != "usable":
+            raise _unavailable("is closed" if self._state == "closed" else "cannot write to its disk")
+        if len(self._undurable) >= self._capacity:
+            raise _unavailable("has as many records waiting for its disk as it may")
+        job = self._lingering[prediction.id] = self._undurable[prediction.id] = Job(copy(prediction))
+        job.prediction.outcome = "open"
+        if self._linger_timer is None:
+            self._linger_timer = self._loop.call_later(self._linger_seconds, self._linger_over)
+
+    async def opened(self, prediction: Prediction) -> None:
+        """Return when the opening row is on the disk: from then on the id may be shown.
+
+        Raises:
+            RecordUnavailable: it is not there after `commit_seconds`; the log goes on trying.
+        """
+        job = self._undurable.get(prediction.id)
+        if job is None:
+            return
+        if self._lingering.pop(prediction.id, None):
+            self._hand_over(job)
+        await self._durable(job)
+
+    def close_nowait(self, prediction: Prediction) -> None:
+        """Hand over the closing row; a second time does nothing. An outcome still open becomes interrupted."""
+        if prediction.handed_over:
+            return
+        prediction.handed_over = True
+        if prediction.outcome == "open":
+            prediction.outcome = "interrupted"
+        # The closing row says all that an opening one would have.
+        self._lingering.pop(prediction.id, None)
+        job = self._undurable[prediction.id] = Job(copy(prediction))
+        self._hand_over(job)
+
+    async def close(self, prediction: Prediction) -> None:
+        """Hand over the closing row, unless that was done, and return when it is on the disk.
+
+        Raises:
+            RecordUnavailable: it is not there after `commit_seconds`; the log goes on trying.
+        """
+        self.close_nowait(prediction)
+        job = self._undurable.get(prediction.id)
+        if job is not None:
+            await self._durable(job)
+
+    async def get(self, tenant: str, prediction_id: str) -> Prediction | None:
+        """Read one prediction of the tenant, open or closed; None if there is none or the id is not one."""
+        try:
+            key = UUID(prediction_id).bytes
+        except ValueError:
+            return None
+        rows = await self._read(f"{SELECT} WHERE tenant = ? AND id = ?", tenant, key)
+        return from_row(rows[0]) if rows else None
+
+    async def recent(self, tenant: str, *, limit: int = 50, before: str | None = None) -> list[Prediction]:
+        """List the tenant's predictions, newest first, from the id `before` on backwards."""
+        try:
+            key = UUID(before).bytes if before else b"\xff" * 16
+        except ValueError:
+            raise InvalidRequest(f"'before' must be the id of a prediction, not {before!r}.", param="before") from None
+        sql = f"{SELECT} WHERE tenant = ? AND id < ? ORDER BY id DESC LIMIT ?"
+        return [from_row(row) for row in await self._read(sql, tenant, key, limit)]
+
+    async def counts(self, tenant: str, *, since: datetime) -> dict[str, int]:
+        """Count the tenant's predictions made since then, for each outcome there is."""
+        first = (int(since.timestamp() * 1000) << 80).to_bytes(16)
+        sql = "SELECT outcome, count(*) FROM predictions WHERE tenant = ? AND id >= ? GROUP BY outcome"
+        return dict(await self._read(sql, tenant, first))
+
+    async def _read(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
+        def fetch() -> list[tuple[Any, ...]]:
+            return self._reading.execute(sql, parameters).fetchall()
+
+        try:
+            return await self._loop.run_in_executor(self._reader, fetch)
+        except sqlite3.Error as error:
+            raise _unavailable("cannot be read") from error
+
+    def _start(self) -> tuple[ExitStack, Writer, sqlite3.Connection]:
+        with ExitStack() as stack:
+            stack.enter_context(database.exclusive(self._path.with_name(f"{self._path.name}.lock")))
+            writing = stack.enter_context(closing(database.connect(self._path)))
+            reading = stack.enter_context(closing(database.connect(self._path)))
+            if self._max_bytes is not None:
+                (page_bytes,) = writing.execute("PRAGMA page_size").fetchone()
+                writing.execute(f"PRAGMA max_page_count = {self._max_bytes // page_bytes}")
+            writing.execute(INTERRUPT_OPEN)
+            writer = Writer(
+                writing,
+                committed=lambda jobs: self._tell_loop(self._committed, jobs),
+                failed=lambda error: self._tell_loop(self._failed, error),
+            )
+            writer.thread.start()
+            return stack.pop_all(), writer, reading
+
+    def _finish(self) -> None:
+        self._reader.shutdown()
+        self._writer.thread.join(self._drain_seconds + 1.0)
+        if self._writer.thread.is_alive():
+            return  # The disk does not answer: the connection is in use, and the process's end is what releases it.
+        self._resources.close()
+
+    def _tell_loop(self, function: Callable[[T], None], argument: T) -> None:
+        # The loop may be gone when the service was torn down without closing the log.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function, argument)
+
+    def _hand_over(self, job: Job) -> None:
+        if not self._outbox:
+            self._loop.call_soon(self._send)
+        self._outbox.append(job)
+
+    def _send(self) -> None:
+        if self._outbox:
+            self._writer.put(self._outbox)
+            self._outbox = []
+
+    def _linger_over(self) -> None:
+        self._linger_timer = None
+        self._outbox += self._lingering.values()
+        self._lingering.clear()
+        self._send()
+
+    def _committed(self, jobs: list[Job]) -> None:
+        if self._state == "failing":
+            self._state = "usable"
+            log.warning("Predictions are recorded again")
+        for job in jobs:
+            if self._undurable.get(job.prediction.id) is job:
+                del self._undurable[job.prediction.id]
+            for _, waiter in job.waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    def _failed(self, error: Exception) -> None:
+        if self._state == "usable":
+            self._state = "failing"
+            log.error("Predictions cannot be recorded and requests are refused until they can: %s", error)
+
+    async def _durable(self, job: Job) -> None:
+        waiter = self._loop.create_future()
+        job.waiters.append((self._loop.time(), waiter))
+        if self._watch_timer is None:
+            self._watch_timer = self._loop.call_later(self._commit_seconds / 4, self._watch)
+        await waiter
+
+    def _watch(self) -> None:
+        """Tell those who waited too long, by one timer for all: one for each would cost more than the row."""
+        self._watch_timer = None
+        if self._refuse_waiters(waiting_since=self._loop.time() - self._commit_seconds):
+            self._watch_timer = self._loop.call_later(self._commit_seconds / 4, self._watch)
+
+    def _refuse_waiters(self, *, waiting_since: float) -> bool:
+        """Fail whoever waits since before that moment of the loop's clock; say whether others go on waiting."""
+        others = False
+        for job in self._undurable.values():
+            for since, waiter in job.waiters:
+                if waiter.done():
+                    continue
+                if since <= waiting_since:
+                    waiter.set_exception(_unavailable("could not put this record on its disk in time"))
+                    self._failed(TimeoutError("the disk does not answer"))
+                else:
+                    others = True
+        return others
+
+
+def _unavailable(what: str) -> RecordUnavailable:
+    return RecordUnavailable(f"The prediction log {what}. Try again shortly.", retry_after_seconds=1.0)

@@ -1,0 +1,102 @@
+"""What is recorded of a request and its answer, and the id it goes by."""
+
+import threading
+import time
+from datetime import UTC, datetime
+from os import urandom
+from typing import Any, Literal
+
+import msgspec
+
+Outcome = Literal["open", "finished", "failed", "cancelled", "interrupted"]
+
+_id_lock = threading.Lock()
+_last_tick = 0
+
+
+def uuid7() -> str:
+    """Make a UUIDv7: 60 bits of time, strictly rising within the process, and 62 random ones.
+
+    The 12 bits after the milliseconds count fractions of one (RFC 9562, section 6.2, method 3); ids made within the
+    same quarter of a microsecond borrow from the future.
+    """
+    global _last_tick  # noqa: PLW0603 - a clock that must not repeat itself is one for the whole process.
+    milliseconds, nanoseconds = divmod(time.time_ns(), 1_000_000)
+    tick = milliseconds << 12 | (nanoseconds << 12) // 1_000_000
+    with _id_lock:
+        _last_tick = tick = max(tick, _last_tick + 1)
+    high = tick >> 12 << 16 | 0x7000 | tick & 0xFFF
+    low = int.from_bytes(urandom(8)) & 0x3FFF_FFFF_FFFF_FFFF | 0x8000_0000_0000_0000
+    digits = f"{high:016x}{low:016x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+class Prediction(msgspec.Struct, kw_only=True):
+    """One request and its answer, filled in while it is answered.
+
+    The fields are the columns of `database.predictions`, in their order. Lists and dicts are replaced, never changed
+    in place, once the prediction is open: the writer reads them from its thread. With `store` false nothing that
+    the caller or the documents said is written: request, messages, question, answer, tool calls and quotes.
+    """
+
+    id: str
+    tenant: str
+    outcome: Outcome = "open"
+    key_id: str | None = None
+    user: str | None = None
+    conversation: str | None = None
+    model: str | None = None
+    """The name the caller asked for."""
+    release_name: str | None = None
+    """`name@3`."""
+    release_digest: str | None = None
+    base_model: str | None = None
+    adapter: str | None = None
+    prompt_version: str | None = None
+    index_version: str | None = None
+    retrieval_mode: str | None = None
+    retrieval_outcome: str | None = None
+    stream: bool = False
+    store: bool = True
+    finish_reason: str | None = None
+    error_code: str | None = None
+    verdict: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    retrieve_seconds: float | None = None
+    queue_seconds: float | None = None
+    """From the engine being called to its first byte, less what it says it spent on the prompt."""
+    first_token_seconds: float | None = None
+    """From the request's arrival."""
+    engine_seconds: float | None = None
+    total_seconds: float | None = None
+    trace_id: str | None = None
+    metadata: dict[str, Any] | None = None
+    """What the caller sent along, as it is."""
+    passages: list[dict[str, Any]] | None = None
+    citations: list[dict[str, Any]] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    request: Any = None
+    """The caller's body: its JSON bytes, or anything msgspec encodes; read back as `msgspec.Raw`."""
+    messages: list[Any] | None = None
+    """The prompt as the engine got it."""
+    question: str | None = None
+    answer: str | None = None
+    handed_over: bool = False
+    """Set by the log when the closing row is on its way: what changes later is not recorded."""
+
+    @property
+    def created_at(self) -> datetime:
+        """The moment the id was made, to the millisecond."""
+        return datetime.fromtimestamp(int(self.id[:8] + self.id[9:13], 16) / 1000, UTC)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give every recorded fact and `created_at`, ready for msgspec's JSON encoder."""
+        facts = {name: getattr(self, name) for name in self.__struct_fields__[:-1]}
+        if isinstance(self.request, bytes):
+            facts["request"] = msgspec.Raw(self.request)
+        return {"id": facts.pop("id"), "created_at": self.created_at, **facts}
+
+    def __repr__(self) -> str:
+        # What is printed ends up in logs, where content must not be.
+        return f"<Prediction {self.id} {self.outcome}>"

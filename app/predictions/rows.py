@@ -1,0 +1,86 @@
+"""Predictions as rows of the database and back, and the statements that move them.
+
+With `store` false, what the caller or a document said is dropped here, before anything is written anywhere.
+"""
+
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from app import database
+from app.predictions.prediction import Prediction
+
+COLUMNS = tuple(column.name for column in database.predictions.columns if column.name != "row")
+_JSON_COLUMNS = tuple(COLUMNS.index(name) for name in ("metadata", "passages", "citations", "tool_calls", "messages"))
+_REQUEST = COLUMNS.index("request")
+_CONTENT_COLUMNS = tuple(COLUMNS.index(name) for name in ("tool_calls", "request", "messages", "question", "answer"))
+_QUOTING_COLUMNS = tuple(COLUMNS.index(name) for name in ("passages", "citations"))
+# The strings of a passage or citation that name it; every other string of it may be somebody's text.
+_NAMES = frozenset({"id", "passage_id", "document_id", "document_version", "verdict", "support", "index_version"})
+
+_quoted = {name: f'"{name}"' for name in COLUMNS}
+SELECT = f"SELECT {', '.join(_quoted.values())} FROM predictions"  # noqa: S608 - our own column names.
+# A row that is finished stays as it is; one that was taken for interrupted may still turn out finished.
+UPSERT = (
+    f"INSERT INTO predictions ({', '.join(_quoted.values())}) VALUES ({', '.join('?' * len(COLUMNS))}) "  # noqa: S608
+    f"ON CONFLICT (tenant, id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _quoted.values())} "
+    "WHERE predictions.outcome IN ('open', 'interrupted')"
+)
+INTERRUPT_OPEN = "UPDATE predictions SET outcome = 'interrupted' WHERE outcome = 'open'"
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
+
+Row = list[Any]
+
+
+def to_row(prediction: Prediction) -> Row:
+    """Give the values of `COLUMNS`; raises one of `writer.Writer.UNWRITABLE` for content that JSON cannot hold."""
+    row = list(msgspec.structs.astuple(prediction)[:-1])
+    row[0] = bytes.fromhex(prediction.id.replace("-", ""))
+    if not prediction.store:
+        for column in _CONTENT_COLUMNS:
+            row[column] = None
+        for column in _QUOTING_COLUMNS:
+            row[column] = row[column] and [_without_text(item) for item in row[column]]
+    for column in _JSON_COLUMNS:
+        if row[column] is not None:
+            row[column] = _encode(row[column]).decode()
+    request = row[_REQUEST]
+    if request is not None:
+        row[_REQUEST] = (request if isinstance(request, bytes) else _encode(request)).decode()
+    return row
+
+
+def _without_text(item: dict[str, Any]) -> dict[str, Any]:
+    """Keep the numbers and the names of a passage or citation."""
+    return {
+        key: value
+        for key, value in item.items()
+        if value is None or isinstance(value, int | float) or (key in _NAMES and isinstance(value, str))
+    }
+
+
+def from_row(row: tuple[Any, ...]) -> Prediction:
+    """Make a prediction of what `SELECT` gives."""
+    facts = dict(zip(COLUMNS, row, strict=True))
+    facts["id"] = str(UUID(bytes=facts["id"]))
+    facts["stream"], facts["store"] = bool(facts["stream"]), bool(facts["store"])
+    for column in _JSON_COLUMNS:
+        name = COLUMNS[column]
+        facts[name] = facts[name] and _decode(facts[name])
+    facts["request"] = facts["request"] and msgspec.Raw(facts["request"].encode())
+    return Prediction(**facts, handed_over=facts["outcome"] != "open")
+
+
+def salvaged_row(prediction: Prediction) -> Row:
+    """Give the plain facts of a prediction whose content cannot be written: a poor row is better than none."""
+    row = to_row(Prediction(id=prediction.id, tenant=prediction.tenant))
+    for column, value in enumerate(msgspec.structs.astuple(prediction)[:_REQUEST]):
+        if isinstance(value, str) and column:
+            row[column] = value.encode(errors="replace").decode()
+        elif isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 63):
+            row[column] = value
+    row[COLUMNS.index("error_code")] = prediction.error_code or "record_incomplete"
+    return row

@@ -1,0 +1,130 @@
+"""The thread that puts predictions on the disk, with one commit for all that gathered during the last one."""
+
+import asyncio
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+
+from app.predictions.prediction import Prediction
+from app.predictions.rows import INTERRUPT_OPEN, UPSERT, salvaged_row, to_row
+
+log = logging.getLogger(__name__)
+
+
+class Job:
+    """A row on its way to the disk, and who waits for it there."""
+
+    __slots__ = ("prediction", "waiters")
+
+    def __init__(self, prediction: Prediction) -> None:
+        self.prediction = prediction
+        self.waiters: list[tuple[float, asyncio.Future[None]]] = []
+
+
+class Writer:
+    """The one thread that writes: it commits what has gathered and tries again for as long as the disk refuses."""
+
+    # What a value, not the disk, is to blame for.
+    UNWRITABLE = (
+        TypeError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+        sqlite3.ProgrammingError,
+        sqlite3.InterfaceError,
+        sqlite3.DataError,
+        sqlite3.IntegrityError,
+    )
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        *,
+        committed: Callable[[list[Job]], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        """`committed` and `failed` are called in the writer's thread."""
+        self._connection = connection
+        self._committed = committed
+        self._failed = failed
+        self._mailbox: SimpleQueue[list[Job] | None] = SimpleQueue()
+        self._give_up_at = float("inf")
+        # A daemon, so that a disk which never answers cannot keep the process alive.
+        self.thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
+
+    def put(self, jobs: list[Job]) -> None:
+        """Have `jobs` written; a later job of the same id supersedes an earlier one."""
+        self._mailbox.put(jobs)
+
+    def stop(self, drain_seconds: float) -> None:
+        """Have the thread end when everything is written, or after `drain_seconds` of trying."""
+        self._give_up_at = time.monotonic() + drain_seconds
+        self._mailbox.put(None)
+
+    def _run(self) -> None:
+        try:
+            self._write_until_stopped()
+        except Exception as error:
+            log.exception("The prediction log's writer ended: nothing is recorded until the service is restarted")
+            self._failed(error)
+
+    def _write_until_stopped(self) -> None:
+        batch: list[Job] = []
+        retry_at, pause = 0.0, 0.05
+        stopped = False
+        while not stopped or (batch and time.monotonic() < self._give_up_at):
+            stopped |= self._receive(batch, max(0.0, retry_at - time.monotonic()) if batch else None)
+            if not batch or time.monotonic() < retry_at:
+                continue
+            try:
+                self._commit(batch)
+            except sqlite3.Error as error:
+                self._failed(error)
+                retry_at, pause = time.monotonic() + pause, min(2 * pause, 1.0)
+            else:
+                self._committed(batch)
+                batch, retry_at, pause = [], 0.0, 0.05
+        if batch:
+            log.critical("The prediction log was closed with %d records not on the disk", len(batch))
+        else:
+            self._connection.execute(INTERRUPT_OPEN)
+
+    def _receive(self, batch: list[Job], wait_seconds: float | None) -> bool:
+        """Add all that is queued to `batch`, waiting for the first of it; say whether the end of the queue was met."""
+        try:
+            jobs = self._mailbox.get(timeout=wait_seconds)
+            while jobs is not None:
+                batch += jobs
+                jobs = self._mailbox.get_nowait()
+        except Empty:
+            return False
+        return True
+
+    def _commit(self, batch: list[Job]) -> None:
+        predictions = {job.prediction.id: job.prediction for job in batch}.values()
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            try:
+                self._connection.executemany(UPSERT, map(to_row, predictions))
+            except self.UNWRITABLE:
+                for prediction in predictions:
+                    self._write_salvaging(prediction)
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    def _write_salvaging(self, prediction: Prediction) -> None:
+        try:
+            self._connection.execute(UPSERT, to_row(prediction))
+        except self.UNWRITABLE as error:
+            log.error(  # noqa: TRY400 - a traceback could show content.
+                "Prediction %s is recorded without its content, which cannot be written (%s)",
+                prediction.id,
+                type(error).__name__,
+            )
+            self._connection.execute(UPSERT, salvaged_row(prediction))
