@@ -3,8 +3,8 @@
 A line is queued and the writer gathers what came in a few hundredths of a second into one write, so a busy service
 wakes it some fifty times a second and not once a request; `QueueHandler` and its listener, one wake-up per record, cost
 more than the rest of a request's telemetry. The queue is bounded: when stderr cannot keep up lines are dropped and
-counted. Content never belongs in a line: an exception is told by its types and stack, and its message is left out unless
-it is the operating system's, because libraries quote what they were given.
+counted. Content never belongs in a line: an exception is told by its types and stack, its message is left out unless it
+is the operating system's, because libraries quote what they were given.
 """
 
 import atexit
@@ -79,23 +79,19 @@ def _may_say(error: BaseException) -> bool:
 
 def describe_error(error: BaseException) -> str:
     """Give an exception's chain as type and stack, with the message where it is known to quote no content."""
-    lines: list[str] = []
-    seen: set[int] = set()
+    chain: list[BaseException] = []
     current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        name = type(current).__qualname__
-        lines.append(f"{name}: {current}" if _may_say(current) else name)
-        lines += [
-            f"  {frame.filename}:{frame.lineno} in {frame.name}"
-            for frame in traceback.StackSummary.extract(
-                traceback.walk_tb(current.__traceback__), limit=None, lookup_lines=False
-            )
-        ]
+    while current is not None and not any(current is told for told in chain):
+        chain.append(current)
         current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
-        if current is not None:
-            lines.append("caused by")
-    return "\n".join(lines)
+    return "\ncaused by\n".join(_describe_one(link) for link in chain)
+
+
+def _describe_one(error: BaseException) -> str:
+    name = type(error).__qualname__
+    stack = traceback.StackSummary.extract(traceback.walk_tb(error.__traceback__), lookup_lines=False)
+    frames = [f"  {frame.filename}:{frame.lineno} in {frame.name}" for frame in stack]
+    return "\n".join([f"{name}: {error}" if _may_say(error) else name, *frames])
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:

@@ -1,0 +1,196 @@
+"""Export: over OTLP/HTTP to a collector on loopback, and at no cost to a request when there is none to take it."""
+
+import gc
+import gzip
+import socket
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import NoOpTracerProvider
+
+from observability import genai
+from observability.telemetry import ExporterMisconfigured, Telemetry
+
+ROUTE = "/v1/chat/completions"
+
+
+class Collector(ThreadingHTTPServer):
+    """Keeps what is posted to it, parsed with OpenTelemetry's own protobuf classes."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        self.traces: list[ExportTraceServiceRequest] = []
+        self.metrics: list[ExportMetricsServiceRequest] = []
+        self.headers: list[dict[str, str]] = []
+        super().__init__(("127.0.0.1", 0), Receive)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Receive(BaseHTTPRequestHandler):
+    server: Collector
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        if self.headers.get("content-encoding") == "gzip":
+            body = gzip.decompress(body)
+        self.server.headers.append({name.lower(): value for name, value in self.headers.items()})
+        if self.path == "/v1/traces":
+            self.server.traces.append(ExportTraceServiceRequest.FromString(body))
+        elif self.path == "/v1/metrics":
+            self.server.metrics.append(ExportMetricsServiceRequest.FromString(body))
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    server = Collector()
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def dead_url() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.fixture
+def silent_url() -> Iterator[str]:
+    """A collector that accepts and never answers."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(8)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_spans_and_metrics_reach_the_collector_as_otlp(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20collector-token")
+    telemetry = Telemetry(service_version="1.2.3", instance_id="i-1")
+    trace = telemetry.begin(route=ROUTE)
+    span = genai.start_generation(trace, model="m", provider="tgi", release="r@1", prediction_id="p")
+    genai.end_generation(span, completion_tokens=5)
+    trace.end(200)
+    telemetry.close()
+
+    (resource_spans,) = collector.traces[0].resource_spans
+    resource = {item.key: item.value.string_value for item in resource_spans.resource.attributes}
+    assert resource["service.name"] == "hallmark"
+    assert resource["service.version"] == "1.2.3"
+    assert resource["service.instance.id"] == "i-1"
+    generation, server = resource_spans.scope_spans[0].spans
+    assert (generation.name, server.name) == ("chat m", f"POST {ROUTE}")
+    assert generation.parent_span_id == server.span_id
+    assert server.trace_id.hex() == trace.trace_id
+    assert {item.key: item.value.int_value for item in generation.attributes}["gen_ai.usage.output_tokens"] == 5
+    names = {metric.name for metric in collector.metrics[0].resource_metrics[0].scope_metrics[0].metrics}
+    assert names == {"http.server.request.duration"}
+    assert {headers["authorization"] for headers in collector.headers} == {"Bearer collector-token"}
+
+
+def test_metrics_export_can_be_off_while_traces_are_on(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
+    telemetry = Telemetry(service_version="1")
+    telemetry.begin(route=ROUTE).end(200)
+    telemetry.close()
+    assert len(collector.traces) == 1
+    assert not collector.metrics
+
+
+def test_a_collector_that_is_down_costs_requests_nothing_and_memory_is_bounded(
+    dead_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", f"{dead_url}/v1/traces")
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "64")
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "32")
+    telemetry = Telemetry(service_version="1")
+    started = time.perf_counter()
+    for _ in range(1000):
+        trace = telemetry.begin(route=ROUTE)
+        trace.end(200)
+    assert time.perf_counter() - started < 3.0
+    # What waits in the queue, is being exported, or is held by this test.
+    assert sum(isinstance(thing, ReadableSpan) for thing in gc.get_objects()) <= 64 + 32 + 2
+    started = time.perf_counter()
+    telemetry.close(deadline_seconds=0.2)
+    assert time.perf_counter() - started < 2.0
+
+
+async def test_shutting_down_waits_for_a_silent_collector_no_longer_than_the_deadline(
+    silent_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", f"{silent_url}/v1/traces")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    telemetry = Telemetry(service_version="1")
+    telemetry.begin(route=ROUTE).end(200)
+    started = time.perf_counter()
+    await telemetry.aclose(deadline_seconds=0.2)
+    assert time.perf_counter() - started < 0.8
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318", "OTEL_SDK_DISABLED": "true"},
+        {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318",
+            "OTEL_TRACES_EXPORTER": "none",
+            "OTEL_METRICS_EXPORTER": "none",
+        },
+    ],
+)
+def test_nothing_is_traced_when_nothing_is_exported(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    telemetry = Telemetry(service_version="1")
+    assert isinstance(telemetry.tracer_provider, NoOpTracerProvider)
+    assert not telemetry.begin(route=ROUTE).sampled
+    telemetry.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+        ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json"),
+        ("OTEL_TRACES_EXPORTER", "zipkin"),
+    ],
+)
+def test_an_exporter_that_is_not_supported_is_refused_at_start_by_name(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ExporterMisconfigured, match=f"{name}='{value}'"):
+        Telemetry(service_version="1")
+
+
+def test_an_explicit_http_protobuf_protocol_is_accepted(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+    telemetry = Telemetry(service_version="1")
+    telemetry.begin(route=ROUTE).end(200)
+    telemetry.close()
+    assert len(collector.traces) == 1
