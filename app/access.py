@@ -150,7 +150,7 @@ class Access:
         try:
             self._connection = await loop.run_in_executor(self._thread, database.connect, self._path)
             self._keys = await loop.run_in_executor(self._thread, self._read)
-        except (sqlite3.Error, OSError) as error:
+        except database.CONNECT_ERRORS as error:
             self._thread.shutdown(wait=False)
             raise Unavailable(f"The API keys in {str(self._path)!r} cannot be read: {error}.") from error
         self._refresher = asyncio.create_task(self._refresh_for_ever(), name="access-refresh")
@@ -304,5 +304,5 @@ def _connected(path: Path) -> Iterator[sqlite3.Connection]:
     try:
         with closing(database.connect(path)) as connection:
             yield connection
-    except (sqlite3.Error, OSError) as error:
+    except database.CONNECT_ERRORS as error:
         raise Unavailable(f"The database {str(path)!r} cannot be used: {error}.") from error

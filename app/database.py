@@ -33,6 +33,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import SQLAlchemyError
 
 SCHEMA_VERSION = "0001"
 """The revision that `app/migrations/versions` ends with."""
@@ -126,8 +127,15 @@ class DataDirectoryBusy(Exception):
     """Another process owns the data directory."""
 
 
-class SchemaTooNew(Exception):
+class MigrationFailed(Exception):
+    """The database could not be brought to the current schema, and is as it was."""
+
+
+class SchemaTooNew(MigrationFailed):
     """A newer Hallmark has migrated this database."""
+
+
+CONNECT_ERRORS = (sqlite3.Error, OSError, MigrationFailed)
 
 
 @contextmanager
@@ -167,6 +175,7 @@ def connect(path: Path) -> sqlite3.Connection:
     """Open the SQLite database at `path`, made and migrated if need be, in autocommit mode.
 
     Every commit is on the disk when it returns (`synchronous=FULL`); readers never wait for a writer (WAL).
+    What can go wrong is one of `CONNECT_ERRORS`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     connection = _open(path)
@@ -183,7 +192,8 @@ def migrate(url: str | URL) -> None:
     Several processes may try at once: one migrates, the others wait and find it done.
 
     Raises:
-        SchemaTooNew: the database is ahead of this code.
+        MigrationFailed: it cannot be reached or changed.
+        SchemaTooNew: it is ahead of this code.
     """
     from alembic import command
     from alembic.config import Config
@@ -205,6 +215,8 @@ def migrate(url: str | URL) -> None:
             f"The database {parsed.render_as_string()!r} has a schema this version does not know: {error}. "
             "Install the Hallmark that wrote it, or a newer one."
         ) from error
+    except SQLAlchemyError as error:
+        raise MigrationFailed(f"The database {parsed.render_as_string()!r} cannot be migrated: {error}") from error
     finally:
         engine.dispose()
 

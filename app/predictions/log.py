@@ -62,9 +62,13 @@ class PredictionLog:
 
         Raises:
             DataDirectoryBusy: another log has this database open.
+            RecordUnavailable: the database cannot be used.
         """
         self._loop = asyncio.get_running_loop()
-        self._resources, self._writer, self._reading = await asyncio.to_thread(self._start)
+        try:
+            self._resources, self._writer, self._reading = await asyncio.to_thread(self._start)
+        except database.CONNECT_ERRORS as error:
+            raise RecordUnavailable(f"The prediction log {str(self._path)!r} cannot be opened: {error}.") from error
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="prediction-reader")
         self._state = "usable"
         return self
@@ -96,7 +100,10 @@ class PredictionLog:
 
         Raises:
             RecordUnavailable: the disk refuses records, or too many wait for it. The engine must not be called.
+            ValueError: the id is not a UUID.
         """
+        if len(prediction.id) != 36:
+            raise ValueError(f"{prediction.id!r} is not the id of a prediction: uuid7() makes one.")
         if self._state != "usable":
             raise _unavailable("is closed" if self._state == "closed" else "cannot write to its disk")
         if len(self._undurable) >= self._capacity:

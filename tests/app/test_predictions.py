@@ -1,0 +1,494 @@
+"""One row for each id, on the disk before anyone is told so, and nothing in it that should not be there."""
+
+import asyncio
+import json
+import os
+import sqlite3
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import RFC_4122, UUID
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app import database
+from app.database import DataDirectoryBusy
+from app.errors import InvalidRequest, RecordUnavailable
+from app.messages import Message
+from app.predictions import Prediction, PredictionLog, uuid7
+
+SECRETS = ("sapphire", "obsidian", "malachite", "tourmaline", "chrysoberyl", "carnelian", "alexandrite", "lapis")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "hallmark.db"
+
+
+@pytest.fixture
+async def log(path: Path) -> AsyncIterator[PredictionLog]:
+    async with PredictionLog(path) as log:
+        yield log
+
+
+def _prediction(**facts) -> Prediction:
+    return Prediction(**{"id": uuid7(), "tenant": "acme", **facts})
+
+
+def _rows(path: Path) -> list[tuple[str, str]]:
+    """Read ids and outcomes as another process would: only what is committed."""
+    with closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute("SELECT id, outcome FROM predictions ORDER BY id").fetchall()
+    return [(str(UUID(bytes=key)), outcome) for key, outcome in rows]
+
+
+# --- ids ---
+
+
+def test_ids_rise_within_the_process_and_hold_the_time():
+    before = time.time_ns() // 1_000_000
+    ids = [uuid7() for _ in range(20_000)]
+    after = time.time_ns() // 1_000_000 + 1
+    assert ids == sorted(ids)
+    assert len(set(ids)) == len(ids)
+    for text in (ids[0], ids[-1]):
+        value = UUID(text)
+        assert str(value) == text
+        assert (value.version, value.variant) == (7, RFC_4122)
+        assert before <= value.int >> 80 <= after
+        assert int(_prediction(id=text).created_at.timestamp() * 1000) == value.int >> 80
+
+
+def test_ids_of_several_threads_never_meet():
+    with ThreadPoolExecutor(4) as threads:
+        batches = list(threads.map(lambda _: [uuid7() for _ in range(2_000)], range(8)))
+    assert all(batch == sorted(batch) for batch in batches)
+    ticks = {text[:18] for batch in batches for text in batch}
+    assert len(ticks) == 16_000
+
+
+# --- one row, whatever happens ---
+
+
+async def test_a_closed_prediction_is_read_back_whole(log):
+    prediction = _prediction(
+        key_id="k",
+        user="ann",
+        conversation="c-1",
+        model="handbook",
+        release_name="handbook@3",
+        release_digest="d" * 64,
+        base_model="smollm2",
+        adapter="legal",
+        prompt_version="p1",
+        index_version="i1",
+        retrieval_mode="auto",
+        retrieval_outcome="found",
+        stream=True,
+        trace_id="t" * 32,
+        metadata={"ticket": 7},
+        request=b'{"messages":[{"role":"user","content":"Wie gr\xc3\xb6\xc3\x9fer?"}]}',
+        question="Wie größer?",
+    )
+    log.open(prediction)
+    prediction.messages = [Message(role="user", content="Wie größer? \N{MUSICAL SYMBOL G CLEF}")]
+    prediction.passages = [{"document_id": "d1", "n": 1, "text": "So.", "score": 0.5}]
+    prediction.citations = [{"n": 1, "quote": "So.", "support": "supported"}]
+    prediction.tool_calls = [{"id": "call", "function": {"name": "f", "arguments": "{}"}}]
+    prediction.answer = "So. [1]"
+    prediction.outcome, prediction.finish_reason, prediction.verdict = "finished", "stop", "supported"
+    prediction.prompt_tokens, prediction.completion_tokens = 12, 3
+    prediction.retrieve_seconds, prediction.queue_seconds, prediction.first_token_seconds = 0.1, 0.2, 0.3
+    prediction.engine_seconds, prediction.total_seconds = 0.4, 0.5
+    await log.close(prediction)
+
+    read = await log.get("acme", prediction.id)
+    as_json = json.loads(msgspec.json.encode(read.as_dict()))
+    assert as_json == json.loads(msgspec.json.encode(prediction.as_dict()))
+    assert as_json["request"]["messages"][0]["content"] == "Wie größer?"
+    assert as_json["created_at"].startswith(prediction.created_at.strftime("%Y-%m-%dT%H:%M:%S"))
+    assert None not in {
+        value for key, value in as_json.items() if key != "error_code" and not isinstance(value, dict | list)
+    }
+
+
+@pytest.mark.parametrize("outcome", ["finished", "failed", "cancelled", "interrupted"])
+@pytest.mark.parametrize("visible", [True, False], ids=["id shown before", "id not shown"])
+async def test_every_outcome_is_one_row(path, log, outcome, visible):
+    prediction = _prediction()
+    log.open(prediction)
+    if visible:
+        await log.opened(prediction)
+        assert _rows(path) == [(prediction.id, "open")]
+    prediction.outcome = outcome
+    await log.close(prediction)
+    assert _rows(path) == [(prediction.id, outcome)]
+    assert log.backlog == 0
+
+
+async def test_the_first_closing_counts_however_often_it_is_closed(path, log):
+    prediction = _prediction()
+    log.open(prediction)
+    prediction.outcome = "finished"
+    log.close_nowait(prediction)
+    prediction.outcome = "failed"
+    await log.close(prediction)
+    log.close_nowait(prediction)
+    await log.close(prediction)
+    copied_anew = _prediction(id=prediction.id, outcome="cancelled")
+    await log.close(copied_anew)
+    assert _rows(path) == [(prediction.id, "finished")]
+
+
+async def test_a_cancelled_request_is_recorded_though_nothing_can_be_awaited_any_more(path):
+    started = asyncio.Event()
+    predictions = [_prediction() for _ in range(10)]
+
+    async def request(log: PredictionLog, prediction: Prediction) -> None:
+        log.open(prediction)
+        try:
+            await log.opened(prediction)
+            started.set()
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            prediction.outcome = "cancelled"
+            raise
+        finally:
+            log.close_nowait(prediction)
+
+    async with PredictionLog(path) as log:
+        tasks = [asyncio.create_task(request(log, prediction)) for prediction in predictions]
+        await started.wait()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    assert _rows(path) == [(prediction.id, "cancelled") for prediction in predictions]
+
+
+async def test_a_waiter_that_is_cancelled_takes_nobody_along(path, log):
+    prediction, other = _prediction(), _prediction()
+    for each in (prediction, other):
+        log.open(each)
+        each.outcome = "finished"
+    waiting = asyncio.create_task(log.close(prediction))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.gather(log.close(other), log.close(prediction))
+    assert [outcome for _, outcome in _rows(path)] == ["finished", "finished"]
+
+
+async def test_a_prediction_closed_without_an_outcome_is_interrupted(path, log):
+    prediction = _prediction()
+    log.open(prediction)
+    await log.close(prediction)
+    assert _rows(path) == [(prediction.id, "interrupted")]
+
+
+async def test_facts_changed_after_the_closing_are_not_recorded(log):
+    prediction = _prediction(outcome="finished", answer="then")
+    log.close_nowait(prediction)
+    prediction.answer = "now"
+    await log.close(prediction)
+    assert (await log.get("acme", prediction.id)).answer == "then"
+
+
+async def test_a_fast_answer_is_written_once_and_a_slow_one_is_open_meanwhile(path):
+    async with PredictionLog(path, linger_seconds=30.0) as log:
+        fast, slow = _prediction(), _prediction()
+        log.open(fast)
+        log.open(slow)
+        fast.outcome = "finished"
+        await log.close(fast)
+        assert _rows(path) == [(fast.id, "finished")]
+        assert log.backlog == 1
+    async with PredictionLog(path, linger_seconds=0.001) as log:
+        unawaited = _prediction()
+        log.open(unawaited)
+        assert await _until(lambda: (unawaited.id, "open") in _rows(path))
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["open", "opened", "nowait", "close"])), max_size=30))
+@settings(max_examples=40, deadline=None)
+def test_any_order_of_calls_leaves_one_row_for_each_id_that_was_opened(tmp_path_factory, calls):
+    path = tmp_path_factory.mktemp("any") / "hallmark.db"
+
+    async def run() -> dict[str, str]:
+        expected: dict[str, str] = {}
+        predictions = [_prediction() for _ in range(6)]
+        async with PredictionLog(path, linger_seconds=0.0005) as log:
+            for number, call in calls:
+                prediction = predictions[number]
+                if call == "open" and prediction.id not in expected:
+                    log.open(prediction)
+                    expected[prediction.id] = "interrupted"
+                elif prediction.id in expected and call == "opened":
+                    await log.opened(prediction)
+                elif prediction.id in expected:
+                    if not prediction.handed_over:
+                        expected[prediction.id] = prediction.outcome = "finished"
+                    log.close_nowait(prediction)
+                    if call == "close":
+                        await log.close(prediction)
+        return expected
+
+    expected = asyncio.run(run())
+    assert dict(_rows(path)) == expected
+
+
+async def test_thousands_at_once_are_all_there(path):
+    predictions = [_prediction(answer="a" * 100) for _ in range(2_000)]
+
+    async def request(log: PredictionLog, prediction: Prediction) -> None:
+        log.open(prediction)
+        await asyncio.sleep(0)
+        prediction.outcome = "finished"
+        await log.close(prediction)
+
+    async with PredictionLog(path) as log:
+        await asyncio.gather(*(request(log, prediction) for prediction in predictions))
+        assert _rows(path) == [(prediction.id, "finished") for prediction in predictions]
+
+
+# --- what must not be written ---
+
+
+def _full_of_content(**facts) -> Prediction:
+    question, answer, text, quote, tool, message, title, heading = SECRETS
+    return _prediction(
+        request=json.dumps({"messages": [{"content": question}]}).encode(),
+        question=question,
+        messages=[Message(role="user", content=message)],
+        answer=answer,
+        tool_calls=[{"function": {"name": tool}}],
+        passages=[
+            {
+                "document_id": "doc-1",
+                "n": 4,
+                "score": 0.7,
+                "text": text,
+                "document_title": title,
+                "page": None,
+                "heading_path": [heading],
+            }
+        ],
+        citations=[{"n": 1, "start": 3, "end": 9, "quote": quote, "support": "weak", "passage_id": "doc-1/4"}],
+        metadata={"ticket": "kept"},
+        completion_tokens=5,
+        **facts,
+    )
+
+
+@pytest.mark.parametrize("store", [True, False])
+async def test_without_store_no_content_reaches_any_file(path, store):
+    prediction = _full_of_content(store=store)
+    async with PredictionLog(path) as log:
+        log.open(prediction)
+        await log.opened(prediction)
+        prediction.outcome = "finished"
+        await log.close(prediction)
+        files = [file.read_bytes() for file in path.parent.iterdir()]
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        files += [file.read_bytes() for file in path.parent.iterdir()]
+        read = await log.get("acme", prediction.id)
+    found = {secret for secret in SECRETS if any(secret.encode() in content for content in files)}
+    assert found == (set(SECRETS) if store else set())
+    assert (read.store, read.completion_tokens, read.metadata) == (store, 5, {"ticket": "kept"})
+    if not store:
+        assert read.passages == [{"document_id": "doc-1", "n": 4, "score": 0.7, "page": None}]
+        assert read.citations == [{"n": 1, "start": 3, "end": 9, "support": "weak", "passage_id": "doc-1/4"}]
+        assert (read.request, read.messages, read.question, read.answer, read.tool_calls) == (None,) * 5
+
+
+def test_printing_a_prediction_shows_no_content():
+    prediction = _full_of_content()
+    assert not [secret for secret in SECRETS if secret in f"{prediction} {prediction!r}"]
+    assert prediction.id in repr(prediction)
+
+
+async def test_content_that_cannot_be_written_costs_the_content_and_nothing_else(log, caplog):
+    bad = [
+        _prediction(answer="lone \udcff surrogate", model="m", completion_tokens=5),
+        _prediction(metadata={"x": object()}, model="m", completion_tokens=5),
+        _prediction(request=b"\xff\xfe", model="m", completion_tokens=5),
+        _prediction(prompt_tokens=1 << 80, model="m", completion_tokens=5),
+        _prediction(user="odd \udcff", model="m", completion_tokens=5),
+    ]
+    good = _prediction(answer="fine")
+    for prediction in (*bad, good):
+        prediction.outcome = "finished"
+        log.close_nowait(prediction)
+    await asyncio.gather(*(log.close(prediction) for prediction in (*bad, good)))
+    assert (await log.get("acme", good.id)).answer == "fine"
+    for prediction in bad:
+        read = await log.get("acme", prediction.id)
+        assert (read.outcome, read.model, read.completion_tokens) == ("finished", "m", 5)
+        assert (read.error_code, read.answer, read.request) == ("record_incomplete", None, None)
+        assert prediction.id in caplog.text
+    assert log.healthy
+
+
+# --- reading ---
+
+
+async def test_a_tenant_sees_only_its_own(log):
+    mine, theirs = _prediction(tenant="acme", outcome="finished"), _prediction(tenant="other", outcome="failed")
+    await asyncio.gather(log.close(mine), log.close(theirs))
+    assert (await log.get("acme", mine.id)).id == mine.id
+    assert await log.get("acme", theirs.id) is None
+    assert [prediction.id for prediction in await log.recent("acme")] == [mine.id]
+    since = datetime.now(UTC) - timedelta(minutes=1)
+    assert await log.counts("acme", since=since) == {"finished": 1}
+    assert await log.counts("other", since=since) == {"failed": 1}
+    assert await log.counts("other", since=since + timedelta(minutes=2)) == {}
+
+
+async def test_what_is_no_id_is_not_found_and_cannot_page(log):
+    assert await log.get("acme", "'; DROP TABLE predictions") is None
+    assert await log.get("acme", uuid7()) is None
+    with pytest.raises(InvalidRequest) as refusal:
+        await log.recent("acme", before="yesterday")
+    assert refusal.value.param == "before"
+
+
+async def test_listing_pages_back_through_time(log):
+    predictions = [_prediction(outcome="finished") for _ in range(5)]
+    await asyncio.gather(*(log.close(prediction) for prediction in predictions))
+    newest = await log.recent("acme", limit=2)
+    older = await log.recent("acme", limit=9, before=newest[-1].id)
+    assert [prediction.id for prediction in newest + older] == [prediction.id for prediction in reversed(predictions)]
+
+
+# --- refusing ---
+
+
+async def test_a_full_queue_refuses_new_predictions_and_takes_what_it_promised(path):
+    async with PredictionLog(path, capacity=3, linger_seconds=30.0) as log:
+        taken = [_prediction() for _ in range(3)]
+        for prediction in taken:
+            log.open(prediction)
+        refused = _prediction()
+        with pytest.raises(RecordUnavailable, match="as many records") as refusal:
+            log.open(refused)
+        assert refusal.value.retry_after_seconds
+        assert log.healthy
+        for prediction in taken:
+            prediction.outcome = "finished"
+        await asyncio.gather(*(log.close(prediction) for prediction in taken))
+        log.open(refused)
+    assert [outcome for _, outcome in _rows(path)] == ["finished"] * 3 + ["interrupted"]
+
+
+async def test_a_full_disk_refuses_new_predictions_keeps_those_in_flight_and_recovers(path, caplog):
+    async with PredictionLog(path, max_bytes=200_000, commit_seconds=0.2) as log:
+        filler = []
+        while log.healthy:
+            prediction = _prediction(answer="x" * 20_000)
+            try:
+                log.open(prediction)
+                prediction.outcome = "finished"
+                await log.close(prediction)
+            except RecordUnavailable:
+                break
+            filler.append(prediction)
+        assert 2 < len(filler) < 20
+        stuck = prediction
+        assert await _until(lambda: not log.healthy)
+        with pytest.raises(RecordUnavailable, match="cannot write to its disk"):
+            log.open(_prediction())
+        assert dict(_rows(path)) == {each.id: "finished" for each in filler}
+
+        with closing(sqlite3.connect(path)) as connection:  # Somebody makes room.
+            connection.execute("DELETE FROM predictions WHERE id = ?", (UUID(filler[0].id).bytes,))
+            connection.commit()
+        assert await _until(lambda: log.healthy)
+        later = _prediction(outcome="finished")
+        await log.close(later)
+        assert dict(_rows(path)) == {each.id: "finished" for each in (*filler[1:], stuck, later)}
+    assert "database or disk is full" in caplog.text
+
+
+async def test_a_database_locked_by_another_only_delays(path, log):
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        prediction = _prediction()
+        log.open(prediction)
+        prediction.outcome = "finished"
+        closing_it = asyncio.create_task(log.close(prediction))
+        assert not (await asyncio.wait([closing_it], timeout=0.05))[0]
+        other.execute("ROLLBACK")
+    await closing_it
+    assert _rows(path) == [(prediction.id, "finished")]
+
+
+async def test_closing_gives_up_on_a_dead_disk_in_time_and_tells_who_waits(path, caplog):
+    started = time.monotonic()
+    with closing(database.connect(path)) as other:
+        async with PredictionLog(path, commit_seconds=60.0, drain_seconds=0.2) as log:
+            prediction = _prediction(outcome="finished", answer="x" * 50_000)
+            other.execute("DROP TABLE predictions")
+            waiting = asyncio.create_task(log.close(prediction))
+            await asyncio.sleep(0)
+    with pytest.raises(RecordUnavailable):
+        await waiting
+    assert time.monotonic() - started < 5
+    assert "1 records not on the disk" in caplog.text
+
+
+async def test_a_closed_log_takes_nothing(path):
+    async with PredictionLog(path) as log:
+        pass
+    with pytest.raises(RecordUnavailable, match="closed"):
+        log.open(_prediction())
+    assert not log.healthy
+
+
+async def test_an_id_that_is_none_is_refused_at_once(log):
+    with pytest.raises(ValueError, match="prediction-7"):
+        log.open(_prediction(id="prediction-7"))
+    assert log.backlog == 0
+
+
+# --- starting and stopping ---
+
+
+async def test_closing_the_log_writes_what_is_left_and_ends_what_is_open(path):
+    done, left = _prediction(), _prediction()
+    async with PredictionLog(path, linger_seconds=30.0) as log:
+        log.open(done)
+        log.open(left)
+        done.outcome = "finished"
+        log.close_nowait(done)
+    assert _rows(path) == [(done.id, "finished"), (left.id, "interrupted")]
+
+
+async def test_one_log_at_a_time_has_the_database(path, log):
+    with pytest.raises(DataDirectoryBusy, match=rf"belongs to a running Hallmark \(process {os.getpid()}\)"):
+        async with PredictionLog(path):
+            pass
+    assert log.healthy
+
+
+async def test_a_file_that_is_no_database_is_said_to_be_unusable(path):
+    path.write_bytes(b"not a database, and long enough that nobody takes it for an empty one" * 20)
+    with pytest.raises(RecordUnavailable, match="cannot be opened: file is not a database"):
+        async with PredictionLog(path):
+            pass
+    path.unlink()
+    async with PredictionLog(path) as log:
+        assert log.healthy
+
+
+async def _until(condition, seconds: float = 5.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(0.01)
+    return True
