@@ -1,0 +1,171 @@
+"""Reads Word documents (DOCX): paragraphs, lists and tables in their order, headings by style.
+
+The main rule: what Word would not print is not text: deleted revisions, hidden runs, field codes and comments.
+"""
+
+import io
+import re
+import zipfile
+from collections.abc import Iterator
+from typing import Any
+
+import docx
+from docx.oxml.ns import qn
+
+from retrieval.documents import ParsedDocument, ParseLimits
+from retrieval.errors import LimitExceeded, UnreadableDocument
+from retrieval.parsing.draft import Draft, tidy
+
+_HEADING = re.compile(r"heading (\d)\Z", re.IGNORECASE)
+_SMALL_ENOUGH_BYTES = 10_000_000
+# XML compresses about tenfold, thirtyfold at best; a bomb compresses a thousandfold.
+_LARGEST_RATIO = 100
+_PARAGRAPH, _TABLE, _CONTROL, _CONTROL_CONTENT = qn("w:p"), qn("w:tbl"), qn("w:sdt"), qn("w:sdtContent")
+_CELL, _ROW, _RUN, _TEXT = qn("w:tc"), qn("w:tr"), qn("w:r"), qn("w:t")
+_MATH_TEXT = "{http://schemas.openxmlformats.org/officeDocument/2006/math}t"
+_FALLBACK = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
+_TEXT_BOX = qn("w:txbxContent")
+_BREAKS = {qn("w:tab"): "\t", qn("w:br"): "\n", qn("w:cr"): "\n", qn("w:noBreakHyphen"): "-"}
+_CONTAINERS = frozenset((qn("w:ins"), qn("w:moveTo"), qn("w:smartTag"), qn("w:customXml")))
+
+
+def read(content: bytes, limits: ParseLimits) -> ParsedDocument:
+    """Return the document's body; its title is that of its properties, its Title paragraph, or its first heading."""
+    _refuse_bomb(content, limits)
+    document = docx.Document(io.BytesIO(content))
+    draft = Draft(limits.max_characters)
+    _Writer(draft, _heading_levels(document)).write(document.element.body)
+    if not draft.length:
+        raise UnreadableDocument("the document has no text")
+    return draft.finish(tidy(document.core_properties.title or ""))
+
+
+def _refuse_bomb(content: bytes, limits: ParseLimits) -> None:
+    """Refuse an archive that would unpack to more than is allowed, before anything is unpacked."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        unpacked = sum(part.file_size for part in archive.infolist())
+    allowed = min(limits.max_uncompressed_bytes, max(_SMALL_ENOUGH_BYTES, _LARGEST_RATIO * len(content)))
+    if unpacked > allowed:
+        raise LimitExceeded(f"the archive unpacks to {unpacked:,} bytes; at most {allowed:,} are read")
+
+
+def _heading_levels(document: Any) -> dict[str, int]:
+    """Return the level of each style that is a heading, or is based on one; a Title is above them all."""
+    levels: dict[str, int] = {}
+    for style in document.styles:
+        base, steps = style, 0
+        while base is not None and steps < 10:
+            name = base.name or ""
+            found = _HEADING.match(name)
+            if found or name == "Title":
+                levels[style.style_id] = int(found[1]) if found else 0
+                break
+            base, steps = getattr(base, "base_style", None), steps + 1
+    return levels
+
+
+class _Writer:
+    def __init__(self, draft: Draft, heading_levels: dict[str, int]) -> None:
+        self._draft = draft
+        self._heading_levels = heading_levels
+        self._items: list[str] = []
+
+    def write(self, body: Any) -> None:
+        for element in _blocks(body):
+            if element.tag == _TABLE:
+                self._end_list()
+                self._table(element)
+            else:
+                self._paragraph(element)
+        self._end_list()
+
+    def _paragraph(self, paragraph: Any) -> None:
+        text, boxes = _text(paragraph)
+        properties = paragraph.find(qn("w:pPr"))
+        style = _value(properties, "w:pStyle") or ""
+        level = self._heading_levels.get(style)
+        outline = _value(properties, "w:outlineLvl")
+        if level is None and outline and outline.isdigit() and int(outline) < 9:
+            level = int(outline) + 1
+        if text and level is None and (_is_numbered(properties) or style.startswith("List")):
+            self._items.append(f"{'  ' * _list_depth(properties)}- {' '.join(text.split())}")
+        elif text:
+            self._end_list()
+            if level is None:
+                self._draft.block(text, "paragraph")
+            else:
+                self._draft.heading(text, level)
+        for box in boxes:
+            self._end_list()
+            self.write(box)
+
+    def _table(self, table: Any) -> None:
+        rows = [[_cell_text(cell) for cell in row.iterchildren(_CELL)] for row in table.iterchildren(_ROW)]
+        if all(len(row) == 1 for row in rows):
+            # A table of one column is a frame around text.
+            for cell in table.iter(_CELL):
+                self.write(cell)
+        else:
+            self._draft.rows(rows)
+
+    def _end_list(self) -> None:
+        self._draft.block("\n".join(self._items), "list")
+        self._items.clear()
+
+
+def _blocks(container: Any) -> Iterator[Any]:
+    """Yield paragraphs and tables in order, looking into content controls and revisions."""
+    for element in container:
+        if element.tag in (_PARAGRAPH, _TABLE):
+            yield element
+        elif element.tag == _CONTROL:
+            content = element.find(_CONTROL_CONTENT)
+            if content is not None:
+                yield from _blocks(content)
+        elif element.tag in _CONTAINERS:
+            yield from _blocks(element)
+
+
+def _cell_text(cell: Any) -> str:
+    return " ".join(text for paragraph in cell.iter(_PARAGRAPH) if (text := _text(paragraph)[0]))
+
+
+def _text(paragraph: Any) -> tuple[str, list[Any]]:
+    """Return a paragraph's printed text, and the text boxes that are anchored in it."""
+    parts: list[str] = []
+    boxes: list[Any] = []
+    stack = [iter(paragraph)]
+    while stack:
+        element = next(stack[-1], None)
+        if element is None:
+            stack.pop()
+        elif element.tag == _TEXT_BOX:
+            boxes.append(element)
+        elif element.tag in (_TEXT, _MATH_TEXT):
+            parts.append(element.text or "")
+        elif element.tag in _BREAKS:
+            parts.append(_BREAKS[element.tag])
+        elif element.tag != _FALLBACK and not (element.tag == _RUN and _is_hidden(element)):
+            stack.append(iter(element))
+    return tidy("".join(parts)), boxes
+
+
+def _is_hidden(run: Any) -> bool:
+    vanish = run.find(f"{qn('w:rPr')}/{qn('w:vanish')}")
+    return vanish is not None and vanish.get(qn("w:val")) not in ("0", "false", "off")
+
+
+def _is_numbered(properties: Any) -> bool:
+    number = None if properties is None else properties.find(f"{qn('w:numPr')}/{qn('w:numId')}")
+    return number is not None and number.get(qn("w:val")) != "0"
+
+
+def _list_depth(properties: Any) -> int:
+    depth = None if properties is None else properties.find(f"{qn('w:numPr')}/{qn('w:ilvl')}")
+    value = "0" if depth is None else depth.get(qn("w:val"), "0")
+    return min(int(value), 8) if value.isdigit() else 0
+
+
+def _value(properties: Any, name: str) -> str | None:
+    element = None if properties is None else properties.find(qn(name))
+    return None if element is None else element.get(qn("w:val"))
