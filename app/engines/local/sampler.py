@@ -1,0 +1,102 @@
+"""Which token comes next: greedy, or drawn with the request's own temperature, nucleus, penalties and seed.
+
+Main rule: a request's draws depend on its own seed and logits only, never on what else is in its batch.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """How one request wants its tokens picked; `temperature` 0 is greedy, a `seed` of None is a random one.
+
+    `top_logprobs` of None asks for no log-probabilities, 0 for the chosen token's only.
+    The penalties are OpenAI's: subtracted from the logits of what was already generated.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    seed: int | None = None
+    top_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """A token, with its log-probability and its best rivals' where they were asked for."""
+
+    token: int
+    logprob: float | None = None
+    rivals: tuple[tuple[int, float], ...] = ()
+
+
+class Sampler:
+    """The picking state of one request."""
+
+    def __init__(self, options: SamplingOptions) -> None:
+        self.options = options
+        self._seen: Counter[int] = Counter()
+        self._penalised = bool(options.frequency_penalty or options.presence_penalty)
+        self._generator = torch.Generator()
+        if options.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(options.seed)
+
+    @property
+    def is_argmax(self) -> bool:
+        """Whether the pick is the largest logit and nothing more is asked."""
+        options = self.options
+        return options.temperature == 0 and options.top_logprobs is None and not self._penalised
+
+    def pick(self, logits: torch.Tensor) -> Picked:
+        """Pick from one row of logits."""
+        options = self.options
+        if self._penalised:
+            logits = self._penalise(logits)
+        token = int(logits.argmax()) if options.temperature == 0 else self._draw(logits / options.temperature)
+        self._seen[token] += 1
+        if options.top_logprobs is None:
+            return Picked(token)
+        logprobs = logits.log_softmax(-1)
+        values, ids = logprobs.topk(min(options.top_logprobs, len(logprobs)))
+        return Picked(token, float(logprobs[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+
+    def _penalise(self, logits: torch.Tensor) -> torch.Tensor:
+        if not self._seen:
+            return logits
+        ids, counts = torch.tensor(list(self._seen)), torch.tensor(list(self._seen.values()), dtype=logits.dtype)
+        logits = logits.clone()
+        logits[ids] -= counts * self.options.frequency_penalty + self.options.presence_penalty
+        return logits
+
+    def _draw(self, logits: torch.Tensor) -> int:
+        probabilities = logits.softmax(-1)
+        if self.options.top_p >= 1:
+            return int(torch.multinomial(probabilities, 1, generator=self._generator))
+        values, ids = _nucleus(probabilities, self.options.top_p)
+        return int(ids[torch.multinomial(values, 1, generator=self._generator)])
+
+
+def _nucleus(probabilities: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the fewest most likely tokens whose probabilities reach `top_p`; sorts no more of them than it must."""
+    size = min(64, len(probabilities))
+    while True:
+        values, ids = probabilities.topk(size)
+        reached = values.cumsum(0)
+        if float(reached[-1]) >= top_p or size == len(probabilities):
+            count = int((reached < top_p).sum()) + 1
+            return values[:count], ids[:count]
+        size = min(size * 16, len(probabilities))
+
+
+def pick_all(samplers: list[Sampler], logits: torch.Tensor) -> list[Picked]:
+    """Pick one token per row, the plain greedy rows in one go."""
+    largest = logits.argmax(-1).tolist()
+    return [
+        Picked(largest[row]) if sampler.is_argmax else sampler.pick(logits[row]) for row, sampler in enumerate(samplers)
+    ]
