@@ -1,0 +1,206 @@
+"""The same index on a Qdrant server.
+
+The main rule: callers know an alias, never a collection. A collection belongs to one schema, kept in its metadata; a
+rebuilt index is a new collection that the alias is moved to in one step.
+"""
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import numpy as np
+from qdrant_client import AsyncQdrantClient, models
+from qdrant_client.common.client_exceptions import QdrantException
+from qdrant_client.http.exceptions import ApiException
+
+from retrieval.errors import IndexMismatch, IndexUnavailable
+from retrieval.index import IndexFilter, IndexPoint, IndexSchema, Legs, SparseVector, Vector, point_key
+
+_T = TypeVar("_T")
+_BATCH_POINTS = 128
+MEMORY = ":memory:"
+
+
+class QdrantIndex:
+    """An `Index` on the server at `url`; `:memory:` is qdrant-client's own imitation of one, for tests.
+
+    A client that is passed in is used as it is and left open.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        alias: str = "hallmark",
+        timeout_seconds: int = 10,
+        client: AsyncQdrantClient | None = None,
+    ) -> None:
+        self._url = url
+        self._api_key = api_key
+        self._alias = alias
+        self._timeout_seconds = timeout_seconds
+        self._given = client
+        self._client: AsyncQdrantClient | None = None
+
+    async def open(self, schema: IndexSchema, *, rebuild: bool = False) -> None:
+        """See `Index.open`."""
+        self._client = self._given or self._connect()
+        async with self._calling() as client:
+            current = await self._current(client)
+            stored = await _stored_schema(client, current) if current else None
+            difference = schema.difference(stored) if stored is not None else ""
+            if difference and not rebuild:
+                raise IndexMismatch(
+                    f"The collection behind the alias {self._alias!r} was built otherwise: {difference}."
+                )
+            if current is None or difference:
+                await self._create(client, schema, current)
+
+    async def close(self) -> None:
+        """See `Index.close`."""
+        client, self._client = self._client, None
+        if client is not None and client is not self._given:
+            await client.close()
+
+    async def check(self) -> None:
+        """See `Index.check`."""
+        async with self._calling() as client:
+            await client.count(self._alias, exact=False)
+
+    async def upsert(self, points: Sequence[IndexPoint]) -> None:
+        """See `Index.upsert`."""
+        async with self._calling() as client:
+            for batch in _batches(points):
+                await client.upsert(self._alias, [_native_point(point) for point in batch], wait=True)
+
+    async def delete(self, ids: Sequence[int]) -> None:
+        """See `Index.delete`."""
+        async with self._calling() as client:
+            for batch in _batches(ids):
+                await client.delete(self._alias, models.PointIdsList(points=[*batch]), wait=True)
+
+    async def search(
+        self, where: IndexFilter, *, dense: Vector | None, sparse: SparseVector | None, depth: int
+    ) -> Legs:
+        """See `Index.search`."""
+        vectors: list[tuple[str, Any]] = []
+        if dense is not None:
+            vectors.append(("dense", dense.tolist()))
+        if sparse is not None and sparse.indices:
+            vectors.append(("sparse", models.SparseVector(indices=sparse.indices, values=sparse.values)))
+        if not vectors:
+            return Legs()
+        condition = _condition(where)
+        requests = [
+            models.QueryRequest(query=vector, using=name, filter=condition, limit=depth, with_payload=False)
+            for name, vector in vectors
+        ]
+        async with self._calling() as client:
+            answers = await client.query_batch_points(self._alias, requests)
+        legs = {
+            name: [(int(point.id), point.score) for point in answer.points]
+            for (name, _), answer in zip(vectors, answers, strict=True)
+        }
+        return Legs(**legs)
+
+    async def ids(self) -> list[int]:
+        """See `Index.ids`."""
+        found: list[int] = []
+        offset: Any = None
+        async with self._calling() as client:
+            while True:
+                records, offset = await client.scroll(
+                    self._alias, limit=10_000, offset=offset, with_payload=False, with_vectors=False
+                )
+                found += [int(record.id) for record in records]
+                if offset is None:
+                    return found
+
+    async def vectors(self, ids: Sequence[int]) -> dict[int, Vector]:
+        """See `Index.vectors`."""
+        found: dict[int, Vector] = {}
+        async with self._calling() as client:
+            for batch in _batches(ids):
+                for record in await client.retrieve(self._alias, [*batch], with_payload=False, with_vectors=["dense"]):
+                    vector: Any = record.vector
+                    found[int(record.id)] = np.asarray(vector["dense"], np.float32)
+        return found
+
+    def _connect(self) -> AsyncQdrantClient:
+        if self._url == MEMORY:
+            return AsyncQdrantClient(MEMORY)
+        # The version check would be a blocking request on the event loop.
+        return AsyncQdrantClient(
+            url=self._url, api_key=self._api_key, timeout=self._timeout_seconds, check_compatibility=False
+        )
+
+    @asynccontextmanager
+    async def _calling(self) -> AsyncIterator[AsyncQdrantClient]:
+        """Give the client, and turn what it raises into our errors."""
+        if self._client is None:
+            raise IndexUnavailable("The index is not open.")
+        try:
+            yield self._client
+        except (ApiException, QdrantException, OSError, ValueError) as error:
+            raise IndexUnavailable(f"The Qdrant server at {self._url} failed: {type(error).__name__}.") from error
+
+    async def _current(self, client: AsyncQdrantClient) -> str | None:
+        aliases = (await client.get_aliases()).aliases
+        return next((alias.collection_name for alias in aliases if alias.alias_name == self._alias), None)
+
+    async def _create(self, client: AsyncQdrantClient, schema: IndexSchema, replaced: str | None) -> None:
+        """Make an empty collection, move the alias to it, then remove the one it replaces."""
+        name = f"{self._alias}-{schema.index_version}-{uuid4().hex[:4]}"
+        await client.create_collection(
+            name,
+            vectors_config={"dense": models.VectorParams(size=schema.dimension, distance=models.Distance.COSINE)},
+            sparse_vectors_config={"sparse": models.SparseVectorParams(modifier=models.Modifier.IDF)},
+            metadata={"schema": asdict(schema)},
+        )
+        if self._url != MEMORY:
+            await self._create_payload_indexes(client, name)
+        actions: list[Any] = [
+            models.CreateAliasOperation(create_alias=models.CreateAlias(collection_name=name, alias_name=self._alias))
+        ]
+        if replaced:
+            actions.insert(0, models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=self._alias)))
+        await client.update_collection_aliases(actions)
+        if replaced:
+            await client.delete_collection(replaced)
+
+    async def _create_payload_indexes(self, client: AsyncQdrantClient, name: str) -> None:
+        keyword, integer = models.KeywordIndexType.KEYWORD, models.IntegerIndexType.INTEGER
+        tenant = models.KeywordIndexParams(type=keyword, is_tenant=True)
+        generation = models.IntegerIndexParams(type=integer, lookup=True, range=False)
+        await client.create_payload_index(name, "tenant", tenant, wait=True)
+        await client.create_payload_index(name, "labels", models.KeywordIndexParams(type=keyword), wait=True)
+        await client.create_payload_index(name, "generation", generation, wait=True)
+
+
+async def _stored_schema(client: AsyncQdrantClient, collection: str) -> dict[str, Any]:
+    config = (await client.get_collection(collection)).config
+    schema: dict[str, Any] = (config.metadata or {}).get("schema", {})
+    return schema
+
+
+def _native_point(point: IndexPoint) -> models.PointStruct:
+    vector: dict[str, Any] = {"dense": point.dense.tolist()}
+    if point.sparse.indices:
+        vector["sparse"] = models.SparseVector(indices=point.sparse.indices, values=point.sparse.values)
+    generation, _ = point_key(point.id)
+    payload = {"tenant": point.tenant, "generation": generation, "labels": list(point.labels)}
+    return models.PointStruct(id=point.id, vector=vector, payload=payload)
+
+
+def _condition(where: IndexFilter) -> models.Filter:
+    must: list[Any] = [models.FieldCondition(key="tenant", match=models.MatchValue(value=where.tenant))]
+    must += [models.FieldCondition(key="labels", match=models.MatchAny(any=list(group))) for group in where.groups]
+    hidden: list[Any] = [models.FieldCondition(key="generation", match=models.MatchAny(any=list(where.hidden)))]
+    return models.Filter(must=must, must_not=hidden if where.hidden else None)
+
+
+def _batches(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    return (items[start : start + _BATCH_POINTS] for start in range(0, len(items), _BATCH_POINTS))

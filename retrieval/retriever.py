@@ -1,0 +1,350 @@
+"""The front door of retrieval: documents in, passages out.
+
+The main rule: what a search returns is what the document store holds at that moment, never both versions of a document
+and never a deleted one. Points are written before the store's transaction and removed after it, and hidden meanwhile.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+from uuid import UUID, uuid5
+from weakref import WeakValueDictionary
+
+from retrieval.documents import Document, Hit, Ingested, ParsedDocument, Passage, Scope, SearchMode, SearchResult
+from retrieval.embedder import Embedder
+from retrieval.errors import DocumentChanged, DocumentNotFound, IndexUnavailable
+from retrieval.fusion import Fused, Fusion, fuse
+from retrieval.index import Index, IndexSchema, Vector, point_key, tenant_filter
+from retrieval.library import Library
+from retrieval.parsers import media_type_of
+from retrieval.sparse import Bm25Settings, SparseEncoder
+from retrieval.splitting import CountTokens
+from retrieval.splitting import split as split_by_structure
+from retrieval.store import DocumentStore, StoredDocument
+
+SPLITTING_VERSION = 1
+"""Raised when `retrieval.splitting` cuts differently: documents ingested again are then split and embedded anew."""
+
+MAX_QUERY_CHARACTERS = 2_000
+_DOCUMENT_IDS = UUID("8f0f6c52-6f7e-5d0a-9a53-2c8f0a2f4c11")
+_CONCURRENT_INGESTS = 2
+_SEARCH_ATTEMPTS = 3
+
+
+class Parser(Protocol):
+    """What reads a file: `retrieval.parsers.Parser`, or a test's stand-in."""
+
+    async def parse(self, content: bytes, *, name: str, media_type: str | None = None) -> ParsedDocument:
+        """Return the text and structure of a file."""
+        ...
+
+
+class Split(Protocol):
+    """What cuts a document into passages: `retrieval.splitting.split`, or a test's stand-in."""
+
+    def __call__(
+        self,
+        parsed: ParsedDocument,
+        /,
+        *,
+        document_id: str,
+        document_version: str,
+        document_name: str,
+        count_tokens: CountTokens,
+        target_tokens: int,
+        max_tokens: int,
+    ) -> list[Passage]:
+        """Return the passages in order, numbered from 1."""
+        ...
+
+
+class Retriever:
+    """Ingests documents and finds their passages; open it with `async with`.
+
+    It opens the embedder and the index it is given, and owns `directory` alone: a second process is refused. `rebuild`
+    re-embeds every stored passage where the index was built with another embedder or schema, which otherwise raises
+    IndexMismatch.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        embedder: Embedder,
+        index: Index,
+        parser: Parser,
+        split: Split = split_by_structure,
+        passage_tokens: int = 200,
+        fusion: Fusion = "dbsf",
+        depth: int = 100,
+        bm25: Bm25Settings | None = None,
+        rebuild: bool = False,
+    ) -> None:
+        self._store = DocumentStore(directory / "documents.db")
+        self._embedder = embedder
+        self._index = index
+        self._parser = parser
+        self._split = split
+        self._passage_tokens = passage_tokens
+        self._fusion = fusion
+        self._depth = depth
+        self._sparse = SparseEncoder(bm25)
+        self._rebuild = rebuild
+        self._library = Library(self._store, index, embedder, self._sparse)
+        self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        self._ingests = asyncio.Semaphore(_CONCURRENT_INGESTS)
+        self._stack = AsyncExitStack()
+        self._schema: IndexSchema | None = None
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await self._store.open()
+            stack.push_async_callback(self._store.close)
+            await stack.enter_async_context(self._embedder)
+            schema = IndexSchema(
+                embedding_model=self._embedder.model_id,
+                dimension=self._embedder.dimension,
+                splitting_version=SPLITTING_VERSION,
+                passage_tokens=self._passage_tokens,
+                sparse_model=self._sparse.settings.name,
+                owner=self._store.store_id,
+            )
+            stack.push_async_callback(self._index.close)
+            await self._index.open(schema, rebuild=self._rebuild)
+            stack.push_async_callback(self._library.close)
+            await self._library.reconcile()
+            self._schema = schema
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._schema = None
+        await self._stack.aclose()
+
+    @property
+    def embedding_model(self) -> str:
+        """The embedder's model id."""
+        return self._embedder.model_id
+
+    @property
+    def index_version(self) -> str:
+        """Which embedding model, splitting and schema answer; empty until open."""
+        return self._schema.index_version if self._schema else ""
+
+    async def ready(self) -> None:
+        """Return if searches can be answered.
+
+        Raises:
+            IndexUnavailable: They cannot.
+        """
+        if self._schema is None:
+            raise IndexUnavailable("Retrieval is not open.")
+        await self._index.check()
+
+    async def add(
+        self,
+        scope: Scope,
+        *,
+        name: str,
+        content: bytes,
+        media_type: str | None = None,
+        document_id: str | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> Ingested:
+        """Ingest a file; the same id, or without one the same name, again replaces it in one step.
+
+        Same bytes, name and metadata change nothing. Of a changed document only changed passages are embedded.
+
+        Raises:
+            UnreadableDocument: The file cannot be turned into text.
+            IndexUnavailable: The index, the embedder or the store does not answer; nothing was changed.
+        """
+        version = await asyncio.to_thread(_digest, content)
+        identity = document_id or str(uuid5(_DOCUMENT_IDS, f"{scope.tenant}\0{name}"))
+        async with self._lock(scope.tenant, identity):
+            old = await self._store.find(scope.tenant, identity)
+            now = datetime.now(UTC)
+            document = Document(
+                id=identity,
+                tenant=scope.tenant,
+                name=name,
+                version=version,
+                media_type=media_type_of(content, name=name, media_type=media_type),
+                title="",
+                length=0,
+                size_bytes=len(content),
+                passages=0,
+                pages=0,
+                index_version=self.index_version,
+                metadata=metadata or {},
+                created_at=old.document.created_at if old else now,
+                updated_at=now,
+            )
+            if old and _is_same(old.document, document):
+                return Ingested(old.document, "unchanged")
+            async with self._ingests:
+                parsed = await self._parser.parse(content, name=name, media_type=media_type)
+                passages = await asyncio.to_thread(self._cut, parsed, document)
+                document = replace(
+                    document,
+                    title=parsed.title or "",
+                    length=len(parsed.text),
+                    passages=len(passages),
+                    pages=len(parsed.pages),
+                )
+                embedded = await self._library.put(document, parsed.text, passages, old)
+            return Ingested(document, "replaced" if old else "created", embedded)
+
+    async def delete(self, scope: Scope, document_id: str) -> None:
+        """Delete a document; from the return on nothing finds it, and a tombstone says when it went.
+
+        Raises:
+            DocumentNotFound: The tenant has no such document.
+        """
+        async with self._lock(scope.tenant, document_id):
+            await self._library.remove(scope.tenant, document_id)
+
+    async def documents(self, scope: Scope, *, limit: int = 50, after: str | None = None) -> list[Document]:
+        """List the tenant's documents by id, from the one after the id `after`."""
+        return await self._store.documents(scope.tenant, limit=limit, after=after)
+
+    async def document(self, scope: Scope, document_id: str) -> Document:
+        """Get one document.
+
+        Raises:
+            DocumentNotFound: The tenant has no such document.
+        """
+        return (await self._find(scope, document_id)).document
+
+    async def passage(self, scope: Scope, document_id: str, n: int, *, version: str | None = None) -> Passage:
+        """Get passage `n` of a document, in the version asked for.
+
+        Raises:
+            DocumentNotFound: The tenant has no such document or passage.
+            DocumentChanged: The document has another version by now.
+        """
+        stored = await self._find(scope, document_id)
+        if version is not None and version != stored.document.version:
+            raise DocumentChanged(
+                f"Document {document_id!r} was replaced: it now is version {stored.document.version!r}."
+            )
+        key = (stored.generation, n)
+        found = await self._store.passages_of([key])
+        if key not in found:
+            raise DocumentNotFound(f"Document {document_id!r} has no passage {n}.")
+        return found[key]
+
+    async def passages(self, scope: Scope, document_id: str) -> list[Passage]:
+        """Get all passages of a document, in order.
+
+        Raises:
+            DocumentNotFound: The tenant has no such document.
+        """
+        return await self._store.passages((await self._find(scope, document_id)).generation)
+
+    async def source(self, scope: Scope, document_id: str) -> str:
+        """Get the text that passages and citations are spans of.
+
+        Raises:
+            DocumentNotFound: The tenant has no such document.
+        """
+        text = await self._store.source((await self._find(scope, document_id)).generation)
+        if text is None:
+            raise DocumentNotFound(f"Document {document_id!r} was just replaced or deleted.")
+        return text
+
+    async def search(self, scope: Scope, query: str, *, top_k: int = 5, mode: SearchMode = "hybrid") -> SearchResult:
+        """Find the passages nearest to a question, best first.
+
+        A question over 2,000 characters is searched by its first and last 1,000: what is asked stands at an end.
+
+        Raises:
+            InvalidFilter: The scope's filter is not of the supported form.
+            IndexUnavailable: The index or the embedder does not answer.
+        """
+        started = time.perf_counter()
+        tenant_filter(scope)  # A bad filter is refused before anything is computed.
+        text = _shorten(query)
+        if not text:
+            return SearchResult((), self.index_version)
+        dense = (await self._embedder.embed([text], "query"))[0] if mode != "sparse" else None
+        sparse = self._sparse.query(text) if mode != "dense" else None
+        embedded = time.perf_counter()
+        hits: tuple[Hit, ...] = ()
+        for _ in range(_SEARCH_ATTEMPTS):
+            where = tenant_filter(scope, self._library.hidden(scope.tenant))
+            legs = await self._index.search(where, dense=dense, sparse=sparse, depth=max(self._depth, top_k))
+            found = [one for one in fuse(legs, self._fusion) if self._library.is_visible(one.point, scope.tenant)][
+                :top_k
+            ]
+            passages = await self._store.passages_of([point_key(one.point) for one in found])
+            hits = tuple(_hit(one, passages[key]) for one in found if (key := point_key(one.point)) in passages)
+            # A document replaced between the two reads leaves a hole: look again, for its new version.
+            if len(hits) == len(found):
+                break
+        return SearchResult(hits, self.index_version, embedded - started, time.perf_counter() - embedded)
+
+    async def embed(self, texts: list[str]) -> Vector:
+        """Embed texts as documents; (n, dimension) float32, L2-normalised. Questions being searched go first."""
+        return await self._embedder.embed(texts, "document", bulk=True)
+
+    async def similarity(self, text: str, texts: Sequence[str]) -> list[float]:
+        """Compare one text with others: a cosine each, -1 to 1."""
+        if not texts:
+            return []
+        vectors = await self._embedder.embed([text, *texts], "document")
+        return [float(cosine) for cosine in vectors[1:] @ vectors[0]]
+
+    async def _find(self, scope: Scope, document_id: str) -> StoredDocument:
+        stored = await self._store.find(scope.tenant, document_id)
+        if stored is None:
+            raise DocumentNotFound(f"There is no document {document_id!r}.")
+        return stored
+
+    def _cut(self, parsed: ParsedDocument, document: Document) -> list[Passage]:
+        passages = self._split(
+            parsed,
+            document_id=document.id,
+            document_version=document.version,
+            document_name=document.name,
+            count_tokens=self._embedder.count_tokens,
+            target_tokens=self._passage_tokens,
+            max_tokens=self._passage_tokens * 6 // 5,
+        )
+        return [replace(passage, document_title=parsed.title or "") for passage in passages]
+
+    def _lock(self, tenant: str, document_id: str) -> asyncio.Lock:
+        """One document's writes happen one after the other."""
+        return self._locks.setdefault((tenant, document_id), asyncio.Lock())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _is_same(old: Document, new: Document) -> bool:
+    def facts(document: Document) -> tuple[Any, ...]:
+        return document.version, document.name, document.media_type, document.index_version, document.metadata
+
+    return facts(old) == facts(new)
+
+
+def _shorten(query: str) -> str:
+    text = query.strip()
+    if len(text) <= MAX_QUERY_CHARACTERS:
+        return text
+    half = MAX_QUERY_CHARACTERS // 2
+    return f"{text[:half]} {text[-half:]}"
+
+
+def _hit(fused: Fused, passage: Passage) -> Hit:
+    return Hit(passage, fused.score, fused.dense_rank, fused.dense_score, fused.sparse_rank, fused.sparse_score)
