@@ -1,0 +1,162 @@
+"""What differs between the servers that speak OpenAI's chat protocol, as one table, and the payloads made from it.
+
+The main rule: the caller speaks OpenAI's shapes, and each server gets the largest part of the request it accepts;
+what it would refuse or misread is translated, left out where leaving out means the same, or refused here with the
+field's name. Nulls are never sent.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from app.errors import InvalidRequest
+from app.messages import Generation, Message
+
+_SMALLEST_TOP_P = 1e-6
+_U64 = (1 << 64) - 1
+_SENT_TO_TGI = ("max_tokens", "temperature", "frequency_penalty")
+_SENT_TO_OTHERS = (*_SENT_TO_TGI, "top_p", "presence_penalty", "seed")
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One kind of server.
+
+    `base_model` is what `model` says to get the base model; None means the name that `/v1/models` lists.
+    `adapter_model` builds it for an adapter; None when requests cannot choose one.
+    `lists_adapters`: `/v1/models` names them. `leaves_stops`: stop sequences stay in the returned text.
+    `is_tgi`: the request rules of TGI's router apply (see `_for_tgi`).
+    """
+
+    name: str
+    base_model: str | None = None
+    adapter_model: str | None = "{adapter}"
+    lists_adapters: bool = True
+    leaves_stops: bool = False
+    is_tgi: bool = False
+    max_stops: int | None = None
+    max_top_logprobs: int | None = None
+    info_path: str | None = None
+    health_path: str = "/health"
+    tokenize_path: str | None = "/tokenize"
+    tokenize_field: str = "prompt"
+
+
+DIALECTS: dict[str, Dialect] = {
+    dialect.name: dialect
+    for dialect in (
+        Dialect(
+            "tgi",
+            base_model="tgi",
+            lists_adapters=False,
+            leaves_stops=True,
+            is_tgi=True,
+            max_stops=4,
+            max_top_logprobs=5,
+            info_path="/info",
+            tokenize_field="inputs",
+        ),
+        # Our own engine: TGI's protocol, but it lists its adapters and answers 404 for an unknown one.
+        Dialect(
+            "embedded",
+            base_model="tgi",
+            leaves_stops=True,
+            is_tgi=True,
+            max_stops=4,
+            max_top_logprobs=5,
+            info_path="/info",
+            tokenize_field="inputs",
+        ),
+        Dialect("vllm", info_path="/version"),
+        # /health generates a token on SGLang, /ready does not.
+        Dialect("sglang", adapter_model="{base}:{adapter}", info_path="/model_info", health_path="/ready"),
+        Dialect("llamacpp", adapter_model=None, lists_adapters=False, info_path="/props", tokenize_field="content"),
+        Dialect("openai", health_path="/v1/models", tokenize_path=None),
+    )
+}
+
+
+def payload(dialect: Dialect, generation: Generation, model: str) -> dict[str, Any]:
+    """Return the body of the chat request; raises InvalidRequest naming a field this kind of server cannot serve."""
+    body: dict[str, Any] = {"model": model, "messages": generation.messages, "stream": generation.stream}
+    if generation.stream:
+        body["stream_options"] = {"include_usage": True}
+    sampling = generation.sampling
+    for name in _SENT_TO_TGI if dialect.is_tgi else _SENT_TO_OTHERS:
+        if (value := getattr(sampling, name)) is not None:
+            body[name] = value
+    if sampling.stop:
+        body["stop"] = _stops(dialect, sampling.stop)
+    if sampling.logprobs:
+        body.update(_logprobs(dialect, sampling.top_logprobs))
+    if generation.tools:
+        body["tools"] = generation.tools
+        if generation.tool_choice is not None:
+            body["tool_choice"] = generation.tool_choice
+    response_format = generation.response_format
+    if dialect.is_tgi:
+        _for_tgi(body, generation)
+        response_format = _tgi_grammar(response_format)
+    if response_format is not None:
+        body["response_format"] = response_format
+    return body
+
+
+def _stops(dialect: Dialect, stops: tuple[str, ...]) -> tuple[str, ...]:
+    if dialect.max_stops is not None and len(stops) > dialect.max_stops:
+        raise InvalidRequest(f"`stop` holds at most {dialect.max_stops} sequences on this engine", param="stop")
+    return stops
+
+
+def _logprobs(dialect: Dialect, top: int | None) -> dict[str, Any]:
+    if top is None:
+        return {"logprobs": True}
+    if dialect.max_top_logprobs is not None and top > dialect.max_top_logprobs:
+        raise InvalidRequest(
+            f"`top_logprobs` is at most {dialect.max_top_logprobs} on this engine", param="top_logprobs"
+        )
+    return {"logprobs": True, "top_logprobs": top}
+
+
+def _for_tgi(body: dict[str, Any], generation: Generation) -> None:
+    """Add what TGI reads otherwise than OpenAI.
+
+    presence_penalty is never sent: TGI turns 0 into a repetition penalty of 2.
+    """
+    sampling = generation.sampling
+    top_p = sampling.top_p
+    if top_p is not None and top_p < 1:
+        # TGI wants a value above 0; the smallest keeps the likeliest token alone, which is what 0 means.
+        body["top_p"] = max(top_p, _SMALLEST_TOP_P)
+    if sampling.seed is not None:
+        # TGI reads an unsigned number, OpenAI a signed one.
+        body["seed"] = sampling.seed & _U64
+    if any(message.role == "developer" for message in generation.messages):
+        # Chat templates know no developer.
+        body["messages"] = [
+            Message("system", message.content, message.name) if message.role == "developer" else message
+            for message in generation.messages
+        ]
+
+
+def _tgi_grammar(response_format: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Translate OpenAI's response format; TGI's own (`{type, value}`) pass."""
+    if response_format is None or response_format.get("type") == "text":
+        return None
+    kind = response_format.get("type")
+    schema = response_format.get("value")
+    if kind == "json_schema":
+        schema = response_format.get("json_schema")
+        schema = schema.get("schema") if isinstance(schema, dict) else None
+    elif kind == "regex" and isinstance(schema, str):
+        return {"type": "regex", "value": schema}
+    elif kind not in ("json", "json_object"):
+        raise InvalidRequest(
+            "`response_format.type` is one of text, json_object, json_schema", param="response_format.type"
+        )
+    if not isinstance(schema, dict) or "properties" not in schema:
+        raise InvalidRequest(
+            "this engine needs a schema with `properties`: "
+            'send {"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}',
+            param="response_format",
+        )
+    return {"type": "json", "value": schema}

@@ -1,0 +1,318 @@
+"""The engine adapter: TGI, and the servers that speak OpenAI's dialect of it (`app.engines.dialects`).
+
+huggingface-hub's AsyncInferenceClient is the designated client. It is kept for its contract - the URL rules, the
+headers, the handling of tokens, the shape of the payload - and asked for it once, when an engine is made
+(`app.engines.hub`); a test holds our payload equal to the client's. Its transport is not used: in 2.4 a streamed
+chat never reuses its connection, leaves 15 KB behind until the client closes, parses a token in 113 us, needs the
+machine's hub token replaced by hand and cannot send a header per request; a JSON answer costs 120 us more than the
+bytes do. The bytes go over `app.engines.wire`, the payload is encoded once, and answers are decoded in part.
+
+The main rule: an error is raised before the first piece whenever it is known by then, typed as the caller should
+see it, whichever disguise the wire gave it (`app.engines.failures`).
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from app.engines import EngineInfo
+from app.engines.answers import StreamReader, read_answer, read_refusal
+from app.engines.dialects import DIALECTS, Dialect, payload
+from app.engines.failures import broken
+from app.engines.hub import chat_request
+from app.engines.pool import Address, Pool
+from app.engines.wire import Response, WireError
+from app.errors import EngineGarbage, EngineTimeout, EngineUnavailable, ModelNotFound, ServiceError
+from app.messages import Generation, Piece
+
+_MAX_ANSWER_BYTES = 32 * 1024 * 1024
+_MAX_REFUSAL_BYTES = 64 * 1024
+_LINGER_SECONDS = 0.1
+_JSON = b"application/json"
+_EVENT_STREAM = b"text/event-stream"
+
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long each phase of a call may take.
+
+    `first_token_seconds` runs from the request to a stream's first event, `between_tokens_seconds` from one event
+    to the next (keep-alive comments do not count), `answer_seconds` to the end of an answer that is not streamed,
+    `probe_seconds` to the end of any other call.
+    """
+
+    connect_seconds: float = 5.0
+    pool_seconds: float = 2.0
+    first_token_seconds: float = 60.0
+    between_tokens_seconds: float = 30.0
+    answer_seconds: float = 300.0
+    probe_seconds: float = 5.0
+
+
+class TGIEngine:
+    """One server reached over HTTP; implements `app.engines.Engine`. The constructor does no I/O.
+
+    `adapters` are the LoRA adapters that the server is known to serve: TGI lists them nowhere and answers an unknown
+    name from the base model. Servers that list theirs are asked when an unknown name comes up. `model` overrides
+    what the dialect calls the base model.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        dialect: str = "tgi",
+        token: str | None = None,
+        adapters: tuple[str, ...] = (),
+        model: str | None = None,
+        timeouts: Timeouts = Timeouts(),
+        max_connections: int = 128,
+    ) -> None:
+        if dialect not in DIALECTS:
+            raise ValueError(f"unknown engine dialect {dialect!r}: choose one of {', '.join(DIALECTS)}")
+        self.base_url = base_url
+        self.dialect: Dialect = DIALECTS[dialect]
+        self._timeouts = timeouts
+        self._given = tuple(adapters)
+        self._listed: tuple[str, ...] = ()
+        self._base = model or self.dialect.base_model
+        self._pool = Pool(
+            Address.of(base_url),
+            max_connections=max_connections,
+            connect_seconds=timeouts.connect_seconds,
+            pool_seconds=timeouts.pool_seconds,
+        )
+        self._prepare_heads(base_url, token)
+
+    def _prepare_heads(self, base_url: str, token: str | None) -> None:
+        url, headers = chat_request(base_url, token)
+        chat = urlsplit(url)
+        self._prefix = chat.path.removesuffix("/chat/completions").removesuffix("/v1")
+        self._headers = _lines({"host": chat.netloc.rpartition("@")[2], "accept": "*/*", **headers})
+        self._chat_head = _head("POST", chat.path + (f"?{chat.query}" if chat.query else ""), self._headers)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The adapters known to be served: those given, then those the server listed."""
+        return tuple(dict.fromkeys(self._given + self._listed))
+
+    async def generate(self, generation: Generation) -> AsyncGenerator[list[Piece], None]:
+        """Answer as `Engine.generate` promises."""
+        model = self._base if generation.adapter is None and self._base else await self._model_for(generation.adapter)
+        body = _encode(payload(self.dialect, generation, model))
+        stops = generation.sampling.stop if self.dialect.leaves_stops else ()
+        clock = asyncio.get_running_loop().time
+        seconds = self._timeouts.first_token_seconds if generation.stream else self._timeouts.answer_seconds
+        deadline = clock() + seconds
+        response = await self._send(_request(self._chat_head, body, generation.traceparent), deadline)
+        try:
+            if response.status != 200:
+                raise await _refusal(response, deadline)
+            if not generation.stream or response.content_type.startswith(_JSON):
+                yield [read_answer(await _read(response, deadline, _MAX_ANSWER_BYTES), stops=stops)]
+                return
+            if not response.content_type.startswith(_EVENT_STREAM):
+                raise EngineGarbage("the engine's answer is not an event stream")
+            reader = StreamReader(stops=stops)
+            while not reader.is_done:
+                pieces = await _next(response, reader, deadline)
+                if pieces:
+                    yield pieces
+                if reader.failure is not None:
+                    raise reader.failure
+                if reader.has_progressed:
+                    deadline = clock() + self._timeouts.between_tokens_seconds
+            if reader.is_over:
+                await response.linger(_LINGER_SECONDS)
+        finally:
+            response.close()
+
+    async def describe(self) -> EngineInfo:
+        """Ask the engine what it serves, and learn its base model's name and its adapters on the way."""
+        try:
+            info, models = _Info(), _Models()
+            if self.dialect.info_path is not None:
+                info = _decode(await self._call("GET", self.dialect.info_path), _Info)
+            if self.dialect.lists_adapters or info.model_id is None:
+                models = await self._refresh()
+        except EngineUnavailable:
+            raise
+        except ServiceError as error:
+            raise EngineUnavailable("the engine does not say what it serves") from error
+        first = models.data[0] if models.data else _Model(id="")
+        settings = info.default_generation_settings
+        return EngineInfo(
+            model_id=info.model_id or first.id or info.model_path or "",
+            revision=info.model_sha,
+            version=info.version or info.build_info,
+            max_total_tokens=info.max_total_tokens or first.max_model_len or (settings.n_ctx if settings else None),
+            max_input_tokens=info.max_input_tokens or info.max_input_length,
+            adapters=self.adapters,
+        )
+
+    async def count_tokens(self, text: str) -> int:
+        """Count the tokens of `text` by the engine's tokenizer, the ones it adds at the ends included.
+
+        A server without a route for it gets an estimate that errs high: a token for every three bytes.
+        """
+        dialect = self.dialect
+        if dialect.tokenize_path is None:
+            return len(text.encode()) // 3 + 1
+        body = {dialect.tokenize_field: text}
+        if dialect.tokenize_field == "prompt" and self._base:
+            body["model"] = self._base
+        counted = _decode(await self._call("POST", dialect.tokenize_path, _encode(body)), list[Any] | _Counted)
+        if isinstance(counted, list):
+            return len(counted)
+        return counted.count if counted.count is not None else len(counted.tokens)
+
+    async def healthy(self) -> bool:
+        """Say whether the engine would take work now; never raises."""
+        try:
+            await self._call("GET", self.dialect.health_path)
+        except ServiceError:
+            return False
+        return True
+
+    async def aclose(self) -> None:
+        """Close every connection; answers in flight are interrupted."""
+        await self._pool.aclose()
+
+    async def _model_for(self, adapter: str | None) -> str:
+        dialect = self.dialect
+        if self._base is None or (adapter not in (None, *self.adapters) and dialect.lists_adapters):
+            await self._refresh()
+        base = self._base or ""
+        if adapter is None:
+            return base
+        if dialect.adapter_model is None:
+            raise ModelNotFound(f"a {dialect.name} engine cannot choose an adapter for a request", param="model")
+        if adapter not in self.adapters:
+            known = ", ".join(self.adapters) or "none"
+            raise ModelNotFound(f"the engine serves no adapter {adapter!r}; it serves: {known}", param="model")
+        return dialect.adapter_model.format(base=base, adapter=adapter)
+
+    async def _refresh(self) -> "_Models":
+        """Learn the base model's name and the adapters from `/v1/models`, where the base model comes first."""
+        models: _Models = _decode(await self._call("GET", "/v1/models"), _Models)
+        models.data.sort(key=lambda model: model.parent is not None)
+        if not models.data:
+            raise EngineUnavailable("the engine serves no model")
+        self._base = self._base or models.data[0].id
+        if self.dialect.lists_adapters:
+            self._listed = tuple(model.id for model in models.data[1:])
+        return models
+
+    async def _call(self, method: str, path: str, body: bytes = b"") -> bytes:
+        """Make a short call that is not a generation and return the body; raises what a refusal stands for."""
+        seconds = self._timeouts.probe_seconds
+        deadline = asyncio.get_running_loop().time() + seconds
+        head = _head(method, self._prefix + path, self._headers)
+        try:
+            async with asyncio.timeout(seconds):
+                response = await self._send(_request(head, body, None), deadline)
+                try:
+                    if response.status != 200:
+                        raise await _refusal(response, deadline)
+                    return await _read(response, deadline, _MAX_ANSWER_BYTES)
+                finally:
+                    response.close()
+        except TimeoutError as error:
+            raise EngineTimeout("the engine did not answer in time") from error
+
+    async def _send(self, request: bytes, deadline: float) -> Response:
+        try:
+            return await self._pool.exchange(request, deadline)
+        except WireError as error:
+            raise broken(error, has_begun=False) from error
+
+
+class _Settings(msgspec.Struct):
+    n_ctx: int | None = None
+
+
+class _Info(msgspec.Struct):
+    """The union of TGI's `/info`, vLLM's `/version`, SGLang's `/model_info` and llama.cpp's `/props`."""
+
+    model_id: str | None = None
+    model_sha: str | None = None
+    model_path: str | None = None
+    version: str | None = None
+    build_info: str | None = None
+    max_total_tokens: int | None = None
+    max_input_tokens: int | None = None
+    max_input_length: int | None = None
+    default_generation_settings: _Settings | None = None
+
+
+class _Model(msgspec.Struct):
+    id: str
+    parent: str | None = None
+    max_model_len: int | None = None
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model] = []
+
+
+class _Counted(msgspec.Struct):
+    count: int | None = None
+    tokens: list[Any] = []
+
+
+async def _next(response: Response, reader: StreamReader, deadline: float) -> list[Piece]:
+    """Return the pieces of the next bytes, with the last piece when they end the answer."""
+    try:
+        chunk = await response.chunk(deadline)
+    except WireError as error:
+        if not reader.is_finished:
+            raise broken(error, has_begun=reader.has_begun) from error
+        # The finish reason is in: only the end mark is missing, and the answer is whole without it.
+        chunk = b""
+    if not chunk:
+        return reader.end()
+    pieces = reader.feed(chunk)
+    if reader.is_done:
+        pieces += reader.end()
+    return pieces
+
+
+async def _read(response: Response, deadline: float, max_bytes: int) -> bytes:
+    try:
+        return await response.read(deadline, max_bytes=max_bytes)
+    except WireError as error:
+        raise broken(error, has_begun=False) from error
+
+
+async def _refusal(response: Response, deadline: float) -> ServiceError:
+    body = await _read(response, deadline, _MAX_REFUSAL_BYTES)
+    return read_refusal(response.status, body, retry_after=response.retry_after.decode("latin-1"))
+
+
+def _decode(body: bytes, kind: Any) -> Any:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise EngineGarbage("the engine's answer is not the protocol's JSON") from error
+
+
+def _head(method: str, target: str, header_lines: bytes) -> bytes:
+    return f"{method} {target} HTTP/1.1\r\n".encode("ascii") + header_lines
+
+
+def _lines(headers: dict[str, str]) -> bytes:
+    if any("\r" in value or "\n" in value for value in headers.values()):
+        raise ValueError("an engine's URL and token hold no line breaks")
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("latin-1")
+
+
+def _request(head: bytes, body: bytes, traceparent: str | None) -> bytes:
+    if traceparent is not None and traceparent.isascii() and traceparent.isprintable():
+        return b"%btraceparent: %b\r\ncontent-length: %d\r\n\r\n%b" % (head, traceparent.encode(), len(body), body)
+    return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
