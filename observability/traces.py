@@ -183,7 +183,8 @@ class RequestTrace:
     def end(self, status: int | None, *, error: BaseException | str | None = None) -> None:
         """End the server span with the HTTP status that was sent (None: nothing was); only the first call counts.
 
-        A status of 500 and up is an error even when none is given, as the HTTP conventions have it.
+        As the HTTP conventions have it, a status of 500 and up is an error even when none is given, and one of 400 to
+        499 is the client's error and not the span's.
         """
         server = self.server
         if not self._owned:
@@ -191,7 +192,9 @@ class RequestTrace:
             return
         if self._measure is None and not server.recording:
             return
-        if error is None and (status is None or status >= 500):
+        if status is not None and 400 <= status < 500:
+            error = None
+        elif error is None and (status is None or status >= 500):
             error = str(status or "incomplete_response")
         if self._measure is not None:
             self._measure.end(status, error)

@@ -276,9 +276,10 @@ def test_an_error_is_named_by_its_type_and_its_message_left_out(
 
 def test_a_client_error_is_not_an_error_of_the_server(traced: Traced) -> None:
     telemetry, exporter = traced
-    telemetry.begin(route=ROUTE).end(404)
+    telemetry.begin(route=ROUTE).end(404, error="model_not_found")
     (span,) = exporter.get_finished_spans()
     assert span.status.status_code is StatusCode.UNSET
+    assert "error.type" not in (span.attributes or {})
 
 
 @pytest.mark.parametrize("method", ["on_start", "on_end"])
