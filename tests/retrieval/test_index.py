@@ -1,0 +1,368 @@
+"""One suite over every index: what holds for the one in the process holds for a Qdrant server."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from qdrant_client import AsyncQdrantClient
+
+from retrieval.documents import Scope
+from retrieval.edge import EdgeIndex
+from retrieval.errors import IndexMismatch, IndexUnavailable, InvalidFilter
+from retrieval.index import (
+    Index,
+    IndexFilter,
+    IndexPoint,
+    IndexSchema,
+    SparseVector,
+    labels,
+    point_id,
+    point_key,
+    tenant_filter,
+)
+from retrieval.qdrant import MEMORY, QdrantIndex
+
+SCHEMA = IndexSchema(
+    embedding_model="acme/Tiny Model",
+    dimension=4,
+    splitting_version=1,
+    passage_tokens=200,
+    sparse_model="bm25",
+    owner="store-1",
+)
+AXES = np.eye(4, dtype=np.float32)
+EVERYTHING = IndexFilter("acme")
+
+
+def point(
+    generation: int, n: int, dense: int = 0, words: tuple[int, ...] = (7,), tenant: str = "acme", **metadata: object
+) -> IndexPoint:
+    return IndexPoint(
+        point_id(generation, n),
+        AXES[dense],
+        SparseVector(list(words), [1.0] * len(words)),
+        tenant,
+        labels(metadata),
+    )
+
+
+def words(*ids: int) -> SparseVector:
+    return SparseVector(list(ids), [1.0] * len(ids))
+
+
+def found(leg: list[tuple[int, float]]) -> list[tuple[int, int]]:
+    return [point_key(number) for number, _ in leg]
+
+
+@pytest.fixture(params=["edge", "qdrant"])
+async def make(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Callable[[], Index]]:
+    """Make indexes that look at the same data, one after the other."""
+    if request.param == "edge":
+        yield lambda: EdgeIndex(tmp_path / "index")
+        return
+    client = AsyncQdrantClient(MEMORY)
+    yield lambda: QdrantIndex(MEMORY, client=client)
+    await client.close()
+
+
+@asynccontextmanager
+async def opened(index: Index, schema: IndexSchema = SCHEMA, *, rebuild: bool = False) -> AsyncIterator[Index]:
+    await index.open(schema, rebuild=rebuild)
+    try:
+        yield index
+    finally:
+        await index.close()
+
+
+async def test_an_empty_index_finds_nothing(make: Callable[[], Index]) -> None:
+    async with opened(make()) as index:
+        legs = await index.search(EVERYTHING, dense=AXES[0], sparse=words(7), depth=5)
+        assert (legs.dense, legs.sparse, await index.ids()) == ([], [], [])
+        await index.check()
+
+
+async def test_each_leg_ranks_by_its_own_score(make: Callable[[], Index]) -> None:
+    near = IndexPoint(point_id(1, 1), np.array([0.8, 0.6, 0, 0], np.float32), words(1), "acme")
+    nearer = IndexPoint(point_id(1, 2), AXES[0], words(2, 3), "acme")
+    lexical = IndexPoint(point_id(1, 3), AXES[3], words(4, 5), "acme")
+    async with opened(make()) as index:
+        await index.upsert([near, nearer, lexical])
+        legs = await index.search(EVERYTHING, dense=AXES[0], sparse=words(4, 5, 1), depth=2)
+    assert found(legs.dense) == [(1, 2), (1, 1)]
+    assert [score for _, score in legs.dense] == pytest.approx([1.0, 0.8])
+    assert found(legs.sparse) == [(1, 3), (1, 1)]
+    assert legs.sparse[0][1] > legs.sparse[1][1] > 0
+
+
+async def test_a_rare_word_weighs_more_than_a_common_one(make: Callable[[], Index]) -> None:
+    async with opened(make()) as index:
+        await index.upsert([point(1, n, words=(7,)) for n in range(1, 6)] + [point(1, 6, words=(9,))])
+        legs = await index.search(EVERYTHING, dense=None, sparse=words(7, 9), depth=10)
+    assert found(legs.sparse)[0] == (1, 6)
+    assert legs.dense == []
+
+
+async def test_a_leg_without_a_vector_stays_empty(make: Callable[[], Index]) -> None:
+    async with opened(make()) as index:
+        await index.upsert([point(1, 1), point(1, 2, words=())])
+        assert (await index.search(EVERYTHING, dense=AXES[0], sparse=None, depth=5)).sparse == []
+        only_stop_words = await index.search(EVERYTHING, dense=None, sparse=words(), depth=5)
+        assert (only_stop_words.dense, only_stop_words.sparse) == ([], [])
+
+
+async def test_a_point_written_again_replaces_itself(make: Callable[[], Index]) -> None:
+    async with opened(make()) as index:
+        await index.upsert([point(1, 1, dense=0)])
+        await index.upsert([point(1, 1, dense=2, words=(8,))])
+        assert await index.ids() == [point_id(1, 1)]
+        legs = await index.search(EVERYTHING, dense=AXES[2], sparse=words(7), depth=5)
+    assert legs.dense[0][1] == pytest.approx(1.0)
+    assert legs.sparse == []
+
+
+async def test_deleted_points_are_not_found(make: Callable[[], Index]) -> None:
+    async with opened(make()) as index:
+        await index.upsert([point(1, n) for n in range(1, 4)])
+        await index.delete([point_id(1, 1), point_id(1, 3), point_id(9, 9)])
+        legs = await index.search(EVERYTHING, dense=AXES[0], sparse=words(7), depth=5)
+        assert found(legs.dense) == found(legs.sparse) == [(1, 2)]
+
+
+async def test_a_tenant_finds_its_own_points_only(make: Callable[[], Index]) -> None:
+    async with opened(make()) as index:
+        await index.upsert([point(1, 1, tenant="acme"), point(2, 1, tenant="umbrella"), point(3, 1, tenant="acm")])
+        for tenant, generation in (("acme", 1), ("umbrella", 2), ("acm", 3)):
+            legs = await index.search(IndexFilter(tenant), dense=AXES[0], sparse=words(7), depth=10)
+            assert found(legs.dense) == found(legs.sparse) == [(generation, 1)]
+        nobody = await index.search(IndexFilter("nobody"), dense=AXES[0], sparse=words(7), depth=10)
+        assert (nobody.dense, nobody.sparse) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "generations"),
+    [
+        ({}, {1, 2, 3}),
+        ({"product": "x"}, {1, 3}),
+        ({"product": "x", "year": 2024}, {1}),
+        ({"year": [2023, 2024]}, {1, 2}),
+        ({"year": 2024.0}, {1}),
+        ({"year": "2024"}, set()),
+        ({"year": True}, set()),
+        ({"public": True}, {2}),
+        ({"tags": "red"}, {3}),
+        ({"tags": ["blue", "red"]}, {3}),
+        ({"price": 1.5}, {2}),
+        ({"absent": "x"}, set()),
+    ],
+)
+async def test_a_filter_keeps_what_matches_every_key(
+    make: Callable[[], Index], wanted: dict[str, object], generations: set[int]
+) -> None:
+    async with opened(make()) as index:
+        await index.upsert(
+            [
+                point(1, 1, product="x", year=2024),
+                point(2, 1, product="y", year=2023, public=True, price=1.5),
+                point(3, 1, product="x", tags=["red", "green"]),
+            ]
+        )
+        legs = await index.search(tenant_filter(Scope("acme", wanted)), dense=AXES[0], sparse=words(7), depth=10)
+    assert {generation for generation, _ in found(legs.dense)} == generations
+    assert {generation for generation, _ in found(legs.sparse)} == generations
+
+
+async def test_hidden_generations_are_not_found(make: Callable[[], Index]) -> None:
+    async with opened(make()) as index:
+        await index.upsert([point(1, 1), point(2, 1), point(2, 2), point(3, 1)])
+        where = tenant_filter(Scope("acme"), hidden={2, 3})
+        legs = await index.search(where, dense=AXES[0], sparse=words(7), depth=10)
+    assert found(legs.dense) == found(legs.sparse) == [(1, 1)]
+
+
+async def test_vectors_come_back_as_written(make: Callable[[], Index]) -> None:
+    async with opened(make()) as index:
+        await index.upsert([point(1, 1, dense=1), point(1, 2, dense=3, words=())])
+        vectors = await index.vectors([point_id(1, 1), point_id(1, 2), point_id(5, 5)])
+    assert vectors.keys() == {point_id(1, 1), point_id(1, 2)}
+    np.testing.assert_allclose(vectors[point_id(1, 2)], AXES[3])
+
+
+async def test_many_points_are_written_listed_and_deleted(make: Callable[[], Index]) -> None:
+    numbers = [point_id(1, n) for n in range(1, 301)]
+    async with opened(make()) as index:
+        await index.upsert([point(1, n) for n in range(1, 301)])
+        assert sorted(await index.ids()) == numbers
+        await index.delete(numbers[:250])
+        assert sorted(await index.ids()) == numbers[250:]
+
+
+async def test_points_survive_closing(make: Callable[[], Index]) -> None:
+    async with opened(make()) as index:
+        await index.upsert([point(1, 1), point(2, 5, dense=2)])
+    async with opened(make()) as index:
+        legs = await index.search(EVERYTHING, dense=AXES[2], sparse=words(7), depth=5)
+        assert found(legs.dense)[0] == (2, 5)
+        assert len(legs.sparse) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"embedding_model": "acme/other"}, "embedding_model is 'acme/Tiny Model' in the collection and 'acme/other'"),
+        ({"dimension": 8}, "dimension"),
+        ({"sparse_model": "bm25-k2"}, "sparse_model"),
+        ({"owner": "store-2"}, "owner"),
+    ],
+)
+async def test_another_schema_is_refused_and_named(
+    make: Callable[[], Index], change: dict[str, object], named: str
+) -> None:
+    async with opened(make()) as index:
+        await index.upsert([point(1, 1)])
+    index = make()
+    with pytest.raises(IndexMismatch, match=named):
+        await index.open(replace(SCHEMA, **change))
+    await index.close()
+    async with opened(make()) as index:
+        assert await index.ids() == [point_id(1, 1)]
+
+
+async def test_rebuilding_starts_an_empty_index_of_the_new_schema(make: Callable[[], Index]) -> None:
+    changed = replace(SCHEMA, embedding_model="acme/other")
+    async with opened(make()) as index:
+        await index.upsert([point(1, 1)])
+    async with opened(make(), changed, rebuild=True) as index:
+        assert await index.ids() == []
+        await index.upsert([point(1, 2)])
+    async with opened(make(), changed) as index:
+        assert await index.ids() == [point_id(1, 2)]
+
+
+async def test_rebuilding_keeps_an_index_of_the_same_schema(make: Callable[[], Index]) -> None:
+    async with opened(make()) as index:
+        await index.upsert([point(1, 1)])
+    async with opened(make(), rebuild=True) as index:
+        assert await index.ids() == [point_id(1, 1)]
+
+
+async def test_a_closed_index_is_unavailable(make: Callable[[], Index]) -> None:
+    index = make()
+    with pytest.raises(IndexUnavailable, match="not open"):
+        await index.check()
+    await index.open(SCHEMA)
+    await index.close()
+    await index.close()
+    with pytest.raises(IndexUnavailable, match="not open"):
+        await index.search(EVERYTHING, dense=AXES[0], sparse=None, depth=1)
+    with pytest.raises(IndexUnavailable, match="not open"):
+        await index.upsert([point(1, 1)])
+
+
+async def test_a_vector_of_the_wrong_length_is_an_index_error(make: Callable[[], Index]) -> None:
+    async with opened(make()) as index:
+        with pytest.raises(IndexUnavailable):
+            await index.upsert([replace(point(1, 1), dense=np.ones(3, np.float32))])
+
+
+async def test_an_embedded_index_has_one_owner(tmp_path: Path) -> None:
+    async with opened(EdgeIndex(tmp_path / "index")):
+        second = EdgeIndex(tmp_path / "index")
+        with pytest.raises(IndexUnavailable, match="Another process has the index open"):
+            await second.open(SCHEMA)
+
+
+def shards_in(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir() if path.is_dir())
+
+
+async def test_rebuilding_an_embedded_index_leaves_one_shard(tmp_path: Path) -> None:
+    async with opened(EdgeIndex(tmp_path)):
+        pass
+    async with opened(EdgeIndex(tmp_path), replace(SCHEMA, dimension=5), rebuild=True):
+        pass
+    assert shards_in(tmp_path) == ["0002"]
+
+
+WRITER = """
+import asyncio, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_index import SCHEMA, point
+from retrieval.edge import EdgeIndex
+
+async def main():
+    index = EdgeIndex(Path(sys.argv[1]))
+    await index.open(SCHEMA)
+    n = 0
+    while True:
+        n += 1
+        await index.upsert([point(n, 1)])
+        print(n, flush=True)
+
+asyncio.run(main())
+"""
+
+
+def written_until_killed(directory: Path) -> set[int]:
+    """Start a writer, kill it after 200 acknowledged points, return all that it acknowledged."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(directory), str(Path(__file__).parent)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    try:
+        acknowledged = [int(process.stdout.readline()) for _ in range(200)]
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        rest, _ = process.communicate()
+    return {point_id(n, 1) for n in (*acknowledged, *map(int, rest.split()))}
+
+
+async def test_acknowledged_points_survive_kill_nine(tmp_path: Path) -> None:
+    acknowledged = written_until_killed(tmp_path)
+    async with opened(EdgeIndex(tmp_path)) as index:
+        ids = await index.ids()
+    assert acknowledged <= set(ids)
+    assert len(ids) <= len(acknowledged) + 1
+
+
+async def test_a_server_that_is_down_is_unavailable() -> None:
+    index = QdrantIndex("http://127.0.0.1:1", timeout_seconds=1)
+    with pytest.raises(IndexUnavailable, match=r"Qdrant server at http://127\.0\.0\.1:1 failed"):
+        await index.open(SCHEMA)
+    await index.close()
+
+
+def test_a_point_number_holds_its_generation_and_passage() -> None:
+    assert point_key(point_id(2**32, 2**20 - 1)) == (2**32, 2**20 - 1)
+    assert point_id(2**32, 2**20 - 1) < 2**53
+
+
+def test_the_index_version_names_model_dimension_and_splitting() -> None:
+    version = SCHEMA.index_version
+    assert version.startswith("tiny-model-d4-s1-")
+    assert len(version.rsplit("-", 1)[1]) == 8
+    assert replace(SCHEMA, owner="store-2").index_version == version
+    assert replace(SCHEMA, sparse_model="other").index_version != version
+    assert replace(SCHEMA, passage_tokens=100).index_version != version
+
+
+@pytest.mark.parametrize("bad", [None, {"nested": 1}, [["list"]], [], [None], float("nan"), ["x"] * 101])
+def test_a_filter_that_cannot_be_matched_is_refused_by_name(bad: object) -> None:
+    with pytest.raises(InvalidFilter, match="'colour'"):
+        tenant_filter(Scope("acme", {"colour": bad}))
+
+
+def test_a_scope_without_a_tenant_finds_nothing_at_all() -> None:
+    with pytest.raises(InvalidFilter, match="tenant"):
+        tenant_filter(Scope(""))
+
+
+def test_only_scalars_of_the_metadata_become_labels() -> None:
+    assert labels({"a": {"deep": 1}, "b": None, "c": [1, 1, [2]], "d": "ß"}) == ('["c", 1]', '["d", "ß"]')
