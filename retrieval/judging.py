@@ -1,0 +1,240 @@
+"""One sentence's verdict: what it claims, whether the passages support it, and which of them to cite for it.
+
+The main rule: the cheap and exact checks come first - numbers, words, negation - and the cosine is asked only where
+they leave a doubt.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from retrieval.abstention import CheckPolicy, engine_abstains, is_polar, says_nothing, split_yes_no
+from retrieval.documents import Hit
+from retrieval.errors import RetrievalError
+from retrieval.markers import Marker, claim_text, is_code, read_markers, split_lead_in
+from retrieval.support import Candidate, Evidence, Support, contradicts
+from retrieval.terms import Terms, terms, word_set
+
+Similarity = Callable[[str, list[str]], Awaitable[list[float]]]
+Status = Literal["supported", "weak", "unsupported"]
+
+# Of so many likeliest sentences the cosine picks the extractive answer.
+_EXTRACT_CANDIDATES = 6
+_PRONOUNS = word_set(
+    "it this that these those they he she its their his her such both each however also therefore then thus"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A checked sentence: `text` is what would be shown of it, `written` what the engine wrote.
+
+    `cited` are hits by index; `shown` maps an index into `markers` to those of them it stays for, `added` are cited at
+    the sentence's end. `supports` holds what each passage says to it.
+    """
+
+    kind: Literal["claim", "filler", "abstention"]
+    text: str
+    status: Status = "unsupported"
+    share: float = 0.0
+    cited: tuple[int, ...] = ()
+    shown: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    added: tuple[int, ...] = ()
+    markers: tuple[Marker, ...] = ()
+    supports: dict[int, Support] = field(default_factory=dict)
+    invented: tuple[int, ...] = ()
+    written: str = ""
+    written_markers: tuple[Marker, ...] = ()
+
+
+class Judge:
+    """Judges the sentences of one answer."""
+
+    def __init__(
+        self, question: str, hits: Sequence[Hit], policy: CheckPolicy, similarity: Similarity | None = None
+    ) -> None:
+        """`similarity(text, texts)` returns cosines; without it words alone decide."""
+        self._question = question
+        self._hits = hits
+        self._policy = policy
+        self._similarity = similarity
+        self._evidence = Evidence(question, hits, polar=is_polar(question))
+
+    async def judge(self, written: str, *, focused: bool) -> Finding:
+        """Judge one sentence; `focused` says that one before it already answers the question."""
+        written_markers = tuple(read_markers(written))
+        text, led = split_lead_in(written)
+        markers = tuple(read_markers(text)) if led else written_markers
+        named = tuple(dict.fromkeys([*led, *(number for marker in written_markers for number in marker.numbers)]))
+        own = tuple(number - 1 for number in named if number <= len(self._hits))
+        finding = await self._weigh(text, markers, own, focused)
+        return replace(
+            finding,
+            invented=tuple(number for number in named if number > len(self._hits)),
+            written=written,
+            written_markers=written_markers,
+        )
+
+    async def extract(self) -> Finding | None:
+        """Return the sentence of the passages that answers the question best, cited, or None when none fits it."""
+        candidates = self._evidence.candidates()[:_EXTRACT_CANDIDATES]
+        cosines = await self._cosines(self._question, candidates)
+        ranked = sorted(
+            zip(candidates, cosines, strict=True), key=lambda pair: -(pair[0].rank_score + (pair[1] or 0.0))
+        )
+        for candidate, cosine in ranked:
+            fit = self._evidence.focus(candidate.hit, candidate.start, candidate.end, cosine)
+            if fit >= (self._policy.extract_focus_words if cosine is None else self._policy.extract_focus):
+                return self._quotation(candidate)
+        return None
+
+    async def _weigh(self, text: str, markers: tuple[Marker, ...], own: tuple[int, ...], focused: bool) -> Finding:
+        yes_no, said = split_yes_no(claim_text(text, markers)) if is_polar(self._question) else (None, "")
+        claim = terms(said if yes_no else claim_text(text, markers))
+        found = self._evidence.support(claim) if claim.words else []
+        status, kept = await self._grade(claim, claim_text(text, markers), found)
+        if engine_abstains(text) and not (kept and status == "supported" and claim.negations and not kept[0].missing):
+            return Finding("abstention", text, markers=markers)
+        if yes_no and not claim.words:
+            return self._bare_yes_no(yes_no, text, markers)
+        if not yes_no and not is_code(text) and says_nothing(text, claim, self._question, self._evidence.question):
+            # A line that only lists sources has nothing to show once its markers are gone.
+            return Finding("filler", "" if markers and not claim.words else text, markers=markers)
+        if status != "unsupported" and not focused and not await self._focused(kept):
+            status = "unsupported"
+        if status != "unsupported" and yes_no and not self._confirms(yes_no, kept[0]):
+            text = _without_yes_no(text)
+            markers = tuple(read_markers(text))
+        return self._cite(text, markers, own, status, kept, found)
+
+    async def _grade(self, claim: Terms, said: str, found: Sequence[Support]) -> tuple[Status, list[Support]]:
+        """Return the sentence's status and the passages that give it, the best first."""
+        sound = [each for each in found if not each.missing and not each.contradicted]
+        supported = [each for each in sound if each.share >= self._policy.supported_share]
+        if supported:
+            return "supported", supported + [each for each in sound if each not in supported and self._weak(each)]
+        share, pair = self._evidence.joint(claim, found)
+        if len(pair) == 2 and share >= self._policy.supported_share:
+            return "weak", pair
+        if sound and self._weak(sound[0]):
+            (cosine,) = await self._cosines(said, sound[:1])
+            if cosine is None or cosine >= self._policy.cosine:
+                return "weak", [sound[0]]
+        return "unsupported", list(found[:1])
+
+    def _weak(self, support: Support) -> bool:
+        return support.share >= self._policy.weak_share
+
+    async def _focused(self, kept: Sequence[Support]) -> bool:
+        """Tell whether the places that support a sentence are about what was asked."""
+        fits = [(self._evidence.focus(each.hit, each.start, each.end), each) for each in kept]
+        best, support = max(fits, key=lambda pair: pair[0])
+        if best >= self._policy.focus_sure:
+            return True
+        (cosine,) = await self._cosines(self._question, [support])
+        if cosine is None:
+            return best >= self._policy.focus_words
+        return self._evidence.focus(support.hit, support.start, support.end, cosine) >= self._policy.focus
+
+    async def _cosines(self, text: str, places: Sequence[Support | Candidate]) -> list[float | None]:
+        """Return the cosine of `text` to each place, None where no embedder answers: the words then decide alone."""
+        if self._similarity is None or not places:
+            return [None] * len(places)
+        texts = [self._passage_text(each.hit, each.start, each.end) for each in places]
+        try:
+            return list(await self._similarity(text, texts))
+        except RetrievalError:
+            return [None] * len(places)
+
+    def _bare_yes_no(self, yes_no: Literal["yes", "no"], text: str, markers: tuple[Marker, ...]) -> Finding:
+        """Keep a lone "Yes" only where one place says all that was asked, a lone "No" only where it denies it."""
+        found = self._evidence.support(self._evidence.question)
+        for each in found:
+            if not each.missing and each.share >= self._policy.polar_share and each.contradicted == (yes_no == "no"):
+                return self._cite(text, markers, (), "weak", [each], found)
+        return self._cite(text, markers, (), "unsupported", found[:1], found)
+
+    def _confirms(self, yes_no: Literal["yes", "no"], support: Support) -> bool:
+        """Tell whether the place that supports the rest of the sentence also bears out its "Yes" or "No"."""
+        reading = self._evidence.readings[support.hit]
+        place = [
+            each
+            for span, each in zip(reading.spans, reading.sentences, strict=True)
+            if span[0] < support.end and support.start < span[1]
+        ]
+        question = self._evidence.question
+        denied = contradicts(question, place)
+        differs = bool(question.hard - reading.vocabulary)
+        return (denied or differs) if yes_no == "no" else not denied and not differs
+
+    def _cite(
+        self,
+        text: str,
+        markers: tuple[Marker, ...],
+        own: Sequence[int],
+        status: Status,
+        kept: Sequence[Support],
+        found: Sequence[Support],
+    ) -> Finding:
+        """Choose what is cited: the engine's own choice among the passages that support the sentence, or the best."""
+        by_hit = {each.hit: each for each in found} | {each.hit: each for each in kept}
+        if status == "unsupported":
+            cited = [hit for hit in own if self._policy.unsupported == "mark"]
+        else:
+            able = [each.hit for each in kept]
+            joint = status == "weak" and len(able) == 2
+            cited = able if joint else [hit for hit in own if hit in able] or able[:1]
+        cited = cited[: self._policy.max_citations]
+        shown = {
+            index: tuple(dict.fromkeys(number - 1 for number in marker.numbers if number - 1 in cited))
+            for index, marker in enumerate(markers)
+        }
+        in_place = {hit for hits in shown.values() for hit in hits}
+        return Finding(
+            kind="claim",
+            text=text,
+            status=status,
+            share=kept[0].share if kept and status != "unsupported" else 0.0,
+            cited=tuple(cited),
+            shown=shown,
+            added=tuple(hit for hit in cited if hit not in in_place),
+            markers=markers,
+            supports=by_hit,
+        )
+
+    def _quotation(self, candidate: Candidate) -> Finding:
+        """Make a passage's sentence the answer, with the one before it where it would not be understood alone."""
+        reading = self._evidence.readings[candidate.hit]
+        place = [span[0] for span in reading.spans].index(candidate.start)
+        text = self._passage_text(candidate.hit, candidate.start, candidate.end)
+        start = candidate.start
+        if place and text.split(maxsplit=1)[0].lower().strip(",") in _PRONOUNS:
+            start = reading.spans[place - 1][0]
+        support = Support(candidate.hit, 1.0, start, candidate.end, frozenset())
+        return Finding(
+            kind="claim",
+            text=_readable(self._passage_text(candidate.hit, start, candidate.end)),
+            status="supported",
+            share=1.0,
+            cited=(candidate.hit,),
+            added=(candidate.hit,),
+            supports={candidate.hit: support},
+        )
+
+    def _passage_text(self, hit: int, start: int, end: int) -> str:
+        return self._hits[hit].passage.text[start:end]
+
+
+def _without_yes_no(text: str) -> str:
+    _, rest = split_yes_no(text)
+    return rest[:1].upper() + rest[1:]
+
+
+def _readable(quote: str) -> str:
+    """Return a quote as a sentence of an answer: on one line, without its list mark, its cells parted by commas."""
+    if is_code(quote):
+        return quote
+    line = " ".join(quote.split())
+    if line.startswith("|"):
+        return ", ".join(cell.strip() for cell in line.strip("|").split("|") if cell.strip())
+    return claim_text(line, ())

@@ -1,0 +1,224 @@
+"""Whether passages say what a sentence says, which sentence of which passage says it, and whether it answers.
+
+The main rule: a number or an identifier of the claim must stand in the passage, whatever else matches. Then counts how
+much of the claim's content stands in one place of the passage, and whether one of the two denies what the other
+states. Words of the question weigh less, because a wrong answer repeats them just as well.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import log
+
+from retrieval.documents import Hit, Passage
+from retrieval.sentences import sentences
+from retrieval.terms import Terms, terms, word_set
+
+# A name or a number tells more about what a claim says than a common word does.
+_NAME_WEIGHT = 2.0
+# What the question already says may make up at most a third of a claim: the rest is what the answer adds.
+_QUESTION_WEIGHT = 0.3
+_QUESTION_CAP = 0.5
+# A second sentence joins the quote only when it adds this much of the claim.
+_SECOND_SENTENCE_GAIN = 0.15
+# What the support of the best place counts against that of the whole passage: a value from elsewhere in the right
+# passage is wrong more often than it is a paraphrase.
+_PLACE_WEIGHT = 0.7
+# Words that ask, or say what to do with the answer, and not what it is about.
+_TASK_WORDS = word_set(
+    """answer brief briefly call compare describ detail explain giv happen kind list long many mean much name often
+    outlin pleas question say sentenc short show stat summar summary summariz tell thank type word writ"""
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A passage, read once: its sentences, and the vocabulary of its text and of its title and headings."""
+
+    spans: tuple[tuple[int, int], ...]
+    sentences: tuple[Terms, ...]
+    head: frozenset[str]
+    vocabulary: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """How far a passage supports a claim, and where: `start:end` of the passage's text, a sentence or two.
+
+    `share` (0 to 1) is the weighted part of the claim's content that stands there; `missing` are its numbers and
+    identifiers that stand nowhere in the passage; `contradicted` says that one denies what the other states;
+    `covered` are the words of the claim that stand at the place.
+    """
+
+    hit: int
+    share: float
+    start: int
+    end: int
+    covered: frozenset[str]
+    missing: frozenset[str] = frozenset()
+    contradicted: bool = False
+
+    @property
+    def score(self) -> float:
+        """The share, lowered for what is missing or contradicted: one figure to compare claims by."""
+        return self.share * (0.3 if self.missing else 1.0) * (0.5 if self.contradicted else 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A sentence of a passage as an answer to the question; `focus` (about 0 to 1) says how well it fits it."""
+
+    hit: int
+    start: int
+    end: int
+    focus: float
+    rank_score: float
+
+
+@lru_cache(maxsize=512)
+def read(passage: Passage) -> Reading:
+    """Read a passage; the same passages come back for many questions, so that the last few are kept."""
+    spans = tuple(sentences(passage.text))
+    read_sentences = tuple(terms(passage.text[start:end]) for start, end in spans)
+    head = terms("\n".join((passage.document_title, passage.document_name, *passage.heading_path))).vocabulary
+    return Reading(spans, read_sentences, head, head.union(*(each.vocabulary for each in read_sentences)))
+
+
+class Evidence:
+    """The passages found for one question, ready to be asked what they support."""
+
+    def __init__(self, question: str, hits: Sequence[Hit], *, polar: bool = False) -> None:
+        """`polar` says that the question asks for yes or no: then its numbers may be what the passages deny."""
+        self.hits = hits
+        self.readings = [read(hit.passage) for hit in hits]
+        self.question = terms(question)
+        self.subject = frozenset(self.question.words) - _TASK_WORDS
+        """What the question is about."""
+        self._must_stand = self.subject & (
+            self.question.names if polar else self.question.names | self.question.numbers
+        )
+        self._weights = self._rarity()
+
+    def support(self, claim: Terms, among: Iterable[int] | None = None) -> list[Support]:
+        """Weigh `claim` against each passage (`among` these hits), the best supporting one first."""
+        weights = self._claim_weights(claim)
+        found = [self._support(claim, weights, hit) for hit in (range(len(self.hits)) if among is None else among)]
+        return sorted(found, key=lambda each: (bool(each.missing), each.contradicted, -each.share, each.hit))
+
+    def joint(self, claim: Terms, found: Sequence[Support]) -> tuple[float, list[Support]]:
+        """Return how much of `claim` the two best complementary places say together, and those two."""
+        weights = self._claim_weights(claim)
+        total = sum(weights.values())
+        best, pair = 0.0, list(found[:1])
+        for i, one in enumerate(found):
+            for other in found[i + 1 :]:
+                covered = one.covered | other.covered
+                if claim.hard <= covered and covered != one.covered and covered != other.covered:
+                    share = _sum(weights, covered) / total if total else 0.0
+                    if share > best and not (one.contradicted or other.contradicted):
+                        best, pair = share, [one, other]
+        return best, pair
+
+    def focus(self, hit: int, start: int, end: int, cosine: float | None = None) -> float:
+        """Return how well `start:end` of a passage fits the question, from its words and, if known, the cosine.
+
+        The words count twice: in the sentence itself, and in it with its neighbours and headings. A name or number
+        of the question that the passage lacks altogether counts against it. See `CheckPolicy.focus`.
+        """
+        reading = self.readings[hit]
+        places = [i for i, span in enumerate(reading.spans) if span[0] < end and start < span[1]]
+        if not self.subject or not places:
+            return 1.0
+        here = frozenset().union(*(reading.sentences[i].vocabulary for i in places))
+        around = reading.sentences[max(0, places[0] - 1) : places[-1] + 2]
+        near = reading.head.union(*(each.vocabulary for each in around))
+        total = sum(self._weights.values())
+        words = (_sum(self._weights, here) + _sum(self._weights, near)) / (2 * total)
+        absent = len(self._must_stand - reading.vocabulary)
+        return words - 0.2 * absent if cosine is None else 0.7 * words + 0.6 * cosine - 0.2 * absent
+
+    def candidates(self) -> list[Candidate]:
+        """Return every sentence of every passage, the likeliest answer first."""
+        found = [
+            self._candidate(hit, place)
+            for hit, reading in enumerate(self.readings)
+            for place in range(len(reading.spans))
+            if reading.sentences[place].words
+        ]
+        return sorted(found, key=lambda each: -each.rank_score)
+
+    def _candidate(self, hit: int, place: int) -> Candidate:
+        reading = self.readings[hit]
+        start, end = reading.spans[place]
+        here = reading.sentences[place]
+        focus = self.focus(hit, start, end)
+        own = _sum(self._weights, here.vocabulary) / (sum(self._weights.values()) or 1.0)
+        score = own + 0.5 * focus - 0.03 * hit
+        if here.vocabulary <= self.question.vocabulary | reading.head or _is_label(
+            self.hits[hit].passage.text[start:end]
+        ):
+            score -= 0.5  # It repeats the question or is a heading: whatever answers it stands elsewhere.
+        return Candidate(hit, start, end, focus, score)
+
+    def _support(self, claim: Terms, weights: dict[str, float], hit: int) -> Support:
+        reading = self.readings[hit]
+        total = sum(weights.values())
+        if not total or not reading.spans:
+            return Support(hit, 0.0, 0, 0, frozenset(), claim.hard)
+        words = frozenset(weights)
+        singles = [words & (each.vocabulary | reading.head) for each in reading.sentences]
+        shares = [_sum(weights, each) / total for each in singles]
+        first = last = max(range(len(shares)), key=lambda i: (shares[i], -i))
+        covered, share = singles[first], shares[first]
+        for i in range(max(0, first - 1), min(len(singles) - 1, first + 1)):
+            both = singles[i] | singles[i + 1]
+            if (together := _sum(weights, both) / total) >= share + _SECOND_SENTENCE_GAIN:
+                first, last, covered, share = i, i + 1, both, together
+        whole = _sum(weights, words & reading.vocabulary) / total
+        return Support(
+            hit=hit,
+            share=_PLACE_WEIGHT * share + (1 - _PLACE_WEIGHT) * whole,
+            start=reading.spans[first][0],
+            end=reading.spans[last][1],
+            covered=covered,
+            missing=claim.hard - reading.vocabulary,
+            contradicted=contradicts(claim, reading.sentences[first : last + 1]),
+        )
+
+    def _claim_weights(self, claim: Terms) -> dict[str, float]:
+        telling = claim.names | claim.hard
+        weights = {word: _NAME_WEIGHT if word in telling else 1.0 for word in claim.words}
+        known = [word for word in weights if word in self.question.vocabulary]
+        new = sum(weights.values()) - sum(weights[word] for word in known)
+        if new and known:
+            scale = min(_QUESTION_WEIGHT, _QUESTION_CAP * new / sum(weights[word] for word in known))
+            weights.update({word: weights[word] * scale for word in known})
+        return weights
+
+    def _rarity(self) -> dict[str, float]:
+        """Weigh the question's words by how few of the found sentences have them (inverse document frequency)."""
+        everything = [each for reading in self.readings for each in reading.sentences]
+        seen = Counter(word for each in everything for word in each.vocabulary & self.subject)
+        return {word: log((len(everything) + 1) / (seen[word] + 0.5)) for word in sorted(self.subject)}
+
+
+def _sum(weights: dict[str, float], words: Iterable[str]) -> float:
+    # In a fixed order, since a sum of floats depends on it and a set's order changes between processes.
+    return sum(weights[word] for word in sorted(words) if word in weights)
+
+
+def contradicts(claim: Terms, place: Sequence[Terms]) -> bool:
+    """Tell whether one side denies a word that the other only states; where both deny something, nothing is told."""
+    denials = sum(each.negations for each in place)
+    if bool(claim.negations) == bool(denials):
+        return False
+    if claim.negations:
+        stated = frozenset().union(*(each.affirmed for each in place))
+        return bool((claim.negated - claim.affirmed) & stated)
+    denied = frozenset().union(*(each.negated - each.affirmed for each in place))
+    return bool(claim.affirmed & denied)
+
+
+def _is_label(text: str) -> bool:
+    return text.startswith("#") or text.rstrip("*_ ").endswith((":", "?"))

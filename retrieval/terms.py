@@ -1,0 +1,228 @@
+"""What a piece of text says, word by word: stemmed content words, numbers, names, identifiers, and what is negated.
+
+The main rule: the same fact gives the same terms however it is written - "1,000" and "one thousand"; "7 days" and
+"seven days"; "200ms" and "200 milliseconds"; "deleted" and "deletion" - and two different values never do. No model
+and no word list but English function words, number words and units: another language keeps its function words.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import lru_cache
+
+
+def word_set(words: str) -> frozenset[str]:
+    """Make a set of the words of a string: a word list reads best as text."""
+    return frozenset(words.split())
+
+
+_STOPWORDS = word_set(
+    """a about above after again all also am an and any anyone anything are as at be because been before being below
+    between both but by can could did do does doing done during each either else ever every few for from further had
+    has have having he her here hers him his how however i if in into is it its itself just let may me might more most
+    much must my of off on once one only or other our ours out over own per shall she should since so some
+    something still such than that the their theirs them then there therefore these they this those though through
+    thus to too under until up upon us very via was we were what when where whether which while who whom whose why
+    will with within would yes yet you your yours"""
+)
+_NEGATIONS = word_set("no not never none neither nor cannot without nobody nothing nowhere hardly")
+# "One" is left out: "one of them" counts nothing.
+_NUMBER_WORDS = {
+    "zero": 0, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
+    "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16, "seventeen": 17,
+    "eighteen": 18, "nineteen": 19, "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70,
+    "eighty": 80, "ninety": 90,
+}  # fmt: skip
+_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "k": 1000}
+# Right after a number these are units; elsewhere "s" and "m" are letters.
+_UNITS = {
+    "ms": "millisecond", "msec": "millisecond", "us": "microsecond", "µs": "microsecond", "s": "second",
+    "sec": "second", "secs": "second", "min": "minute", "mins": "minute", "h": "hour", "hr": "hour", "hrs": "hour",
+    "d": "day", "wk": "week", "yr": "year", "yrs": "year", "kb": "kilobyte", "mb": "megabyte", "gb": "gigabyte",
+    "tb": "terabyte", "kib": "kibibyte", "mib": "mebibyte", "gib": "gibibyte", "km": "kilometre", "m": "metre",
+    "cm": "centimetre", "mm": "millimetre", "kg": "kilogram", "g": "gram", "mg": "milligram", "lb": "pound",
+    "lbs": "pound", "ft": "foot", "feet": "foot", "mi": "mile", "pct": "percent", "percentage": "percent",
+}  # fmt: skip
+# An ideograph is a word of its own, since nothing separates the words there.
+_TOKEN = re.compile(
+    r"(?P<number>(?:(?<!\w)[-−vV](?=\d))?\d+(?:[.,]\d+)*)"
+    r"|(?P<ideograph>[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])"
+    r"|(?P<word>[^\W\d_](?:(?![\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])\w)*(?:['’][^\W\d_]+)?)"
+    r"|(?P<percent>[%‰])"
+    r"|(?P<clause>[,;:()—\n])"
+    r"|(?P<stop>[.!?…。！？])"
+)
+_THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+_IDENTIFIER = re.compile(r"\w+_\w+|\w*[a-z][A-Z]\w*|[^\W\d_]+\d\w*")
+_WORD_PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\da-zA-Z_]+|\d+")
+_ORDINALS = frozenset(("st", "nd", "rd", "th"))
+_VOWEL = re.compile(r"[aeiouy]")
+# (ending, the least that must stay of the word)
+_ENDINGS = (("ations", 4), ("ation", 4), ("ions", 4), ("ion", 4), ("ing", 3), ("ed", 3), ("ment", 4), ("ly", 4))
+_CLAUSE_WORDS = word_set("but and while although whereas because")
+_CONTRACTION = re.compile(r"(?:n['’]t|['’]\w+)\Z")
+# These deny nothing of what follows: a bound, an emphasis, a time, and a double negation.
+_NO_NEGATION = re.compile(
+    r"\b(?:no|not) (?:later|earlier|sooner|more|less|fewer|longer) than\b|\bnot (?:only|just|merely|until|un\w+)\b"
+    r"|\bno (?:doubt|matter)\b",
+    re.IGNORECASE,
+)
+# How many content words a negation reaches: "not (be) deleted automatically after".
+_NEGATION_REACH = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The terms of one text, lower case and stemmed.
+
+    `words` are in the text's order; `vocabulary` is what another text's terms are looked up in and holds more:
+    the parts of an identifier, and "1" for every "one". `numbers` are written in digits ("1000", "-2.5"); `names`
+    are capitalised inside a sentence; `identifiers` are code-like (`MAX_SIZE`, `sha256`); `negated` words are within
+    reach of a negation, `affirmed` ones stand outside at least once.
+    """
+
+    words: tuple[str, ...]
+    vocabulary: frozenset[str]
+    numbers: frozenset[str]
+    names: frozenset[str]
+    identifiers: frozenset[str]
+    negated: frozenset[str]
+    affirmed: frozenset[str]
+    negations: int
+
+    @property
+    def hard(self) -> frozenset[str]:
+        """The terms that are right or wrong, never paraphrased."""
+        return self.numbers | self.identifiers
+
+
+def terms(text: str) -> Terms:
+    """Read the terms of `text`."""
+    found: dict[str, list[str]] = {
+        kind: [] for kind in ("word", "number", "name", "identifier", "also", "negation", "clause")
+    }
+    words: list[str] = []
+    negated: set[str] = set()
+    affirmed: set[str] = set()
+    reach = 0
+    for kind, word in _read(text):
+        found[kind].append(word)
+        if kind == "clause":
+            reach = 0
+        elif kind == "negation":
+            reach = _NEGATION_REACH
+        elif kind not in ("also", "name"):
+            words.append(word)
+            (negated if reach > 0 else affirmed).add(word)
+            reach -= 1
+    return Terms(
+        words=tuple(words),
+        vocabulary=frozenset(words).union(found["also"]),
+        numbers=frozenset(found["number"]),
+        names=frozenset(found["name"]),
+        identifiers=frozenset(found["identifier"]),
+        negated=frozenset(negated),
+        affirmed=frozenset(affirmed),
+        negations=len(found["negation"]),
+    )
+
+
+def _read(text: str) -> Iterator[tuple[str, str]]:
+    """Yield (kind, term) in order: word, number, name, identifier, negation, clause, or also (vocabulary only)."""
+    plain = _NO_NEGATION.sub(" ", text)
+    tokens = [(str(token.lastgroup), token[0]) for token in _TOKEN.finditer(plain)]
+    first, at = True, 0
+    while at < len(tokens):
+        kind, word = tokens[at]
+        at += 1
+        if kind == "number" or (kind == "word" and word.lower() in _NUMBER_WORDS):
+            value, at = _amount(tokens, at - 1)
+            yield ("number" if kind == "number" else "word"), value
+            following = tokens[at][1].lower() if at < len(tokens) else ""
+            if following in _UNITS:
+                yield "word", stem(_UNITS[following])
+            at += following in _UNITS or following in _ORDINALS
+        elif kind == "word":
+            yield from _word(word, first)
+        elif kind in ("ideograph", "percent"):
+            yield "word", "percent" if kind == "percent" else word
+        else:
+            yield "clause", ""
+        first = kind == "stop" or word == "\n" or (first and kind == "clause")
+
+
+def _amount(tokens: list[tuple[str, str]], at: int) -> tuple[str, int]:
+    """Return the number that begins at token `at`, its tens and scales applied, and where it ends."""
+    kind, word = tokens[at]
+    at += 1
+    lower = word.lower()
+    value = normal_number(word) if kind == "number" else str(_NUMBER_WORDS[lower])
+    following = tokens[at][1].lower() if at < len(tokens) else ""
+    if kind == "word" and _NUMBER_WORDS[lower] >= 20 and 1 <= _NUMBER_WORDS.get(following, 0) <= 9:
+        value, at = str(_NUMBER_WORDS[lower] + _NUMBER_WORDS[following]), at + 1
+    elif following == "one" and kind == "word" and _NUMBER_WORDS[lower] >= 20:
+        value, at = str(_NUMBER_WORDS[lower] + 1), at + 1
+    while at < len(tokens) and (scale := _SCALES.get(tokens[at][1].lower())) and value.count(".") <= 1:
+        value, at = normal_number(f"{Decimal(value) * scale:f}", trim=True), at + 1
+    return value, at
+
+
+def normal_number(written: str, *, trim: bool = False) -> str:
+    """Write a number one way: no thousands separators, a plain minus sign; `trim` drops a fraction of zeros."""
+    plain = written.replace("−", "-").lstrip("vV")
+    if _THOUSANDS.fullmatch(plain):
+        plain = plain.replace(",", "")
+    elif plain.count(",") == 1 and "." not in plain:
+        plain = plain.replace(",", ".")  # A decimal comma.
+    if trim and "." in plain:
+        plain = plain.rstrip("0").rstrip(".")
+    return plain
+
+
+def _word(word: str, first: bool) -> Iterator[tuple[str, str]]:
+    """Yield the terms of one word that is not a number; `first` says that a capital means nothing here."""
+    if (contraction := _CONTRACTION.search(word)) is not None:
+        if contraction[0][0] in "nN":
+            yield "negation", ""
+        word = word[: contraction.start()]
+    lower = word.lower()
+    if lower in _NEGATIONS:
+        yield "negation", ""
+    elif lower in _CLAUSE_WORDS:
+        yield "clause", ""
+    elif lower == "one":
+        yield "also", "1"
+    elif _IDENTIFIER.fullmatch(word):
+        yield "identifier", lower
+        for part in _WORD_PARTS.findall(word):
+            yield "also", stem(part.lower())
+    elif lower not in _STOPWORDS:
+        term = stem(lower)
+        if word[0].isupper() and (not first or (len(word) > 1 and word.isupper())):
+            yield "name", term
+        yield "word", term
+
+
+@lru_cache(maxsize=50_000)
+def stem(word: str) -> str:
+    """Cut the English endings that leave the meaning alone; conservative, so that unlike words stay unlike."""
+    if len(word) < 4 or not word.isascii():
+        return word[:-1] if len(word) == 3 and word[-1] == "s" and word[-2] not in "siu" else word
+    word = _singular(word)
+    for ending, least in _ENDINGS:
+        if word.endswith(ending) and len(word) - len(ending) >= least and _VOWEL.search(word[: -len(ending)]):
+            word = word[: -len(ending)]
+            if word[-1] == word[-2] and word[-1] not in "lsz":
+                word = word[:-1]
+            break
+    word = word[:-1] if word[-1] == "e" and len(word) > 3 else word
+    return word[:-1] + "z" if len(word) > 5 and word.endswith("is") else word  # normalise, normalize
+
+
+def _singular(word: str) -> str:
+    if word.endswith("ies") and len(word) > 4:
+        return word[:-3] + "y"
+    if word.endswith(("sses", "xes", "ches", "shes", "zes")):
+        return word[:-2]
+    return word[:-1] if word[-1] == "s" and word[-2] not in "siu" else word
