@@ -122,6 +122,18 @@ api_keys = Table(
     Column("revoked_at", BigInteger),
 )
 
+# Which number a release's digest has under its name: given once, kept for ever.
+releases = Table(
+    "releases",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("digest", Text, nullable=False),
+    Column("canonical", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Index("ix_releases_name_digest", "name", "digest", unique=True),
+)
+
 
 class DataDirectoryBusy(Exception):
     """Another process owns the data directory."""

@@ -4,6 +4,7 @@ ServiceError                      500 internal_error
 ├── InvalidRequest                400 invalid_request         the request's own fault: names the field and the fix
 │   ├── ContextTooLong            400 context_length_exceeded
 │   ├── PayloadTooLarge           413 payload_too_large
+│   ├── UnreadableContent         422 unreadable_document     the file holds no text that can be read
 │   └── UnsupportedMedia          415 unsupported_media_type
 ├── Unauthenticated               401 invalid_api_key
 ├── Forbidden                     403 insufficient_scope
@@ -26,6 +27,18 @@ ServiceError                      500 internal_error
 """
 
 from typing import ClassVar
+
+from retrieval.errors import (
+    DocumentChanged,
+    DocumentNotFound,
+    IndexMismatch,
+    IndexUnavailable,
+    InvalidFilter,
+    LimitExceeded,
+    RetrievalError,
+    UnreadableDocument,
+    UnsupportedType,
+)
 
 
 class ServiceError(Exception):
@@ -66,6 +79,12 @@ class UnsupportedMedia(InvalidRequest):
     """The body or file is of a type that is not read."""
 
     status, code = 415, "unsupported_media_type"
+
+
+class UnreadableContent(InvalidRequest):
+    """The uploaded file cannot be turned into text."""
+
+    status, code = 422, "unreadable_document"
 
 
 class Unauthenticated(ServiceError):
@@ -167,3 +186,23 @@ class EngineTimeout(ServiceError):
 
     status, code = 504, "engine_timeout"
     retryable = True
+
+
+_FROM_RETRIEVAL: dict[type[RetrievalError], type[ServiceError]] = {
+    UnsupportedType: UnsupportedMedia,
+    LimitExceeded: PayloadTooLarge,
+    UnreadableDocument: UnreadableContent,
+    DocumentNotFound: NotFound,
+    DocumentChanged: Gone,
+    InvalidFilter: InvalidRequest,
+    IndexMismatch: RetrievalUnavailable,
+    IndexUnavailable: RetrievalUnavailable,
+}
+
+
+def from_retrieval(error: RetrievalError, *, param: str | None = None) -> ServiceError:
+    """Translate retrieval's error into the one the caller sees; `param` names the field it came from."""
+    for kind in type(error).__mro__:
+        if found := _FROM_RETRIEVAL.get(kind):
+            return found(str(error), param=param if found.kind == "invalid_request_error" else None)
+    return ServiceError("Retrieval failed.")

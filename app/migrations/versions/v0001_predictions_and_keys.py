@@ -1,4 +1,4 @@
-"""Make the tables of predictions and of API keys."""
+"""Make the tables of predictions, API keys and releases."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -70,8 +70,19 @@ def upgrade() -> None:
         sa.Column("revoked_at", sa.BigInteger()),
         sa.PrimaryKeyConstraint("id", name="pk_api_keys"),
     )
+    op.create_table(
+        "releases",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("digest", sa.Text(), nullable=False),
+        sa.Column("canonical", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("name", "number", name="pk_releases"),
+    )
+    op.create_index("ix_releases_name_digest", "releases", ["name", "digest"], unique=True)
 
 
 def downgrade() -> None:
+    op.drop_table("releases")
     op.drop_table("api_keys")
     op.drop_table("predictions")

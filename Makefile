@@ -1,0 +1,57 @@
+# Two commands do everything on a fresh machine: `make run` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+URL ?= http://127.0.0.1:8080
+DATA ?= .hallmark
+READY := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install run stop demo test test-slow check format bench questions clean
+
+help: ## Show what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(READY) ## Make the virtual environment with everything in it
+
+$(READY): pyproject.toml constraints.txt
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (the first time takes a few minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "torch==2.13.0"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $(READY)
+
+run: $(READY) ## Start the service with its embedded engine, load the examples, ask two questions; leaves it running
+	@$(BIN)/hallmark demo --start --url $(URL) --data-dir $(DATA)
+
+demo: $(READY) ## Ask the two questions of a running service again
+	@$(BIN)/hallmark demo --url $(URL) --data-dir $(DATA)
+
+stop: ## Stop the service that `make run` left running
+	@test -f $(DATA)/service.pid && kill $$(cat $(DATA)/service.pid) 2>/dev/null && echo "stopped" || echo "not running"
+	@rm -f $(DATA)/service.pid
+
+test: $(READY) ## Run the quick suite
+	@$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: $(READY) ## Run the tests that take longer
+	@$(BIN)/python -m pytest -q -m slow
+
+check: $(READY) ## Lint, check types, formatting and the import rules
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(READY) ## Format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(READY) ## Measure what a request costs beside calling the engine directly
+	@$(BIN)/python -m tests.benchmarks.gateway
+
+questions: $(READY) ## Ask the regression set through the whole service and print how it did
+	@$(BIN)/python -m tests.benchmarks.questions
+
+clean: ## Remove the virtual environment and caches, not your data
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

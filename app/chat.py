@@ -1,0 +1,156 @@
+"""The chat request as callers send it: OpenAI's body with the optional extras `retrieval`, `metadata`, `store`, `user`.
+
+Decoded once, strictly typed and bounded by msgspec, straight from the request's bytes. Fields that are not
+listed are ignored, as OpenAI's own servers ignore what they do not know.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from app.errors import InvalidRequest
+from app.messages import Message, Sampling
+
+CheckMode = Literal["sentence", "end", "off"]
+CitationStyle = Literal["annotations", "markdown", "openwebui"]
+RetrievalMode = Literal["off", "auto", "required"]
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+Identifier = Annotated[str, msgspec.Meta(max_length=512)]
+
+
+class RetrievalOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a request may choose about retrieval and citations; None leaves it to the release."""
+
+    mode: RetrievalMode | None = None
+    top_k: Annotated[int, msgspec.Meta(ge=1, le=50)] | None = None
+    filter: dict[str, Any] | None = None
+    search: Literal["hybrid", "dense", "sparse"] | None = None
+    check: CheckMode | None = None
+    fallback: Literal["extract", "abstain", "keep"] | None = None
+    style: CitationStyle | None = None
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    """OpenAI's options of a stream."""
+
+    include_usage: bool | None = None
+
+
+class ChatRequest(msgspec.Struct, frozen=True):
+    """`POST /v1/chat/completions`."""
+
+    model: Name
+    messages: Annotated[list[Message], msgspec.Meta(min_length=1, max_length=2048)]
+    max_tokens: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
+    max_completion_tokens: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    frequency_penalty: Annotated[float, msgspec.Meta(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, msgspec.Meta(ge=-2, le=2)] | None = None
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
+    stop: str | Annotated[list[str], msgspec.Meta(max_length=4)] | None = None
+    n: Annotated[int, msgspec.Meta(ge=1, le=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: Identifier | None = None
+    store: bool | None = None
+    metadata: dict[str, Any] | None = None
+    retrieval: RetrievalOptions | None = None
+
+    def sampling(self, *, max_tokens: int, temperature: float | None) -> Sampling:
+        """What the caller chose, with the release's defaults where they chose nothing."""
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return Sampling(
+            max_tokens=self.max_completion_tokens or self.max_tokens or max_tokens,
+            temperature=temperature if self.temperature is None else self.temperature,
+            top_p=self.top_p,
+            frequency_penalty=self.frequency_penalty,
+            presence_penalty=self.presence_penalty,
+            seed=self.seed,
+            stop=tuple(text for text in stop if text),
+            logprobs=bool(self.logprobs),
+            top_logprobs=self.top_logprobs,
+        )
+
+
+_DECODE = msgspec.json.Decoder(ChatRequest).decode
+_PATH = re.compile(r" - at `\$\.?([^`]*)`$")
+
+
+def decode_chat_request(body: bytes) -> ChatRequest:
+    """Decode and check a request's body.
+
+    Raises:
+        InvalidRequest: names the field and what it should be.
+    """
+    try:
+        request = _DECODE(body)
+    except msgspec.ValidationError as error:
+        raise invalid_field(error) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest(
+            f"The body is not valid JSON: {error}. Send an object as OpenAI's API describes it."
+        ) from None
+    _check(request)
+    return request
+
+
+def invalid_field(error: msgspec.ValidationError) -> InvalidRequest:
+    """Turn msgspec's complaint, which ends in a JSON path, into one that names the field."""
+    text = str(error)
+    found = _PATH.search(text)
+    reason = _PATH.sub("", text)
+    missing = re.search(r"missing required field `([^`]+)`", reason)
+    param = found.group(1) if found else ""
+    if missing:
+        param = f"{param}.{missing.group(1)}" if param else missing.group(1)
+    where = f"`{param}`: " if param else ""
+    return InvalidRequest(f"{where}{reason}.", param=param or None)
+
+
+def _check(request: ChatRequest) -> None:
+    """Check what a type cannot say."""
+    if request.max_tokens is not None and request.max_completion_tokens is not None:
+        raise InvalidRequest("Send `max_completion_tokens` or `max_tokens`, not both.", param="max_tokens")
+    if request.messages[-1].role == "assistant" and not request.messages[-1].text:
+        raise InvalidRequest("`messages`: the last message is an empty assistant turn.", param="messages")
+    for index, message in enumerate(request.messages):
+        if message.content is None and not message.tool_calls:
+            raise InvalidRequest(
+                f"`messages[{index}].content` is missing: only an assistant turn with `tool_calls` may leave it out.",
+                param=f"messages[{index}].content",
+            )
+        if isinstance(message.content, list):
+            _check_parts(message.content, index)
+    if request.metadata is not None:
+        _check_metadata(request.metadata)
+
+
+def _check_parts(parts: list[dict[str, Any]], index: int) -> None:
+    for at, part in enumerate(parts):
+        where = f"messages[{index}].content[{at}]"
+        kind = part.get("type")
+        if kind not in ("text", "image_url"):
+            raise InvalidRequest(f"`{where}.type` is {kind!r}; `text` and `image_url` are read.", param=where)
+        if kind == "text" and not isinstance(part.get("text"), str):
+            raise InvalidRequest(f"`{where}.text` must be a string.", param=where)
+
+
+def _check_metadata(metadata: Mapping[str, Any]) -> None:
+    if len(metadata) > 16:
+        raise InvalidRequest("`metadata` may hold 16 keys at most.", param="metadata")
+    for key, value in metadata.items():
+        if len(key) > 64 or not isinstance(value, str | int | float | bool) or len(str(value)) > 512:
+            raise InvalidRequest(
+                f"`metadata.{key[:64]}`: keys have at most 64 characters, values are strings, numbers or booleans "
+                "of at most 512.",
+                param="metadata",
+            )

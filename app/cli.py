@@ -1,0 +1,267 @@
+"""The command line: `hallmark serve | engine | demo | ingest | ask | keys | openapi`.
+
+Exit codes: 0 done, 1 the work failed (some of it, or the service refused), 2 the command or a setting is wrong.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from app.client import Client, ServiceFailure
+from app.settings import Settings
+
+app = typer.Typer(
+    name="hallmark",
+    help="One async API in front of your own text-generation engine: cited answers, stamped with their release.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+keys = typer.Typer(help="API keys: make, list, revoke.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+Url = Annotated[str, typer.Option("--url", envvar="HALLMARK_URL", help="Where the service runs.")]
+Key = Annotated[str, typer.Option("--key", envvar="HALLMARK_API_KEY", help="An API key of the service.")]
+Model = Annotated[str, typer.Option(help="The release to ask, by name or as `name@3`.")]
+
+SUFFIXES = frozenset({".md", ".markdown", ".txt", ".text", ".html", ".htm", ".pdf", ".docx"})
+"""What `ingest` picks from a folder."""
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Tell a failure in one line, and exit with 1."""
+    try:
+        yield
+    except ServiceFailure as error:
+        err.print(f"[red]error:[/] {escape(str(error))}")
+        raise typer.Exit(1) from None
+
+
+def load_settings(**given: Any) -> Settings:
+    """Read the settings, with what the command line gives on top; a wrong one is told by name and exits with 2."""
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        for problem in error.errors(include_url=False):
+            name = ".".join(str(part) for part in problem["loc"])
+            err.print(f"[red]setting {escape(name)}:[/] {escape(problem['msg'])}")
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def serve(
+    local_engine: Annotated[
+        bool | None, typer.Option("--local-engine/--no-local-engine", help="Start and supervise the embedded engine.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where everything is kept.")] = None,
+) -> None:
+    """Serve the API."""
+    settings = load_settings(host=host, port=port, data_dir=data_dir)
+    if local_engine is not None:
+        embedded = settings.embedded.model_copy(update={"enabled": local_engine})
+        settings = settings.model_copy(update={"embedded": embedded})
+    if settings.engine.url is None and not settings.embedded.enabled:
+        err.print("[red]no engine:[/] set HALLMARK_ENGINE_URL to a running one, or start with --local-engine.")
+        raise typer.Exit(2)
+    from app.serving import StartFailure, serve_until_stopped
+
+    try:
+        asyncio.run(serve_until_stopped(settings))
+    except StartFailure as error:
+        err.print(f"[red]cannot start:[/] {escape(str(error))}")
+        raise typer.Exit(1) from None
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def engine(context: typer.Context) -> None:
+    """Run the embedded engine by itself; `hallmark engine --help` lists its options."""
+    os.execv(sys.executable, [sys.executable, "-m", "app.engines.local", *context.args])  # noqa: S606 - our own module.
+
+
+@app.command()
+def demo(
+    url: Url = "http://127.0.0.1:8080",
+    examples: Annotated[Path, typer.Option(help="Documents to load.")] = Path("examples"),
+    data_dir: Annotated[Path | None, typer.Option(help="The service's data directory.")] = None,
+    start: Annotated[bool, typer.Option("--start", help="Start the service first if it does not run.")] = False,
+) -> None:
+    """Load the example documents into a running service and ask it two questions."""
+    from app.demo import run_demo
+
+    settings = load_settings(data_dir=data_dir)
+    with explained():
+        run_demo(out, url=url, examples=examples, data_dir=settings.data_dir.resolve(), start=start)
+
+
+@app.command()
+def ingest(
+    paths: Annotated[list[Path], typer.Argument(help="Files, and folders to search for them.", exists=True)],
+    key: Key,
+    url: Url = "http://127.0.0.1:8080",
+) -> None:
+    """Add documents: the same bytes again change nothing, other bytes replace."""
+    with explained(), Client(url, key) as client:
+        if load(client, paths):
+            raise typer.Exit(1)
+
+
+def load(client: Client, paths: list[Path]) -> int:
+    """Upload files with a progress bar; a refused one is told and does not stop the others. Gives their number."""
+    files = list(find_documents(paths))
+    if not files:
+        raise ServiceFailure(f"There is no document to read; {', '.join(sorted(SUFFIXES))} are read.")
+    counts: dict[str, int] = {}
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err) as progress:
+        task = progress.add_task("loading documents", total=len(files))
+        for path, name in files:
+            progress.update(task, description=f"loading {escape(name)}")
+            try:
+                outcome = client.add(path, name)["outcome"]
+            except ServiceFailure as error:
+                outcome = "refused"
+                progress.console.print(f"[red]{escape(name)}:[/] {escape(str(error))}")
+            counts[outcome] = counts.get(outcome, 0) + 1
+            progress.advance(task)
+        progress.update(task, description="documents loaded")
+    out.print(", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())))
+    return counts.get("refused", 0)
+
+
+def find_documents(paths: list[Path]) -> Iterator[tuple[Path, str]]:
+    """Each document under the paths, with the name it goes by: its path within the folder given."""
+    for path in paths:
+        if path.is_file():
+            yield path, path.name
+            continue
+        for found in sorted(path.rglob("*")):
+            if found.is_file() and found.suffix.lower() in SUFFIXES:
+                yield found, found.relative_to(path).as_posix()
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    key: Key,
+    url: Url = "http://127.0.0.1:8080",
+    model: Model = "hallmark",
+) -> None:
+    """Ask a question and show the answer as it comes, with its sources."""
+    with explained(), Client(url, key) as client:
+        ending: dict[str, Any] = {}
+        for chunk in client.stream(question, model=model):
+            for choice in chunk.get("choices", ()):
+                out.print(escape(choice["delta"].get("content") or ""), end="", soft_wrap=True)
+            ending = chunk if "citations" in chunk else ending
+        out.print()
+        show_sources(out, ending)
+
+
+def show_sources(console: Console, answer: dict[str, Any]) -> None:
+    """Print what an answer rests on."""
+    verdict = answer.get("verdict")
+    if verdict and verdict["status"] != "answered":
+        console.print(f"[yellow]{verdict['status']}[/] ({verdict['reason'].replace('_', ' ')})")
+    shown: set[int] = set()
+    for citation in answer.get("citations", ()):
+        if citation["n"] in shown:
+            continue
+        shown.add(citation["n"])
+        heading = f" - {citation['heading']}" if citation["heading"] else ""
+        console.print(f"[bold]\\[{citation['n']}][/] {escape(citation['title'] + heading)} ({citation['status']})")
+        console.print(f'    "{escape(" ".join(citation["quote"].split()))}"', style="dim", soft_wrap=True)
+        console.print(f"    {citation['url']}", soft_wrap=True)
+
+
+@keys.command("create")
+def create(
+    name: Annotated[str, typer.Argument(help="What the key is for.")],
+    tenant: Annotated[str, typer.Option(help="Whose documents and predictions it reaches.")] = "default",
+    scope: Annotated[list[str] | None, typer.Option(help="What it may do; repeat for several.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="The service's data directory.")] = None,
+) -> None:
+    """Make a key and print it, once: only its hash is kept."""
+    from app.access import create_key
+    from app.errors import InvalidRequest
+
+    try:
+        key, secret = create_key(
+            _database(data_dir), name=name, tenant=tenant, scopes=scope or ["chat", "documents:read"]
+        )
+    except InvalidRequest as error:
+        err.print(f"[red]error:[/] {escape(error.message)}")
+        raise typer.Exit(2) from None
+    err.print(f"key {key.id} for tenant {escape(tenant)}: {', '.join(key.scopes)}. It is shown this once:")
+    out.print(secret, soft_wrap=True)
+
+
+@keys.command("list")
+def list_all(data_dir: Annotated[Path | None, typer.Option(help="The service's data directory.")] = None) -> None:
+    """List the keys, without their secrets."""
+    from app.access import list_keys
+
+    table = Table("id", "name", "tenant", "scopes", "state")
+    for key in list_keys(_database(data_dir)):
+        state = "revoked" if key.revoked_at else "active"
+        table.add_row(key.id, escape(key.name), escape(key.tenant), ", ".join(key.scopes), state)
+    out.print(table)
+
+
+@keys.command("revoke")
+def revoke(
+    key_id: Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.")],
+    data_dir: Annotated[Path | None, typer.Option(help="The service's data directory.")] = None,
+) -> None:
+    """Revoke a key; a running service refuses it within about a second."""
+    from app.access import revoke_key
+    from app.errors import NotFound
+
+    try:
+        revoke_key(_database(data_dir), key_id)
+    except NotFound as error:
+        err.print(f"[red]error:[/] {escape(error.message)}")
+        raise typer.Exit(1) from None
+    out.print(f"{key_id} is revoked")
+
+
+@app.command()
+def openapi() -> None:
+    """Print the description of the API, from which clients are generated."""
+    import msgspec
+
+    from app.main import create_api
+
+    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(create_api().openapi()), indent=2) + b"\n")
+
+
+def _database(data_dir: Path | None) -> Path:
+    directory = load_settings(data_dir=data_dir).data_dir
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory / "hallmark.db"

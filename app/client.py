@@ -1,0 +1,122 @@
+"""The service from outside, as the command line uses it: plain calls of the public API, nothing else."""
+
+import base64
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import msgspec
+
+CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 300.0
+
+
+class ServiceFailure(Exception):
+    """The service refused or could not be reached; the message is for the person at the terminal."""
+
+
+class Client:
+    """Talks to one service with one key; use it in a `with` block."""
+
+    def __init__(self, url: str, key: str) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers={"authorization": f"Bearer {key}"},
+            timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
+            trust_env=False,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def readiness(self) -> dict[str, str] | None:
+        """What each part says of itself; None when nothing answers at the address."""
+        try:
+            checks = self._http.get("/readyz", timeout=CONNECT_SECONDS).json().get("checks", {})
+        except (httpx.HTTPError, ValueError):
+            return None
+        return {str(name): str(state) for name, state in checks.items()}
+
+    def wait_until_ready(
+        self,
+        timeout_seconds: float,
+        *,
+        on_wait: Callable[[str], None],
+        alive: Callable[[], bool] = lambda: True,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Wait until every part is ready, telling `on_wait` what is not; give up early when not `alive`.
+
+        Raises:
+            ServiceFailure: it is not ready in time; the message says what was missing.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        missing = "the service does not answer yet"
+        while time.monotonic() < deadline and alive():
+            checks = self.readiness()
+            if checks is not None:
+                waiting = {name: state for name, state in checks.items() if state != "ok"}
+                if not waiting:
+                    return
+                missing = "; ".join(f"{name}: {state}" for name, state in waiting.items())
+            on_wait(missing)
+            pause(0.5)
+        raise ServiceFailure(f"{self.url} did not become ready: {missing}.")
+
+    def add(self, path: Path, name: str) -> dict[str, Any]:
+        """Upload one file under `name`."""
+        body = {"name": name, "content_base64": base64.b64encode(path.read_bytes()).decode()}
+        return self._call("POST", "/v1/documents", json=body)
+
+    def ask(self, question: str, *, model: str) -> dict[str, Any]:
+        """Ask one question and wait for the whole answer."""
+        return self._call("POST", "/v1/chat/completions", json=_question(question, model, stream=False))
+
+    def stream(self, question: str, *, model: str) -> Iterator[dict[str, Any]]:
+        """Ask one question and give the chunks of the answer as they come."""
+        try:
+            with self._http.stream(
+                "POST", "/v1/chat/completions", json=_question(question, model, stream=True)
+            ) as response:
+                if response.status_code != 200:
+                    response.read()
+                    raise _failure(response)
+                for line in response.iter_lines():
+                    if line.startswith("data: ") and line != "data: [DONE]":
+                        chunk = msgspec.json.decode(line[6:].encode(), type=dict[str, Any])
+                        if "error" in chunk:
+                            raise ServiceFailure(str(chunk["error"]["message"]))
+                        yield chunk
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+
+    def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        if response.status_code >= 400:
+            raise _failure(response)
+        return msgspec.json.decode(response.content, type=dict[str, Any])
+
+    def _unreachable(self, error: httpx.HTTPError) -> ServiceFailure:
+        reason = str(error) or type(error).__name__
+        return ServiceFailure(f"{self.url} cannot be reached: {reason}. Start it with `hallmark serve`.")
+
+
+def _question(question: str, model: str, *, stream: bool) -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": question}], "stream": stream}
+
+
+def _failure(response: httpx.Response) -> ServiceFailure:
+    try:
+        error = response.json()["error"]
+        return ServiceFailure(f"{error['message']} ({error['code']}, status {response.status_code})")
+    except (ValueError, KeyError, TypeError):
+        return ServiceFailure(f"The service answered with status {response.status_code}.")

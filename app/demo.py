@@ -1,0 +1,84 @@
+"""The first five minutes: start the service if need be, load the example documents, ask two questions."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from app.access import create_key
+from app.cli import load, show_sources
+from app.client import Client, ServiceFailure
+
+QUESTIONS = (
+    "How long may a document be before it is split into several passages?",
+    "What is the phone number of the support team in Sydney?",
+)
+"""One that the handbook answers, and one that it does not."""
+
+START_SECONDS = 900.0
+"""The first start converts the embedded engine's weights, on a slow machine for minutes."""
+
+
+def run_demo(console: Console, *, url: str, examples: Path, data_dir: Path, start: bool) -> None:
+    """Ask the two questions; raises ServiceFailure when the service cannot be reached or refuses."""
+    if not examples.is_dir():
+        raise ServiceFailure(f"There is no folder {str(examples)!r}; name one with --examples.")
+    data_dir.mkdir(parents=True, exist_ok=True)
+    key = _demo_key(data_dir)
+    with Client(url, key) as client:
+        log_file = data_dir / "service.log"
+        process = _start(url, data_dir, log_file) if start and client.readiness() is None else None
+        alive = (lambda: process.poll() is None) if process else (lambda: True)
+        with console.status("waiting for the service") as status:
+            try:
+                client.wait_until_ready(
+                    START_SECONDS if start else 15.0,
+                    on_wait=lambda missing: status.update(f"waiting: {escape(missing)}"),
+                    alive=alive,
+                )
+            except ServiceFailure as error:
+                raise ServiceFailure(f"{error} See {log_file}." if process else str(error)) from error
+        load(client, [examples])
+        for question in QUESTIONS:
+            console.print(f"\n[bold cyan]Q[/] {escape(question)}")
+            answer = client.ask(question, model="hallmark")
+            console.print(f"[bold cyan]A[/] {escape(answer['choices'][0]['message']['content'])}", soft_wrap=True)
+            show_sources(console, answer)
+            console.print(
+                f"    prediction {answer['id']}, release digest {answer['system_fingerprint'][:12]}", style="dim"
+            )
+    console.print(f"\nThe service runs at [bold]{url}[/] (API: {url}/docs).")
+    console.print(f"API key: [bold]{key}[/]", soft_wrap=True)
+    console.print(f'Try: hallmark ask --url {url} --key {key} "How do I roll back?"', soft_wrap=True, style="dim")
+
+
+def _start(url: str, data_dir: Path, log_file: Path) -> subprocess.Popen[bytes]:
+    """Start the service in the background, in a session of its own so that it outlives this command."""
+    host, _, port = url.removeprefix("http://").rstrip("/").partition(":")
+    command = [sys.executable, "-m", "app", "serve", "--local-engine", "--host", host, "--port", port or "80"]
+    with log_file.open("ab") as log:
+        process = subprocess.Popen(  # noqa: S603 - our own module, with arguments of ours.
+            [*command, "--data-dir", str(data_dir)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    (data_dir / "service.pid").write_text(f"{process.pid}\n")
+    return process
+
+
+def _demo_key(data_dir: Path) -> str:
+    """The demo's own key, made on first use and kept where only the owner can read it."""
+    file = data_dir / "demo.key"
+    if file.exists():
+        return file.read_text().strip()
+    scopes = ("chat", "documents:read", "documents:write", "predictions:read", "metrics")
+    _, secret = create_key(data_dir / "hallmark.db", name="demo", scopes=scopes)
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as opened:
+        opened.write(secret + "\n")
+    return secret

@@ -1,0 +1,159 @@
+"""The passages an answer may rest on: searched for the question, judged, and fitted into the engine's context."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from app.chat import RetrievalOptions
+from app.errors import ContextTooLong, RetrievalUnavailable, from_retrieval
+from app.messages import Message
+from app.prompts import compose, prompt_bytes
+from app.releases import Prompt, RetrievalPlan
+from retrieval.citations import CheckPolicy, Citation, relevance
+from retrieval.documents import Hit, Scope, SearchMode, SearchResult
+from retrieval.errors import IndexMismatch, IndexUnavailable, RetrievalError
+
+GroundsOutcome = Literal["used", "empty", "irrelevant", "unavailable"]
+
+TEMPLATE_TOKENS = 8
+"""What a chat template may add around one message, generously."""
+
+
+class Search(Protocol):
+    """What an answer needs of retrieval."""
+
+    async def search(self, scope: Scope, query: str, *, top_k: int = 5, mode: SearchMode = "hybrid") -> SearchResult:
+        """Find passages."""
+        ...
+
+    async def similarity(self, text: str, texts: list[str]) -> list[float]:
+        """Cosine of `text` to each of `texts`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Grounds:
+    """What the search gave: `used` has hits to answer from, `irrelevant` calls for an abstention, the rest for neither.
+
+    `found` is everything the search returned, `hits` what is worth showing the engine.
+    """
+
+    outcome: GroundsOutcome
+    hits: tuple[Hit, ...] = ()
+    found: tuple[Hit, ...] = ()
+    index_version: str | None = None
+    embed_seconds: float | None = None
+
+
+def chosen_plan(plan: RetrievalPlan, options: RetrievalOptions) -> RetrievalPlan:
+    """The release's plan with what the request chose instead."""
+    chosen = {
+        name: value
+        for name in ("mode", "top_k", "search", "check", "fallback")
+        if (value := getattr(options, name)) is not None
+    }
+    return msgspec.structs.replace(plan, **chosen) if chosen else plan
+
+
+async def find_grounds(
+    search: Search, scope: Scope, query: str, *, plan: RetrievalPlan, policy: CheckPolicy
+) -> Grounds:
+    """Search and judge.
+
+    Nothing found at all means that the tenant has no documents (`empty`: a plain chat), unless the caller named a
+    filter or requires retrieval.
+
+    Raises:
+        RetrievalUnavailable: the index does not answer and the plan requires it.
+        InvalidRequest: the filter is not of the supported form.
+    """
+    try:
+        result = await search.search(scope, query, top_k=plan.top_k, mode=plan.search)
+    except (IndexUnavailable, IndexMismatch) as error:
+        if plan.mode != "required":
+            return Grounds("unavailable")
+        raise RetrievalUnavailable(
+            "The passages cannot be searched now and this release requires them.", retry_after_seconds=2
+        ) from error
+    except RetrievalError as error:
+        raise from_retrieval(error, param="retrieval.filter") from error
+    hits = relevance(query, result.hits, policy).hits
+    outcome: GroundsOutcome = "used"
+    if not hits:
+        insist = scope.filter or plan.mode == "required" if not result.hits else plan.fallback != "keep"
+        outcome = "irrelevant" if insist else "empty"
+    return Grounds(outcome, tuple(hits), result.hits, result.index_version, result.embed_seconds)
+
+
+async def fit_prompt(
+    messages: Sequence[Message],
+    hits: Sequence[Hit],
+    prompt: Prompt,
+    *,
+    limit_tokens: int | None,
+    answer_tokens: int,
+    count_tokens: Callable[[str], Awaitable[int]],
+) -> list[Message]:
+    """Compose the prompt with as many passages as the engine's context has room for, the best first.
+
+    Only a prompt that might not fit is counted by the engine: its size in bytes bounds its tokens from above.
+
+    Raises:
+        ContextTooLong: not even one passage fits beside the conversation.
+    """
+    passages = [hit.passage for hit in hits]
+    composed = compose(messages, passages, prompt)
+    if limit_tokens is None:
+        return composed
+    room = limit_tokens - answer_tokens - TEMPLATE_TOKENS * len(composed)
+    while prompt_bytes(composed) > room:
+        tokens = await count_tokens("\n".join(message.text for message in composed))
+        if tokens <= room:
+            break
+        if len(passages) == 1:
+            raise ContextTooLong(
+                f"`messages`: the conversation and one passage have {tokens} tokens, and beside an answer of "
+                f"{answer_tokens} the model has room for {max(room, 0)}. Shorten `messages` or lower `max_tokens`.",
+                param="messages",
+            )
+        passages.pop()
+        composed = compose(messages, passages, prompt)
+    return composed
+
+
+def hit_facts(hit: Hit) -> dict[str, Any]:
+    """What goes on record about a passage that was found."""
+    passage = hit.passage
+    return {
+        "id": passage.id,
+        "document_id": passage.document_id,
+        "document_version": passage.document_version,
+        "n": passage.n,
+        "start": passage.start,
+        "end": passage.end,
+        "score": round(hit.score, 6),
+        "dense_rank": hit.dense_rank,
+        "dense_score": hit.dense_score,
+        "sparse_rank": hit.sparse_rank,
+        "sparse_score": hit.sparse_score,
+    }
+
+
+def citation_facts(citation: Citation) -> dict[str, Any]:
+    """What goes on record about a citation: enough to check the quote again, with the quote itself."""
+    passage = citation.passage
+    return {
+        "n": citation.n,
+        "status": citation.status,
+        "support": round(citation.support, 4),
+        "passage_id": passage.id,
+        "document_id": passage.document_id,
+        "document_version": passage.document_version,
+        "answer_start": citation.answer_start,
+        "answer_end": citation.answer_end,
+        "source_start": citation.source_start,
+        "source_end": citation.source_end,
+        "quote": citation.quote,
+    }

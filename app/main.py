@@ -1,0 +1,278 @@
+"""The composition root: settings become parts, parts become the service; nothing else builds or wires anything.
+
+`open_service` reads top to bottom: each part is opened after those it rests on and closed before them.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
+from starlette.types import ASGIApp
+
+from app.access import Access
+from app.database import own_directory
+from app.engines import Engine
+from app.engines.local import EngineSettings
+from app.engines.supervisor import LocalEngineSupervisor
+from app.engines.tgi import TGIEngine, Timeouts
+from app.errors import ServiceError
+from app.gateway import Gateway
+from app.links import PassageLinks, load_secret
+from app.predictions import PredictionLog
+from app.prompts import ANSWER_PROMPT
+from app.releases import Prompt, Release, Releases, RetrievalPlan, enroll
+from app.routes import documents, errors, health, resources
+from app.routes.chat import ChatRoute
+from app.routes.dependencies import Check, Services
+from app.routes.description import describe
+from app.routes.front import Front
+from app.settings import Settings
+from observability.logs import Log
+from observability.metrics import Metrics
+from observability.telemetry import Telemetry
+from retrieval.citations import CheckPolicy
+from retrieval.documents import ParseLimits
+from retrieval.edge import EdgeIndex
+from retrieval.embedder import Embedder, SentenceTransformerEmbedder
+from retrieval.errors import RetrievalError
+from retrieval.index import Index
+from retrieval.parsers import Parser
+from retrieval.qdrant import QdrantIndex
+from retrieval.retriever import Retriever
+
+VERSION = version("hallmark")
+
+
+@asynccontextmanager
+async def open_service(
+    settings: Settings, log: Log, *, engine: Engine | None = None, embedder: Embedder | None = None
+) -> AsyncIterator[ASGIApp]:
+    """Open every part and give the ASGI application; `engine` and `embedder` take the place of those in the settings.
+
+    Raises:
+        DataDirectoryBusy: another process serves from this data directory.
+        RetrievalError: the collection does not fit the settings.
+    """
+    async with AsyncExitStack() as parts:
+        data_dir = parts.enter_context(own_directory(settings.data_dir))
+        database = data_dir / "hallmark.db"
+        telemetry = Telemetry(service_version=VERSION)
+        parts.push_async_callback(telemetry.aclose)
+        metrics = Metrics(version=VERSION)
+        predictions = await parts.enter_async_context(PredictionLog(database))
+        access = await parts.enter_async_context(Access(database))
+        supervisor = await _supervise(settings, parts) if engine is None and settings.embedded.enabled else None
+        engine = engine or await _engine(settings, supervisor, parts)
+        limits = ParseLimits(max_bytes=settings.limits.max_document_bytes)
+        parser = await parts.enter_async_context(Parser(limits, processes=settings.retrieval.parser_processes))
+        retriever = await parts.enter_async_context(_retriever(settings, data_dir, parser, embedder))
+        release = await asyncio.to_thread(enroll, database, _release(settings))
+        releases = Releases(release)
+        links = PassageLinks(await asyncio.to_thread(load_secret, data_dir / "links.secret"))
+        gateway = Gateway(
+            releases=releases,
+            engine=engine,
+            search=retriever,
+            predictions=predictions,
+            policy=CheckPolicy(),
+            max_concurrent=settings.limits.max_concurrent_answers,
+            record_required=settings.record == "required",
+        )
+        metrics.watch(
+            record_queue_depth=lambda: predictions.backlog,
+            requests_in_flight=lambda: gateway.in_flight,
+            log_lines_dropped=lambda: log.dropped,
+        )
+        public_url = settings.public_url.rstrip("/") if settings.public_url else None
+        services = Services(
+            retriever=retriever,
+            predictions=predictions,
+            releases=releases,
+            links=links,
+            telemetry=telemetry,
+            metrics=metrics,
+            checks=_checks(engine, release, retriever, predictions, metrics, supervisor),
+            collection=settings.qdrant.collection,
+            max_document_bytes=settings.limits.max_document_bytes,
+            public_url=public_url,
+            open_metrics=settings.open_metrics,
+        )
+        chat = ChatRoute(
+            gateway,
+            access=access,
+            links=links,
+            telemetry=telemetry,
+            metrics=metrics,
+            log=log,
+            max_body_bytes=settings.limits.max_body_bytes,
+            timeout_seconds=settings.limits.request_timeout_seconds,
+            public_url=public_url,
+        )
+        yield Front(
+            create_api(services, max_body_bytes=settings.limits.max_document_bytes * 2),
+            chat=chat,
+            access=access,
+            links=links,
+            metrics=metrics,
+            log=log,
+            open_paths=("/metrics",) if settings.open_metrics else (),
+        )
+
+
+def create_api(services: Services | None = None, *, max_body_bytes: int | None = None) -> FastAPI:
+    """Make the FastAPI application: every route but the chat route's own lane, and the description of all.
+
+    Without services it can only be described: that is how the API's file is written.
+    """
+    telemetry: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
+    if services is not None:
+        telemetry = {
+            "tracer_provider": services.telemetry.tracer_provider,
+            "meter_provider": services.telemetry.meter_provider,
+            "operation_spans": False,
+            "logs": False,  # FastAPI's log events carry exception messages, and those can quote content.
+            "auto_configure": False,
+        }
+    api = FastAPI(
+        title="Hallmark",
+        version=VERSION,
+        summary="Answers from your own engine, cited, and stamped with the release that made them.",
+        telemetry=telemetry,
+        redoc_url=None,
+        max_body_size=max_body_bytes,
+    )
+    api.state.services = services
+    errors.install(api)
+    for routes in (documents.routes, resources.routes, health.routes):
+        api.include_router(routes)
+    describe(api)
+    return api
+
+
+async def _supervise(settings: Settings, parts: AsyncExitStack) -> LocalEngineSupervisor:
+    embedded = settings.embedded
+    return await parts.enter_async_context(
+        LocalEngineSupervisor(
+            EngineSettings(
+                model=embedded.model,
+                threads=embedded.threads,
+                dtype=embedded.dtype,
+                max_queue=embedded.max_queue,
+                max_batch=embedded.max_batch,
+            )
+        )
+    )
+
+
+async def _engine(settings: Settings, supervisor: LocalEngineSupervisor | None, parts: AsyncExitStack) -> Engine:
+    given = settings.engine
+    engine = TGIEngine(
+        supervisor.base_url if supervisor else given.url or "http://127.0.0.1:3000",
+        dialect="embedded" if supervisor else given.dialect,
+        token=supervisor.token if supervisor else (given.token.get_secret_value() if given.token else None),
+        adapters=given.adapters,
+        model=given.model,
+        timeouts=Timeouts(
+            connect_seconds=given.connect_timeout_seconds,
+            first_token_seconds=given.first_token_timeout_seconds,
+            between_tokens_seconds=given.between_tokens_timeout_seconds,
+        ),
+        max_connections=given.max_connections,
+    )
+    parts.push_async_callback(engine.aclose)
+    return engine
+
+
+def _retriever(settings: Settings, data_dir: Path, parser: Parser, embedder: Embedder | None) -> Retriever:
+    wanted, server = settings.retrieval, settings.qdrant
+    directory = data_dir / "retrieval"
+
+    def index() -> Index:
+        if server.url is None:
+            return EdgeIndex(directory / "index" / server.collection)
+        key = server.api_key.get_secret_value() if server.api_key else None
+        return QdrantIndex(server.url, alias=server.collection, api_key=key)
+
+    return Retriever(
+        directory,
+        embedder=embedder or SentenceTransformerEmbedder(wanted.embedding_model, threads=wanted.embedding_threads),
+        index=index(),
+        parser=parser,
+        fusion=wanted.fusion,
+        passage_tokens=wanted.passage_tokens,
+    )
+
+
+def _release(settings: Settings) -> Release:
+    wanted = settings.release
+    prompt = ANSWER_PROMPT
+    if wanted.prompt_file is not None:
+        prompt = Prompt(version=wanted.prompt_file.stem, template=wanted.prompt_file.read_text(encoding="utf-8"))
+    embedded = settings.embedded.enabled
+    return Release(
+        name=wanted.name,
+        number=0,
+        engine="embedded" if embedded else settings.engine.dialect,
+        prompt=prompt,
+        retrieval=RetrievalPlan(
+            mode=wanted.retrieval,
+            collection=settings.qdrant.collection,
+            search=wanted.search,
+            top_k=wanted.top_k,
+            check=wanted.check,
+            fallback=wanted.fallback,
+            abstention=wanted.abstention,
+        ),
+        base_model=wanted.base_model or (settings.embedded.model if embedded else None),
+        base_revision=wanted.base_revision,
+        adapter=wanted.adapter,
+        adapter_digest=wanted.adapter_digest,
+        max_tokens=wanted.max_tokens,
+        temperature=wanted.temperature,
+        notes=wanted.notes,
+    )
+
+
+def _checks(
+    engine: Engine,
+    release: Release,
+    retriever: Retriever,
+    predictions: PredictionLog,
+    metrics: Metrics,
+    supervisor: LocalEngineSupervisor | None,
+) -> Mapping[str, Check]:
+    """What `/readyz` asks of each part."""
+
+    async def check_engine() -> str | None:
+        up = await engine.healthy()
+        metrics.engine_up(release.engine, up)
+        if up:
+            return None
+        if supervisor is None:
+            return "the engine does not answer, or says that it is not healthy"
+        return f"the embedded engine ended with {supervisor.last_exit}" if supervisor.last_exit else "starting"
+
+    async def check_retrieval() -> str | None:
+        try:
+            await retriever.ready()
+        except RetrievalError as error:
+            return str(error)
+        return None
+
+    async def check_record() -> str | None:
+        return None if predictions.healthy else "predictions cannot be recorded"
+
+    async def check_release() -> str | None:
+        try:
+            info = await engine.describe()
+        except ServiceError:
+            return None  # The engine's own check says so.
+        if release.adapter and info.adapters and release.adapter not in info.adapters:
+            return f"the engine does not serve the adapter {release.adapter!r}; it serves {', '.join(info.adapters)}"
+        return None
+
+    return {"engine": check_engine, "release": check_release, "retrieval": check_retrieval, "record": check_record}

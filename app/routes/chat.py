@@ -1,0 +1,295 @@
+"""`POST /v1/chat/completions`, on plain ASGI: decode, ask the gateway, send what it yields.
+
+An error before the first event keeps its HTTP status; a later one is one typed error event and never a clean end
+mark. A client that hangs up cancels the work, streamed or not.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from time import perf_counter
+
+from starlette.types import Receive, Scope, Send
+
+from app.access import Access
+from app.chat import CitationStyle, decode_chat_request
+from app.errors import EngineTimeout, InvalidRequest, PayloadTooLarge, ServiceError
+from app.gateway import Answering, Conclusion, Gateway
+from app.links import PassageLinks
+from app.messages import Piece
+from app.routes.completions import Completion
+from app.routes.errors import envelope
+from app.routes.front import CHAT_PATH, header, respond
+from observability.logs import Log, RequestIds, request_ids
+from observability.metrics import Metrics
+from observability.telemetry import Telemetry
+from observability.traces import RequestTrace
+from retrieval.documents import Passage
+
+_JSON = (b"content-type", b"application/json")
+_SSE = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
+
+
+class ChatRoute:
+    """The route as an ASGI application."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        *,
+        access: Access,
+        links: PassageLinks,
+        telemetry: Telemetry,
+        metrics: Metrics,
+        log: Log,
+        max_body_bytes: int,
+        timeout_seconds: float,
+        public_url: str | None = None,
+    ) -> None:
+        self._gateway = gateway
+        self._access = access
+        self._links = links
+        self._telemetry = telemetry
+        self._metrics = metrics
+        self._log = log
+        self._max_body_bytes = max_body_bytes
+        self._timeout_seconds = timeout_seconds
+        self._public_url = public_url
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; whatever happens, its telemetry ends once and with the status that was sent."""
+        started = perf_counter()
+        trace = self._telemetry.begin(header(scope, b"traceparent"), route=CHAT_PATH, method="POST", scope=scope)
+        reply = Reply(send)
+        answering: Answering | None = None
+        error: ServiceError | None = None
+        try:
+            answering = await self._begin(scope, receive, trace)
+            await self._serve(scope, receive, answering, reply)
+        except ServiceError as failure:
+            error = failure
+            await reply.fail(failure, answering.prediction.id if answering else trace.trace_id)
+        except Exception:
+            error = ServiceError("Something went wrong on our side; the request id helps us find it.")
+            await reply.fail(error, answering.prediction.id if answering else trace.trace_id)
+            raise
+        finally:
+            self._account(started, trace, answering, reply.status, error)
+
+    async def _begin(self, scope: Scope, receive: Receive, trace: RequestTrace) -> Answering:
+        caller = await self._access.admit(header(scope, b"authorization"))
+        caller.require("chat")
+        body = await read_body(scope, receive, self._max_body_bytes)
+        answering = self._gateway.begin(decode_chat_request(body), body, caller, trace)
+        answering.prediction.conversation = _text(header(scope, b"x-conversation-id")) or _text(
+            header(scope, b"x-openwebui-chat-id")
+        )
+        request_ids.set(RequestIds(trace.trace_id, trace.span_id, answering.prediction.id))
+        return answering
+
+    async def _serve(self, scope: Scope, receive: Receive, answering: Answering, reply: "Reply") -> None:
+        """Send the answer while watching for the client to hang up."""
+        prediction = answering.prediction
+        base = self._public_url or _own_address(scope)
+
+        def link(passage: Passage) -> str:
+            return base + self._links.path(prediction.tenant, passage.document_id, passage.n, passage.document_version)
+
+        style = _style(scope, answering)
+        if style == "markdown":
+            answering.marker = lambda n, passage: f"[[{n}]]({link(passage)})"
+        completion = Completion(answering.request, prediction, answering.release, link=link, style=style)
+        task = asyncio.current_task()
+        assert task is not None
+        hung_up = False
+
+        async def watch() -> None:
+            nonlocal hung_up
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            hung_up = True
+            task.cancel()
+
+        watcher = asyncio.create_task(watch())
+        try:
+            async with asyncio.timeout(self._timeout_seconds), aclosing(answering.events()) as events:
+                if prediction.stream:
+                    await self._stream(events, completion, answering, reply)
+                else:
+                    await self._whole(events, completion, answering, reply)
+        except TimeoutError:
+            raise EngineTimeout(f"The answer took longer than {self._timeout_seconds:g} seconds.") from None
+        except asyncio.CancelledError:
+            if not hung_up or task.uncancel():
+                raise
+        finally:
+            watcher.cancel()
+
+    async def _whole(
+        self,
+        events: AsyncGenerator[list[Piece] | Conclusion, None],
+        completion: Completion,
+        answering: Answering,
+        reply: "Reply",
+    ) -> None:
+        pieces: list[Piece] = []
+        async for event in events:
+            if isinstance(event, Conclusion):
+                body = completion.whole(pieces, event)
+                await reply.whole(body, [_JSON, *_named(answering)])
+            else:
+                pieces += event
+
+    async def _stream(
+        self,
+        events: AsyncGenerator[list[Piece] | Conclusion, None],
+        completion: Completion,
+        answering: Answering,
+        reply: "Reply",
+    ) -> None:
+        async for event in events:
+            opening = b""
+            if reply.status is None:
+                await reply.start([*_SSE, *_named(answering)])
+                opening = completion.role()
+            if isinstance(event, Conclusion):
+                await reply.send(opening + completion.ending(event), more=False)
+            elif chunks := opening + completion.chunks(event):
+                await reply.send(chunks)
+
+    def _account(
+        self,
+        started: float,
+        trace: RequestTrace,
+        answering: Answering | None,
+        status: int | None,
+        error: ServiceError | None,
+    ) -> None:
+        """Tell the trace, the metrics and the log the same facts, once."""
+        seconds = perf_counter() - started
+        shown = status or 499  # What proxies write for a client that left before an answer.
+        trace.end(status, error=error.code if error else None)
+        if answering is None:
+            self._metrics.answer(route=CHAT_PATH, release="", status=shown, outcome="failed", seconds=seconds)
+            self._log.access("POST", CHAT_PATH, shown, seconds, trace_id=trace.trace_id, outcome="failed")
+            return
+        prediction = answering.prediction
+        release = prediction.release_name or ""
+        prompt_tokens, completion_tokens = prediction.prompt_tokens or 0, prediction.completion_tokens or 0
+        self._metrics.answer(
+            route=CHAT_PATH,
+            release=release,
+            status=shown,
+            outcome=prediction.outcome,
+            seconds=seconds,
+            engine_seconds=prediction.engine_seconds,
+            retrieval_seconds=prediction.retrieve_seconds,
+            embed_seconds=answering.embed_seconds,
+            first_token_seconds=prediction.first_token_seconds,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+        )
+        if prediction.citations:
+            self._metrics.cited(release, [citation["status"] for citation in prediction.citations])
+        if answering.verdict is not None and answering.verdict.status == "abstained":
+            self._metrics.abstained(release, answering.verdict.reason)
+        self._log.access(
+            "POST",
+            CHAT_PATH,
+            shown,
+            seconds,
+            trace_id=trace.trace_id,
+            prediction_id=prediction.id,
+            release=release,
+            tenant=prediction.tenant,
+            outcome=prediction.outcome,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+        )
+
+
+class Reply:
+    """What has been sent of a response."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.status: int | None = None
+        self._done = False
+
+    async def start(self, headers: list[tuple[bytes, bytes]], status: int = 200) -> None:
+        """Send the head."""
+        self.status = status
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def send(self, body: bytes, *, more: bool = True) -> None:
+        """Send a part of the body."""
+        self._done = not more
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def whole(self, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+        """Send head and body."""
+        await self.start([*headers, (b"content-length", b"%d" % len(body))])
+        await self.send(body, more=False)
+
+    async def fail(self, error: ServiceError, request_id: str) -> None:
+        """Send an error: as the response, or, once that has begun, as the stream's last event."""
+        if self.status is None:
+            self.status = error.status
+            await respond(self._send, error, request_id)
+        elif not self._done:
+            await self.send(b"event: error\ndata: " + envelope(error, request_id) + b"\n\n", more=False)
+
+
+async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
+    """Read a request's body.
+
+    Raises:
+        PayloadTooLarge: it has more than `max_bytes`, by its own word or in fact.
+        InvalidRequest: the client left while sending it.
+    """
+    length = header(scope, b"content-length")
+    too_large = PayloadTooLarge(
+        f"The body may have {max_bytes} bytes (setting `limits.max_body_bytes`). Send documents to `/v1/documents`."
+    )
+    if length is not None and length.isdigit() and int(length) > max_bytes:
+        raise too_large
+    body = b""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise InvalidRequest("The client left before its request was read.")
+        body += bytes(message.get("body", b""))
+        if len(body) > max_bytes:
+            raise too_large
+        if not message.get("more_body", False):
+            return body
+
+
+def _named(answering: Answering) -> list[tuple[bytes, bytes]]:
+    prediction_id = answering.prediction.id.encode()
+    return [
+        (b"x-prediction-id", prediction_id),
+        (b"x-request-id", prediction_id),
+        (b"x-release", answering.release.label.encode()),
+    ]
+
+
+def _style(scope: Scope, answering: Answering) -> CitationStyle:
+    """How the caller wants citations: as they said, or as Open WebUI's own headers tell."""
+    options = answering.request.retrieval
+    if options is not None and options.style is not None:
+        return options.style
+    return "openwebui" if any(name.startswith(b"x-openwebui-") for name, _ in scope["headers"]) else "annotations"
+
+
+def _own_address(scope: Scope) -> str:
+    host = header(scope, b"host") or b"localhost"
+    return f"{scope.get('scheme', 'http')}://{host.decode('latin-1')}"
+
+
+def _text(value: bytes | None) -> str | None:
+    return value.decode("latin-1")[:512] if value else None

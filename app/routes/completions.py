@@ -1,0 +1,267 @@
+"""How an answer looks on the wire: OpenAI's completion objects and stream chunks, with the citations beside them.
+
+Text is encoded piece by piece between bytes that are made once a stream; nothing else is built per token.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from time import time
+from typing import Any, Literal
+
+import msgspec
+
+from app.chat import ChatRequest, CitationStyle
+from app.gateway import Conclusion
+from app.messages import FinishReason, Piece, Usage
+from app.predictions import Prediction
+from app.releases import Release
+from retrieval.citations import Citation, Verdict
+from retrieval.documents import Passage
+
+DONE = b"data: [DONE]\n\n"
+
+_encode = msgspec.json.Encoder().encode
+
+Link = Callable[[Passage], str]
+
+
+def citation_object(citation: Citation, link: Link) -> "CitationObject":
+    """One entry of the `citations` field."""
+    passage = citation.passage
+    return CitationObject(
+        n=citation.n,
+        status=citation.status,
+        support=round(citation.support, 4),
+        score=round(citation.score, 6),
+        answer_start=citation.answer_start,
+        answer_end=citation.answer_end,
+        document_id=passage.document_id,
+        document_version=passage.document_version,
+        document_name=passage.document_name,
+        title=title_of(passage),
+        heading=passage.heading,
+        passage=passage.n,
+        page=passage.page,
+        source_start=citation.source_start,
+        source_end=citation.source_end,
+        quote=citation.quote,
+        url=link(passage),
+    )
+
+
+def annotation(citation: Citation, link: Link) -> dict[str, Any]:
+    """OpenAI's typed annotation; its span is the `[n]` in the answer."""
+    passage = citation.passage
+    return {
+        "type": "url_citation",
+        "url_citation": {
+            "start_index": citation.marker_start,
+            "end_index": citation.marker_end,
+            "title": title_of(passage),
+            "url": link(passage),
+        },
+    }
+
+
+def openwebui_event(citation: Citation, link: Link) -> dict[str, Any]:
+    """Open WebUI's source event, which its chat page shows with the quote and stores with the message.
+
+    Its numbering counts sources in the order they arrive, one for each distinct `metadata.source`.
+    """
+    passage = citation.passage
+    url = link(passage)
+    metadata = {"source": url, "name": title_of(passage), "page": passage.page}
+    return {
+        "type": "source",
+        "data": {
+            "source": {"id": url, "name": title_of(passage)},
+            "document": [citation.quote],
+            "metadata": [metadata],
+            "distances": [round(citation.support, 4)],
+        },
+    }
+
+
+def title_of(passage: Passage) -> str:
+    """What to call a passage's source for a person: the document and the page."""
+    name = passage.document_title or passage.document_name
+    return f"{name}, page {passage.page}" if passage.page else name
+
+
+def one_per_number(citations: Iterable[Citation]) -> list[Citation]:
+    """The first citation of each number, in number order."""
+    first: dict[int, Citation] = {}
+    for citation in citations:
+        first.setdefault(citation.n, citation)
+    return [first[n] for n in sorted(first)]
+
+
+class Completion:
+    """Renders one answer, whole or as a stream."""
+
+    def __init__(
+        self, request: ChatRequest, prediction: Prediction, release: Release, *, link: Link, style: CitationStyle
+    ) -> None:
+        self._prediction = prediction
+        self._link = link
+        self._style = style
+        self._with_usage = request.stream_options is not None and bool(request.stream_options.include_usage)
+        self._head: dict[str, Any] = {
+            "id": prediction.id,
+            "object": "chat.completion.chunk" if prediction.stream else "chat.completion",
+            "created": int(time()),
+            "model": request.model,
+            "system_fingerprint": release.digest,
+        }
+        if prediction.stream:
+            opening = b"data: " + _encode(self._head)[:-1] + b',"choices":[{"index":0,"delta":'
+            self._before_text = opening + b'{"content":'
+            self._before_delta = opening
+            self._role = opening + b'{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]}\n\n'
+
+    def role(self) -> bytes:
+        """The first chunk of a stream."""
+        return self._role
+
+    def chunks(self, pieces: Sequence[Piece]) -> bytes:
+        """The chunks of the pieces that arrived together."""
+        parts: list[bytes] = []
+        for piece in pieces:
+            if piece.tool_calls is None and piece.logprobs is None:
+                if piece.text:
+                    parts += (self._before_text, _encode(piece.text), b'},"logprobs":null,"finish_reason":null}]}\n\n')
+                continue
+            delta: dict[str, Any] = {"content": piece.text} if piece.text else {}
+            if piece.tool_calls:
+                delta["tool_calls"] = piece.tool_calls
+            logprobs = _encode(piece.logprobs)
+            parts += (self._before_delta, _encode(delta), b',"logprobs":', logprobs, b',"finish_reason":null}]}\n\n')
+        return b"".join(parts)
+
+    def ending(self, conclusion: Conclusion) -> bytes:
+        """The chunks that end a stream: citations, finish reason, usage if asked for, and the end mark."""
+        parts: list[bytes] = []
+        if self._style == "openwebui":
+            parts += [
+                self._chunk({"choices": [], "event": openwebui_event(citation, self._link)})
+                for citation in one_per_number(conclusion.citations)
+            ]
+        choice: dict[str, Any] = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": conclusion.finish_reason}
+        if conclusion.citations and self._style != "openwebui":
+            annotations = [annotation(citation, self._link) for citation in conclusion.citations]
+            parts.append(
+                self._chunk({"choices": [{**choice, "delta": {"annotations": annotations}, "finish_reason": None}]})
+            )
+        parts.append(self._chunk({"choices": [choice], **self._evidence(conclusion)}))
+        if self._with_usage:
+            parts.append(self._chunk({"choices": [], "usage": conclusion.usage}))
+        parts.append(DONE)
+        return b"".join(parts)
+
+    def whole(self, pieces: Sequence[Piece], conclusion: Conclusion) -> bytes:
+        """The body of an answer that is not streamed."""
+        message: dict[str, Any] = {"role": "assistant", "content": "".join([piece.text for piece in pieces])}
+        tool_calls = [call for piece in pieces for call in piece.tool_calls or ()]
+        if tool_calls:
+            message["tool_calls"] = [
+                {key: value for key, value in call.items() if key != "index"} for call in tool_calls
+            ]
+            message["content"] = message["content"] or None
+        if conclusion.citations:
+            message["annotations"] = [annotation(citation, self._link) for citation in conclusion.citations]
+        content = [entry for piece in pieces if piece.logprobs for entry in piece.logprobs.get("content") or ()]
+        choice = {
+            "index": 0,
+            "message": message,
+            "logprobs": {"content": content} if content else None,
+            "finish_reason": conclusion.finish_reason,
+        }
+        return _encode({**self._head, "choices": [choice], "usage": conclusion.usage, **self._evidence(conclusion)})
+
+    def _chunk(self, fields: dict[str, Any]) -> bytes:
+        return b"data: " + _encode({**self._head, **fields}) + b"\n\n"
+
+    def _evidence(self, conclusion: Conclusion) -> dict[str, Any]:
+        """What is said beside the answer about what it rests on; nothing when retrieval was off."""
+        outcome = self._prediction.retrieval_outcome
+        if outcome == "off":
+            return {}
+        evidence: dict[str, Any] = {"retrieval": outcome}
+        if conclusion.verdict is not None:
+            evidence["verdict"] = _verdict(conclusion.verdict)
+        evidence["citations"] = [citation_object(citation, self._link) for citation in conclusion.citations]
+        return evidence
+
+
+def _verdict(verdict: Verdict) -> "VerdictObject":
+    return VerdictObject(
+        status=verdict.status,
+        reason=verdict.reason,
+        abstained=verdict.status == "abstained",
+        support=round(verdict.support, 4),
+        dropped_sentences=verdict.dropped_sentences,
+    )
+
+
+class ChatMessage(msgspec.Struct):
+    """The answer; `annotations` are OpenAI's `url_citation`s, whose span is the `[n]` in the content."""
+
+    role: str
+    content: str | None
+    annotations: list[dict[str, Any]] = []
+    tool_calls: list[dict[str, Any]] = []
+
+
+class ChatChoice(msgspec.Struct):
+    """The one choice."""
+
+    index: int
+    message: ChatMessage
+    finish_reason: FinishReason
+    logprobs: dict[str, Any] | None = None
+
+
+class CitationObject(msgspec.Struct):
+    """Which words of the answer rest on which words of which document; `quote` is `source[source_start:source_end]`."""
+
+    n: int
+    status: Literal["supported", "weak", "unsupported"]
+    support: float
+    score: float
+    answer_start: int
+    answer_end: int
+    document_id: str
+    document_version: str
+    document_name: str
+    title: str
+    heading: str
+    passage: int
+    page: int | None
+    source_start: int
+    source_end: int
+    quote: str
+    url: str
+
+
+class VerdictObject(msgspec.Struct):
+    """Whether the answer was given, replaced by the passages' own words, or withheld, and why."""
+
+    status: Literal["answered", "replaced", "abstained"]
+    reason: Literal["none", "nothing_relevant", "unsupported_answer", "engine_abstained", "empty_answer"]
+    abstained: bool
+    support: float
+    dropped_sentences: int
+
+
+class ChatCompletion(msgspec.Struct):
+    """A whole answer; `retrieval`, `verdict` and `citations` are there unless retrieval was off."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: Usage
+    retrieval: Literal["used", "empty", "irrelevant", "unavailable"] | None = None
+    verdict: VerdictObject | None = None
+    citations: list[CitationObject] = []

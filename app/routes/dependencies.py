@@ -1,0 +1,83 @@
+"""What routes share: the caller that the door let in, the service's parts, and the errors a route may answer with."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+
+from app.access import Caller
+from app.links import PassageLinks
+from app.predictions import PredictionLog
+from app.releases import Releases
+from app.routes.schemas import ErrorEnvelope
+from observability.metrics import Metrics
+from observability.telemetry import Telemetry
+from retrieval.retriever import Retriever
+
+Check = Callable[[], Awaitable[str | None]]
+"""Asks one part whether it is ready: None, or what is wrong; answers within a second or two by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The parts that routes call, as the composition root made them."""
+
+    retriever: Retriever
+    predictions: PredictionLog
+    releases: Releases
+    links: PassageLinks
+    telemetry: Telemetry
+    metrics: Metrics
+    checks: Mapping[str, Check]
+    collection: str
+    max_document_bytes: int
+    public_url: str | None
+    open_metrics: bool
+
+
+_MEANINGS = {
+    400: "The request breaks a rule; the message names the field and the fix.",
+    401: "No valid API key.",
+    403: "The key lacks the scope this route needs.",
+    404: "It does not exist, or not for this tenant.",
+    405: "The path does not take this method.",
+    410: "It was replaced by another version.",
+    413: "Larger than a limit allows.",
+    415: "A media type that is not read.",
+    422: "The file holds no text that can be read.",
+    429: "Overloaded; see Retry-After.",
+    500: "A defect of ours.",
+    502: "The engine failed.",
+    503: "Something this needs is down; see Retry-After.",
+    504: "The engine did not answer in time.",
+}
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The error responses of a route, for its description; 401, 403 and 500 go without saying."""
+    return {
+        status: {"model": ErrorEnvelope, "description": _MEANINGS[status]}
+        for status in sorted({400, 401, 403, 500, *statuses})
+    }
+
+
+def caller_of(request: Request) -> Caller:
+    """Who sent the request, as the door found out."""
+    caller: Caller = request.state.caller
+    return caller
+
+
+def own_address(request: Request) -> str:
+    """The address the client used for the service."""
+    return str(request.base_url).rstrip("/")
+
+
+def services_of(request: Request) -> Services:
+    """The service's parts."""
+    services: Services = request.app.state.services
+    return services
+
+
+CallerDep = Annotated[Caller, Depends(caller_of)]
+ServicesDep = Annotated[Services, Depends(services_of)]

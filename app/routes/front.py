@@ -1,0 +1,109 @@
+"""The door: nothing behind it runs for a request without a valid key, but for a few paths named here.
+
+It stands in front of FastAPI as plain ASGI, so that a body is not read before its sender is known, and so that the
+chat route can answer at the cost the hot path allows (see docs/decisions): that one path and method never enters
+FastAPI, which documents it all the same.
+"""
+
+from collections.abc import Iterable
+from time import perf_counter
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.access import Access, Caller
+from app.errors import ServiceError
+from app.links import PassageLinks
+from app.predictions import uuid7
+from app.routes.errors import envelope, error_headers
+from observability.logs import Log
+from observability.metrics import Metrics
+
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs", "/"})
+"""What anybody may ask: liveness, readiness, and the description of the API."""
+
+CHAT_PATH = "/v1/chat/completions"
+
+
+class Front:
+    """Authenticates, sends the chat route its requests, and FastAPI the rest."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        chat: ASGIApp,
+        access: Access,
+        links: PassageLinks,
+        metrics: Metrics,
+        log: Log,
+        open_paths: Iterable[str] = (),
+    ) -> None:
+        """`open_paths` are added to those that need no key."""
+        self._app = app
+        self._chat = chat
+        self._access = access
+        self._links = links
+        self._metrics = metrics
+        self._log = log
+        self._open = OPEN_PATHS | frozenset(open_paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection event."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif scope["path"] == CHAT_PATH and scope["method"] == "POST":
+            await self._chat(scope, receive, send)
+        else:
+            await self._ordinary(scope, receive, send)
+
+    async def _ordinary(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started, status = perf_counter(), 500
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id = uuid7()
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = message.setdefault("headers", [])
+                if not any(name == b"x-request-id" for name, _ in headers):
+                    headers.append((b"x-request-id", request_id.encode()))
+            await send(message)
+
+        caller: Caller | None = None
+        try:
+            if scope["path"] not in self._open:
+                caller = state["caller"] = await self._identify(scope)
+            await self._app(scope, receive, noting)
+        except ServiceError as error:
+            await respond(noting, error, request_id)
+        finally:
+            seconds = perf_counter() - started
+            route = getattr(scope.get("route"), "path", "unmatched")
+            self._metrics.request(route, status, seconds)
+            self._log.access(scope["method"], route, status, seconds, tenant=caller.tenant if caller else "")
+
+    async def _identify(self, scope: Scope) -> Caller:
+        authorization = header(scope, b"authorization")
+        if authorization is None and b"signature=" in scope["query_string"] and scope["method"] == "GET":
+            path = scope.get("raw_path", scope["path"].encode()).decode("ascii")
+            tenant = self._links.tenant(path.partition("?")[0], scope["query_string"])
+            if tenant is not None:
+                return Caller(key_id="link", tenant=tenant, scopes=frozenset({"passage"}))
+        return await self._access.admit(authorization)
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """The value of a header, by its lower-case name."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return bytes(value)
+    return None
+
+
+async def respond(send: Send, error: ServiceError, request_id: str | None) -> None:
+    """Send an error as the whole response."""
+    body = envelope(error, request_id)
+    headers = [*error_headers(error, request_id), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

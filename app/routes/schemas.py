@@ -1,0 +1,314 @@
+"""The service's own resources as JSON: what `/openapi.json` promises, and what a generated client is made from."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from retrieval.documents import Document, Hit, Passage, SearchMode
+
+
+class Wire(BaseModel):
+    """What every body shares."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ErrorBody(BaseModel):
+    """What went wrong, in words that name the field and the fix."""
+
+    message: str
+    type: str
+    code: str
+    param: str | None = None
+    request_id: str | None = None
+
+
+class ErrorEnvelope(BaseModel):
+    """OpenAI's error envelope; every error of every route has this form."""
+
+    error: ErrorBody
+
+
+class DocumentUpload(Wire):
+    """A document as JSON: its text, or its bytes in base64."""
+
+    name: str = Field(min_length=1, max_length=512, description="Name or path; the same name again replaces it.")
+    text: str | None = Field(None, description="The document, when it is text.")
+    content_base64: str | None = Field(None, description="The document's bytes, when it is not.")
+    media_type: str | None = Field(None, max_length=128, description="By default told from the name and the bytes.")
+    metadata: dict[str, str | int | float | bool] = Field(
+        default_factory=dict, max_length=32, description="Facts that a search can filter by."
+    )
+
+
+class DocumentFile(Wire):
+    """A document as a form upload."""
+
+    file: bytes = Field(json_schema_extra={"format": "binary"})
+    name: str | None = Field(None, max_length=512, description="By default the file's own name.")
+    metadata: str | None = Field(None, description="A JSON object of facts that a search can filter by.")
+
+
+class DocumentObject(BaseModel):
+    """A document in the collection."""
+
+    id: str
+    object: Literal["document"] = "document"
+    name: str
+    title: str
+    version: str = Field(description="SHA-256 of the uploaded bytes.")
+    media_type: str
+    size_bytes: int
+    characters: int
+    pages: int
+    passages: int
+    index_version: str
+    metadata: dict[str, Any]
+    created_at: datetime
+    updated_at: datetime
+
+    @classmethod
+    def of(cls, document: Document) -> "DocumentObject":
+        """The document as it is shown."""
+        return cls(
+            id=document.id,
+            name=document.name,
+            title=document.title,
+            version=document.version,
+            media_type=document.media_type,
+            size_bytes=document.size_bytes,
+            characters=document.length,
+            pages=document.pages,
+            passages=document.passages,
+            index_version=document.index_version,
+            metadata=document.metadata,
+            created_at=document.created_at,
+            updated_at=document.updated_at,
+        )
+
+
+class IngestedObject(BaseModel):
+    """What an upload did."""
+
+    document: DocumentObject
+    outcome: Literal["created", "unchanged", "replaced"]
+    embedded_passages: int = Field(description="Passages that had to be embedded; 0 when nothing changed.")
+
+
+class DocumentList(BaseModel):
+    """One page of documents; `next` is the `after` of the next one."""
+
+    object: Literal["list"] = "list"
+    data: list[DocumentObject]
+    next: str | None = None
+
+
+class Deleted(BaseModel):
+    """Something that is gone."""
+
+    id: str
+    object: Literal["document.deleted"] = "document.deleted"
+    deleted: bool = True
+
+
+class PassageObject(BaseModel):
+    """A passage: `text` is exactly the document's source text from `start` to `end`."""
+
+    id: str
+    document_id: str
+    document_version: str
+    document_name: str
+    title: str
+    n: int
+    heading_path: list[str]
+    page: int | None = None
+    start: int
+    end: int
+    text: str
+
+    @classmethod
+    def of(cls, passage: Passage) -> "PassageObject":
+        """The passage as it is shown."""
+        return cls(
+            id=passage.id,
+            document_id=passage.document_id,
+            document_version=passage.document_version,
+            document_name=passage.document_name,
+            title=passage.document_title,
+            n=passage.n,
+            heading_path=list(passage.heading_path),
+            page=passage.page,
+            start=passage.start,
+            end=passage.end,
+            text=passage.text,
+        )
+
+
+class PassageList(BaseModel):
+    """All passages of a document, in order."""
+
+    object: Literal["list"] = "list"
+    data: list[PassageObject]
+
+
+class SourceObject(BaseModel):
+    """The text that a document's offsets count in."""
+
+    document_id: str
+    text: str
+
+
+class SearchRequest(Wire):
+    """A question to the index."""
+
+    query: str = Field(min_length=1, max_length=8_192)
+    top_k: int = Field(5, ge=1, le=100)
+    mode: SearchMode = "hybrid"
+    filter: dict[str, Any] | None = Field(
+        None, description="Metadata that must be equal; a list of values means any of them."
+    )
+
+
+class HitObject(BaseModel):
+    """A passage that was found, with the rank and the score each leg gave it (null where the leg missed it)."""
+
+    passage: PassageObject
+    score: float
+    dense_rank: int | None
+    dense_score: float | None
+    sparse_rank: int | None
+    sparse_score: float | None
+    url: str = Field(description="Opens the passage without a key.")
+
+    @classmethod
+    def of(cls, hit: Hit, url: str) -> "HitObject":
+        """The hit as it is shown."""
+        return cls(
+            passage=PassageObject.of(hit.passage),
+            score=hit.score,
+            dense_rank=hit.dense_rank,
+            dense_score=hit.dense_score,
+            sparse_rank=hit.sparse_rank,
+            sparse_score=hit.sparse_score,
+            url=url,
+        )
+
+
+class SearchResponse(BaseModel):
+    """Hits, best first."""
+
+    object: Literal["search.result"] = "search.result"
+    hits: list[HitObject]
+    index_version: str
+    embed_seconds: float
+    search_seconds: float
+
+
+class ModelObject(BaseModel):
+    """A release, as OpenAI lists models; `id` is the name to ask for."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "hallmark"
+    release: str = Field(description="`name@number`: the release the name stands for now.")
+    digest: str = Field(description="SHA-256 of the release's canonical JSON.")
+    base_model: str | None = None
+    adapter: str | None = None
+    prompt_version: str
+    retrieval: str
+
+
+class ModelList(BaseModel):
+    """What can be asked for."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelObject]
+
+
+class EmbeddingRequest(BaseModel):
+    """OpenAI's request for embeddings; unknown fields are ignored."""
+
+    model: str = Field(min_length=1, max_length=256)
+    input: str | list[str] = Field(description="One text, or at most 256.")
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1)
+    user: str | None = None
+
+
+class EmbeddingObject(BaseModel):
+    """One vector, L2-normalised; base64 is of little-endian float32."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(BaseModel):
+    """Tokens embedded."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingResponse(BaseModel):
+    """Vectors in the order of the texts."""
+
+    object: Literal["list"] = "list"
+    data: list[EmbeddingObject]
+    model: str
+    usage: EmbeddingUsage
+
+
+class PredictionObject(BaseModel):
+    """A prediction on record: who asked what of which release, what it rested on, what came of it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    created_at: datetime
+    tenant: str
+    outcome: Literal["open", "finished", "failed", "cancelled", "interrupted"]
+    model: str | None = None
+    release_name: str | None = None
+    release_digest: str | None = None
+    base_model: str | None = None
+    adapter: str | None = None
+    prompt_version: str | None = None
+    index_version: str | None = None
+    retrieval_mode: str | None = None
+    retrieval_outcome: str | None = None
+    verdict: str | None = None
+    finish_reason: str | None = None
+    error_code: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    total_seconds: float | None = None
+    trace_id: str | None = None
+    question: str | None = None
+    answer: str | None = None
+
+
+class PredictionList(BaseModel):
+    """One page of predictions, newest first; `next` is the `before` of the next one."""
+
+    object: Literal["list"] = "list"
+    data: list[PredictionObject]
+    next: str | None = None
+
+
+class Health(BaseModel):
+    """Whether the process is alive, or ready; `checks` says what is not."""
+
+    status: Literal["ok", "unready"]
+    checks: dict[str, str] = Field(default_factory=dict)
+
+
+class IdentityObject(BaseModel):
+    """The caller as their key proves."""
+
+    key_id: str
+    name: str
+    tenant: str
+    scopes: list[str]

@@ -1,0 +1,63 @@
+"""Running the service under uvicorn: open its parts, listen, stop cleanly."""
+
+import asyncio
+import socket
+
+import uvicorn
+
+from app.database import DataDirectoryBusy, SchemaTooNew
+from app.errors import ServiceError
+from app.main import open_service
+from app.settings import Settings
+from observability import logs
+from observability.telemetry import ExporterMisconfigured
+from retrieval.errors import RetrievalError
+
+GRACE_SECONDS = 20
+"""How long answers in flight may go on after a stop was asked for."""
+
+
+class StartFailure(Exception):
+    """The service cannot start; the message says why and what would help."""
+
+
+async def serve_until_stopped(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        StartFailure: the port is taken, the data directory is in use, or the collection does not fit the settings.
+    """
+    log = logs.configure(settings.log_level.upper(), settings.log_format)
+    try:
+        listener = _listen(settings.host, settings.port)
+        try:
+            async with open_service(settings, log) as app:
+                config = uvicorn.Config(
+                    app,
+                    log_config=None,
+                    access_log=False,
+                    server_header=False,
+                    lifespan="off",
+                    timeout_graceful_shutdown=GRACE_SECONDS,
+                    h11_max_incomplete_event_size=65_536,
+                )
+                await uvicorn.Server(config).serve(sockets=[listener])
+        finally:
+            listener.close()
+    except (DataDirectoryBusy, SchemaTooNew, ServiceError, RetrievalError, ExporterMisconfigured, OSError) as error:
+        raise StartFailure(str(error)) from error
+    finally:
+        await asyncio.to_thread(log.close)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Bind before anything is opened, so that a taken port costs nothing."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise StartFailure(f"cannot listen on {host}:{port}: {error.strerror}. Choose another with --port.") from error
+    return listener
