@@ -73,10 +73,9 @@ def _block_tokens(text: str) -> list[tuple[Token, str]]:
     # Inline markup is not needed, and its hostile cases are the expensive ones.
     parser.core.ruler.enableOnly(["normalize", "block"])
     tokens = parser.parse(text)
-    following = [token.content if token.type == "inline" else "" for token in tokens[1:]] + [""]
     return [
-        (token, inline)
-        for token, inline in zip(tokens, following, strict=True)
+        (token, following.content)
+        for token, following in zip(tokens, [*tokens[1:], *tokens[-1:]], strict=True)
         if token.level == 0 and token.map and token.type in _KINDS
     ]
 

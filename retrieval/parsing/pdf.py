@@ -140,6 +140,18 @@ def _join(left: str, right: str, words: "Counter[str]") -> str:
     return hyphenated if keeps else left + right
 
 
+def _headings_on_page(lines: list[str], headings: dict[str, int]) -> dict[int, int]:
+    """Return the level of each line that is a heading; of equal lines it is the one inside the page, not its head."""
+    best: dict[str, tuple[bool, int]] = {}
+    if headings:
+        shown = [index for index, line in enumerate(lines) if line]
+        for index in shown:
+            key = _normal(lines[index])
+            if key in headings:
+                best[key] = min(best.get(key, (True, len(lines))), (index in (shown[0], shown[-1]), index))
+    return {index: headings[key] for key, (_, index) in best.items()}
+
+
 def _write_page(draft: Draft, lines: list[str], headings: dict[str, int]) -> None:
     widths = sorted(len(line) for line in lines if line)
     full = widths[int(len(widths) * 0.8)] * _FULL_LINE if widths else 0
@@ -151,8 +163,9 @@ def _write_page(draft: Draft, lines: list[str], headings: dict[str, int]) -> Non
         paragraph.clear()
 
     previous = ""
-    for line in lines:
-        level = headings.pop(_normal(line), None) if headings and line else None
+    levels = _headings_on_page(lines, headings)
+    for index, line in enumerate(lines):
+        level = levels.get(index)
         if not line or level is not None:
             flush()
             if level is not None:
