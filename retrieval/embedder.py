@@ -93,7 +93,8 @@ class SentenceTransformerEmbedder(BatchingEmbedder):
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging
 
-        logging.disable_progress_bar()
+        silence: Callable[[], None] = logging.disable_progress_bar
+        silence()
         torch.set_num_threads(self._threads)
         dtype = torch.bfloat16 if self._use_bfloat16() else torch.float32
         try:

@@ -83,7 +83,7 @@ class Retriever:
         split: Split = split_by_structure,
         passage_tokens: int = 200,
         fusion: Fusion = "dbsf",
-        depth: int = 100,
+        depth: int = 50,
         bm25: Bm25Settings | None = None,
         rebuild: bool = False,
     ) -> None:
