@@ -29,10 +29,10 @@ RUN pip install -c constraints.txt '.[train]'
 
 FROM base AS runtime
 # The data directory and the cache of converted weights are volumes: everything else in the image is read-only.
-RUN mkdir /data /cache && chown hallmark:hallmark /data /cache
-ENV HALLMARK_DATA_DIR=/data HALLMARK_HOST=0.0.0.0 HALLMARK_LOG_FORMAT=json XDG_CACHE_HOME=/cache HF_HUB_OFFLINE=1
+RUN mkdir -p /data /home/hallmark/.cache && chown hallmark:hallmark /data /home/hallmark/.cache
+ENV HALLMARK_DATA_DIR=/data HALLMARK_HOST=0.0.0.0 HALLMARK_LOG_FORMAT=json HF_HUB_OFFLINE=1
 WORKDIR /home/hallmark
-VOLUME ["/data", "/cache"]
+VOLUME ["/data", "/home/hallmark/.cache"]
 
 FROM runtime AS engine
 COPY --from=build-engine /opt/venv /opt/venv

@@ -10,14 +10,16 @@ import pytest
 from pydantic import BaseModel
 
 from app import errors
+from app.cli import app as cli
+from app.main import create_api
 from app.routes import errors as route_errors
 from app.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 HANDBOOK = sorted((ROOT / "examples" / "handbook").glob("*.md"))
-# HALLMARK_KEY is the reader's own variable in the curl examples.
-NOT_SETTINGS = {"HALLMARK_KEY"}
+# What the command line, as a client, reads: where the service runs and the key to send.
+NOT_SETTINGS = {"HALLMARK_URL", "HALLMARK_API_KEY"}
 PAPERS = [
     *HANDBOOK,
     *sorted(DOCS.rglob("*.md")),
@@ -80,6 +82,38 @@ def test_every_variable_that_a_paper_names_is_a_setting() -> None:
 def test_every_error_code_is_documented_with_its_status_and_no_other_is(paper: tuple[str, ...]) -> None:
     found = {code: int(status) for status, code in re.findall(r"^\| (\d{3}) \| `(\w+)` \|", read(*paper), re.MULTILINE)}
     assert found == error_codes()
+
+
+def test_handbook_lists_the_routes_there_are() -> None:
+    listed = set(
+        re.findall(r"^\| `(\w+) (/v1/\S+)` \|", read("examples", "handbook", "generated-clients.md"), re.MULTILINE)
+    )
+    described = {
+        (method.upper(), re.sub(r"\{\w*id\}", "{id}", path))
+        for path, methods in create_api().openapi()["paths"].items()
+        for method in methods
+        if path.startswith("/v1/")
+    }
+    assert listed == described
+
+
+def test_every_command_that_a_paper_names_exists() -> None:
+    known = {command.name or command.callback.__name__ for command in cli.registered_commands if command.callback}
+    known |= {group.name for group in cli.registered_groups if group.name}
+    for paper in PAPERS:
+        named = set(
+            re.findall(
+                r"(?:^|[`/ ])hallmark (?!serve\b)([a-z]{3,})\b(?=[^`]*`| [A-Z\"~-])", paper.read_text(encoding="utf-8")
+            )
+        )
+        assert not named - known, f"{paper.relative_to(ROOT)} names {sorted(named - known)}"
+
+
+def test_every_make_target_that_a_paper_names_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):.*##", read("Makefile"), re.MULTILINE))
+    for paper in PAPERS:
+        named = set(re.findall(r"(?:`|^)make ([a-z-]+)(?:`|$| +#)", paper.read_text(encoding="utf-8"), re.MULTILINE))
+        assert not named - targets, f"{paper.relative_to(ROOT)} names {sorted(named - targets)}"
 
 
 def test_readme_tree_names_every_module_of_the_packages() -> None:
