@@ -9,10 +9,13 @@ from app.engines.local import EngineSettings
 from app.engines.local.server import serve
 from app.engines.local.weights import WeightsUnavailable
 
+FROM_STDIN = "-"
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve until told to stop; returns the process's exit status."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         serve(settings_from(arguments))
     except WeightsUnavailable as error:
@@ -36,9 +39,11 @@ def settings_from(arguments: list[str] | None) -> EngineSettings:
     parser.add_argument("--max-adapters", type=int, default=defaults.max_adapters, help="LoRA adapters held at once")
     parser.add_argument("--cache-dir", type=Path, default=defaults.cache_dir, help="where converted weights are kept")
     parser.add_argument("--adapter", type=_named_folder, action="append", default=[], metavar="NAME=FOLDER")
-    parser.add_argument("--token", help="bearer token that requests must carry")
+    parser.add_argument("--token", help="bearer token requests must carry; - reads it from stdin's first line")
     parser.add_argument("--parent-pid", type=int, help="end when this process, the direct parent, has ended")
     given = vars(parser.parse_args(arguments))
+    if given["token"] == FROM_STDIN:
+        given["token"] = sys.stdin.readline().strip()
     return EngineSettings(adapters=tuple(given.pop("adapter")), **given)
 
 

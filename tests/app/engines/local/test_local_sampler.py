@@ -1,0 +1,69 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.engines.local.sampler import Sampler, SamplingOptions, pick_all
+
+LOGITS = torch.randn(3000, generator=torch.Generator().manual_seed(3)) * 3
+
+
+def draws(count: int, **options: object) -> list[int]:
+    sampler = Sampler(SamplingOptions(**options))  # type: ignore[arg-type]
+    return [sampler.pick(LOGITS).token for _ in range(count)]
+
+
+def test_the_same_seed_draws_the_same_tokens() -> None:
+    assert draws(20, seed=5) == draws(20, seed=5)
+    assert draws(20, seed=5) != draws(20, seed=6)
+
+
+def test_no_seed_is_a_new_seed_each_time() -> None:
+    assert draws(20) != draws(20)
+
+
+def test_temperature_zero_takes_the_largest() -> None:
+    assert draws(1, temperature=0.0) == [int(LOGITS.argmax())]
+
+
+def test_draws_follow_the_distribution() -> None:
+    logits = torch.tensor([0.0, 1.0, 2.0]).log()
+    sampler = Sampler(SamplingOptions(seed=1))
+    drawn = [sampler.pick(logits).token for _ in range(3000)]
+    assert drawn.count(0) == 0
+    assert drawn.count(2) / 3000 == pytest.approx(2 / 3, abs=0.04)
+
+
+@given(st.floats(0.01, 0.999), st.integers(0, 1000))
+def test_the_nucleus_is_the_fewest_tokens_that_reach_top_p(top_p: float, seed: int) -> None:
+    probabilities, ids = LOGITS.softmax(-1).sort(descending=True)
+    count = int((probabilities.cumsum(0) < top_p).sum()) + 1
+    allowed = set(ids[:count].tolist())
+    assert set(draws(20, top_p=top_p, seed=seed)) <= allowed
+
+
+def test_a_frequency_penalty_grows_with_each_use() -> None:
+    logits = torch.tensor([3.0, 1.9, 0.0])
+    sampler = Sampler(SamplingOptions(temperature=0, frequency_penalty=1.0))
+    assert [sampler.pick(logits).token for _ in range(5)] == [0, 0, 1, 0, 1]
+
+
+def test_a_presence_penalty_counts_once() -> None:
+    logits = torch.tensor([3.0, 1.9, 0.0])
+    sampler = Sampler(SamplingOptions(temperature=0, presence_penalty=1.5))
+    assert [sampler.pick(logits).token for _ in range(4)] == [0, 1, 0, 0]
+
+
+def test_logprobs_are_those_of_the_token_and_its_rivals() -> None:
+    picked = Sampler(SamplingOptions(temperature=0, top_logprobs=2)).pick(torch.tensor([0.0, 2.0, 1.0]))
+    expected = torch.tensor([0.0, 2.0, 1.0]).log_softmax(-1)
+    assert picked.logprob == pytest.approx(float(expected[1]))
+    assert [token for token, _ in picked.rivals] == [1, 2]
+
+
+def test_a_row_is_picked_alike_alone_and_among_others() -> None:
+    options = [SamplingOptions(temperature=0), SamplingOptions(seed=9), SamplingOptions(seed=4, top_p=0.5)]
+    rows = torch.randn(3, 3000, generator=torch.Generator().manual_seed(8))
+    together = pick_all([Sampler(option) for option in options], rows)
+    alone = [Sampler(option).pick(row) for option, row in zip(options, rows, strict=True)]
+    assert together == alone
