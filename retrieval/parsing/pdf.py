@@ -19,7 +19,7 @@ from retrieval.errors import LimitExceeded, UnreadableDocument
 from retrieval.parsing.draft import Draft, visible
 
 _SPACES = re.compile(r"[^\S\n]+")
-_HYPHENATED = re.compile(r"([^\W\d_]+)[-\u2010\u00ad]\n([^\W\d_]+)")
+_HYPHENATED = re.compile(r"([^\W\d_]+)[-\u2010]\n([^\W\d_]+\S*)( ?)")
 _WORD = re.compile(r"[^\W\d_]+(?:[-\u2010][^\W\d_]+)?")
 _DIGITS = re.compile(r"\d+")
 _BULLET = re.compile(r"(?:[-*•‣◦▪●–·]|\(?\d{1,3}[.)]|\(?[a-z]\))\s")
@@ -125,7 +125,7 @@ def _clean(texts: list[str]) -> Iterator[list[str]]:
         for index in {*shown[:1], *shown[-1:]} if len(shown) >= _FEWEST_LINES else ():
             if _DIGITS.sub("#", lines[index]) in running:
                 lines[index] = ""
-        yield _HYPHENATED.sub(lambda pair: _join(pair[1], pair[2], words), "\n".join(lines)).strip("\n").split("\n")
+        yield _HYPHENATED.sub(lambda cut: _join(cut, words), "\n".join(lines)).strip("\n").split("\n")
 
 
 def _edges(lines: list[str]) -> list[str]:
@@ -133,11 +133,14 @@ def _edges(lines: list[str]) -> list[str]:
     return [*shown[:1], *shown[-1:]]
 
 
-def _join(left: str, right: str, words: "Counter[str]") -> str:
+def _join(cut: re.Match[str], words: "Counter[str]") -> str:
     """Join a word cut at a line's end; the hyphen stays where the document elsewhere writes it, or before a capital."""
-    hyphenated = f"{left}-{right}"
-    keeps = words[hyphenated.casefold()] > words[(left + right).casefold()] or not right[0].islower()
-    return hyphenated if keeps else left + right
+    left, right = cut[1], _WORD.match(cut[2])
+    assert right
+    hyphenated = words[f"{left}-{right[0]}".casefold()] > words[(left + right[0]).casefold()]
+    hyphen = "-" if hyphenated or not right[0].islower() else ""
+    # The line break moves behind the word, so that the next line still begins where it did.
+    return left + hyphen + cut[2] + ("\n" if cut[3] else "")
 
 
 def _headings_on_page(lines: list[str], headings: dict[str, int]) -> dict[int, int]:

@@ -140,6 +140,8 @@ def _unseen(node: Any) -> bool:
     """Tell whether an element and all it contains is not part of what a reader came for."""
     if node.tag in _NOT_CONTENT:
         return True
+    if node.tag == "sup" and _FOOTNOTE.match(node.text().strip()):
+        return True
     attributes = node.attributes
     if not attributes:
         return False
@@ -147,9 +149,7 @@ def _unseen(node: Any) -> bool:
         return True
     if (attributes.get("role") or "").lower() in _NOT_CONTENT_ROLES:
         return True
-    if _UNSEEN.search(attributes.get("style") or ""):
-        return True
-    return node.tag == "sup" and bool(_FOOTNOTE.match(node.text().strip()))
+    return bool(_UNSEEN.search(attributes.get("style") or ""))
 
 
 def _text(node: Any) -> str:

@@ -23,7 +23,10 @@ _LARGEST_RATIO = 100
 _PARAGRAPH, _TABLE, _CONTROL, _CONTROL_CONTENT = qn("w:p"), qn("w:tbl"), qn("w:sdt"), qn("w:sdtContent")
 _CELL, _ROW, _RUN, _TEXT = qn("w:tc"), qn("w:tr"), qn("w:r"), qn("w:t")
 _MATH_TEXT = "{http://schemas.openxmlformats.org/officeDocument/2006/math}t"
-_FALLBACK = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
+# What was deleted or moved away, and the second form of what is there in a first.
+_NOT_PRINTED = frozenset(
+    (qn("w:del"), qn("w:moveFrom"), "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback")
+)
 _TEXT_BOX = qn("w:txbxContent")
 _BREAKS = {qn("w:tab"): "\t", qn("w:br"): "\n", qn("w:cr"): "\n", qn("w:noBreakHyphen"): "-"}
 _CONTAINERS = frozenset((qn("w:ins"), qn("w:moveTo"), qn("w:smartTag"), qn("w:customXml")))
@@ -145,7 +148,7 @@ def _text(paragraph: Any) -> tuple[str, list[Any]]:
             parts.append(element.text or "")
         elif element.tag in _BREAKS:
             parts.append(_BREAKS[element.tag])
-        elif element.tag != _FALLBACK and not (element.tag == _RUN and _is_hidden(element)):
+        elif element.tag not in _NOT_PRINTED and not (element.tag == _RUN and _is_hidden(element)):
             stack.append(iter(element))
     return tidy("".join(parts)), boxes
 
