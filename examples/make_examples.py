@@ -216,6 +216,17 @@ from a scanned page cannot be searched. Both problems are planned for the spring
 """
 
 
+class Outlined(SimpleDocTemplate):
+    """A document whose headings are in its outline, as a word processor's export has them."""
+
+    def afterFlowable(self, flowable: object) -> None:  # noqa: N802 - reportlab's hook.
+        """Add a heading to the outline once its place is known."""
+        if isinstance(flowable, Paragraph) and flowable.style.name in ("Title", "Heading2"):
+            text = flowable.getPlainText()
+            self.canv.bookmarkPage(text)
+            self.canv.addOutlineEntry(text, text, level=0 if flowable.style.name == "Title" else 1)
+
+
 def write_pdf(path: Path) -> None:
     """Write the incident review; `invariant` keeps the creation time out of the file."""
     styles = getSampleStyleSheet()
@@ -224,7 +235,7 @@ def write_pdf(path: Path) -> None:
     for kind, text in INCIDENT_REVIEW:
         story.append(PageBreak() if kind == "page" else Paragraph(text, kinds[kind]))
         story.append(Spacer(1, 4))
-    document = SimpleDocTemplate(
+    document = Outlined(
         str(path), pagesize=A4, title=INCIDENT_REVIEW[0][1], author="Brightwater Utilities", invariant=1
     )
     document.build(story)
