@@ -16,7 +16,7 @@ from typing import Any
 from app.access import Caller
 from app.chat import ChatRequest, RetrievalOptions
 from app.engines import Engine, EngineInfo
-from app.errors import EngineInterrupted, Overloaded, RecordUnavailable, ServiceError
+from app.errors import EngineInterrupted, EngineTimeout, Overloaded, RecordUnavailable, ServiceError
 from app.grounding import Search, chosen_plan, citation_facts, find_grounds, fit_prompt, hit_facts
 from app.messages import FinishReason, Generation, Message, Piece, Usage
 from app.predictions import Outcome, Prediction, PredictionLog, uuid7
@@ -132,6 +132,8 @@ class Answering:
         self.verdict: Verdict | None = None
         self.marker: Callable[[int, Passage], str] = plain_marker
         """How a citation is written into the answer; by default `[n]`."""
+        self.deadline: asyncio.Timeout | None = None
+        """The limit on this answer's life: it too cancels the work, and is told from a client that left."""
 
     async def events(self) -> AsyncGenerator[list[Piece] | Conclusion, None]:
         """Answer: batches of pieces that arrived together, then one Conclusion.
@@ -158,7 +160,10 @@ class Answering:
             await self._recorded(gateway.predictions.close(prediction))
             yield conclusion
         except (asyncio.CancelledError, GeneratorExit):
-            self._break_off("cancelled", "client_left")
+            if self.deadline is not None and self.deadline.expired():
+                self._break_off("failed", EngineTimeout.code)
+            else:
+                self._break_off("cancelled", "client_left")
             raise
         except ServiceError as error:
             self._break_off("failed", error.code)

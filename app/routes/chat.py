@@ -116,7 +116,8 @@ class ChatRoute:
 
         watcher = asyncio.create_task(watch())
         try:
-            async with asyncio.timeout(self._timeout_seconds), aclosing(answering.events()) as events:
+            async with asyncio.timeout(self._timeout_seconds) as deadline, aclosing(answering.events()) as events:
+                answering.deadline = deadline
                 if prediction.stream:
                     await self._stream(events, completion, answering, reply)
                 else:
