@@ -25,8 +25,9 @@ from retrieval.index import IndexFilter, IndexPoint, IndexSchema, Legs, SparseVe
 _T = TypeVar("_T")
 _BATCH_POINTS = 64
 """Handing points over holds the interpreter lock, about 50 us each: a larger batch would be felt on the event loop."""
-_FLUSH_POINTS = 1000
-"""A flush holds the interpreter lock too, about 4 us a point written since the last one."""
+_FLUSH_POINTS = 20_000
+"""A flush holds the interpreter lock while it waits for the disk, 20 to 200 ms. The write-ahead log makes it needless
+for surviving the end of the process, so it only happens on closing and often enough to keep the log short."""
 _POINTER = "current.json"
 
 
@@ -215,7 +216,12 @@ def _translate(error: Exception) -> IndexUnavailable:
 
 def _config(schema: IndexSchema) -> edge.EdgeConfig:
     return edge.EdgeConfig(
-        vectors={"dense": edge.EdgeVectorParams(size=schema.dimension, distance=edge.Distance.Cosine)},
+        vectors={
+            # Half the memory to read is a quarter less CPU a search; 999 of 1,000 hits stay the same.
+            "dense": edge.EdgeVectorParams(
+                size=schema.dimension, distance=edge.Distance.Cosine, datatype=edge.VectorStorageDatatype.Float16
+            )
+        },
         sparse_vectors={"sparse": edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf)},
         # More threads save no time below 100,000 points and cost a fifth more CPU a query.
         max_search_threads=1,

@@ -156,7 +156,11 @@ class QdrantIndex:
         name = f"{self._alias}-{schema.index_version}-{uuid4().hex[:4]}"
         await client.create_collection(
             name,
-            vectors_config={"dense": models.VectorParams(size=schema.dimension, distance=models.Distance.COSINE)},
+            vectors_config={
+                "dense": models.VectorParams(
+                    size=schema.dimension, distance=models.Distance.COSINE, datatype=models.Datatype.FLOAT16
+                )
+            },
             sparse_vectors_config={"sparse": models.SparseVectorParams(modifier=models.Modifier.IDF)},
             metadata={"schema": asdict(schema)},
         )
