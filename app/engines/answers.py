@@ -197,12 +197,15 @@ class StreamReader:
         self._has_events = True
         if event.error is not None or (event.choices is None and event.usage is None):
             raise self._failure(event, data)
-        if event.usage is not None:
-            self._usage = _usage(event.usage)
         for choice in event.choices or ():
             if choice.index == self._choice:
-                return self._take(choice)
-        return None
+                break
+        else:
+            choice = None
+        if event.usage is not None and (choice is not None or not event.choices):
+            # Usage beside another choice is that choice's own.
+            self._usage = _usage(event.usage)
+        return self._take(choice) if choice is not None else None
 
     def _take(self, choice: _Choice) -> Piece | None:
         said = choice.delta

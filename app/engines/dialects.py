@@ -13,8 +13,8 @@ from app.messages import Generation, Message
 
 _SMALLEST_TOP_P = 1e-6
 _U64 = (1 << 64) - 1
-_SENT_TO_TGI = ("max_tokens", "temperature", "frequency_penalty")
-_SENT_TO_OTHERS = (*_SENT_TO_TGI, "top_p", "presence_penalty", "seed")
+_ALIKE = ("max_tokens", "temperature", "frequency_penalty")
+_AS_OPENAI = (*_ALIKE, "presence_penalty", "top_p", "seed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,8 @@ class Dialect:
     `base_model` is what `model` says to get the base model; None means the name that `/v1/models` lists.
     `adapter_model` builds it for an adapter; None when requests cannot choose one.
     `lists_adapters`: `/v1/models` names them. `leaves_stops`: stop sequences stay in the returned text.
+    `passed`: the sampling fields sent as they are. TGI's presence_penalty is not among them: it becomes a
+    repetition penalty of value + 2, so that 0 already distorts the answer.
     `is_tgi`: the request rules of TGI's router apply (see `_for_tgi`).
     """
 
@@ -33,6 +35,7 @@ class Dialect:
     lists_adapters: bool = True
     leaves_stops: bool = False
     is_tgi: bool = False
+    passed: tuple[str, ...] = _AS_OPENAI
     max_stops: int | None = None
     max_top_logprobs: int | None = None
     info_path: str | None = None
@@ -50,17 +53,19 @@ DIALECTS: dict[str, Dialect] = {
             lists_adapters=False,
             leaves_stops=True,
             is_tgi=True,
+            passed=_ALIKE,
             max_stops=4,
             max_top_logprobs=5,
             info_path="/info",
             tokenize_field="inputs",
         ),
-        # Our own engine: TGI's protocol, but it lists its adapters and answers 404 for an unknown one.
+        # Our own engine: TGI's protocol, but it lists its adapters, answers 404 for an unknown one, and follows
+        # OpenAI in the presence penalty and in leaving stop sequences out of the text.
         Dialect(
             "embedded",
             base_model="tgi",
-            leaves_stops=True,
             is_tgi=True,
+            passed=(*_ALIKE, "presence_penalty"),
             max_stops=4,
             max_top_logprobs=5,
             info_path="/info",
@@ -68,8 +73,19 @@ DIALECTS: dict[str, Dialect] = {
         ),
         Dialect("vllm", info_path="/version"),
         # /health generates a token on SGLang, /ready does not.
-        Dialect("sglang", adapter_model="{base}:{adapter}", info_path="/model_info", health_path="/ready"),
-        Dialect("llamacpp", adapter_model=None, lists_adapters=False, info_path="/props", tokenize_field="content"),
+        Dialect(
+            "sglang",
+            adapter_model="{base}:{adapter}",
+            info_path="/model_info",
+            health_path="/ready",
+        ),
+        Dialect(
+            "llamacpp",
+            adapter_model=None,
+            lists_adapters=False,
+            info_path="/props",
+            tokenize_field="content",
+        ),
         Dialect("openai", health_path="/v1/models", tokenize_path=None),
     )
 }
@@ -81,7 +97,7 @@ def payload(dialect: Dialect, generation: Generation, model: str) -> dict[str, A
     if generation.stream:
         body["stream_options"] = {"include_usage": True}
     sampling = generation.sampling
-    for name in _SENT_TO_TGI if dialect.is_tgi else _SENT_TO_OTHERS:
+    for name in dialect.passed:
         if (value := getattr(sampling, name)) is not None:
             body[name] = value
     if sampling.stop:
@@ -118,10 +134,7 @@ def _logprobs(dialect: Dialect, top: int | None) -> dict[str, Any]:
 
 
 def _for_tgi(body: dict[str, Any], generation: Generation) -> None:
-    """Add what TGI reads otherwise than OpenAI.
-
-    presence_penalty is never sent: TGI turns 0 into a repetition penalty of 2.
-    """
+    """Add what TGI reads otherwise than OpenAI."""
     sampling = generation.sampling
     top_p = sampling.top_p
     if top_p is not None and top_p < 1:
