@@ -267,7 +267,7 @@ class AnswerChecker:
                     source_end=passage.start + support.end,
                     quote=passage.text[support.start : support.end],
                     score=self._hits[hit].score,
-                    status=finding.status,
+                    status=finding.status if hit in finding.cited else "unsupported",
                     support=support.share,
                 )
             )

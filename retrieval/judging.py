@@ -12,7 +12,7 @@ from retrieval.abstention import CheckPolicy, engine_abstains, is_polar, says_no
 from retrieval.documents import Hit
 from retrieval.errors import RetrievalError
 from retrieval.markers import Marker, claim_text, is_code, read_markers, split_lead_in
-from retrieval.support import Candidate, Evidence, Support, contradicts
+from retrieval.support import Candidate, Evidence, Focus, Support, contradicts
 from retrieval.terms import Terms, terms, word_set
 
 Similarity = Callable[[str, list[str]], Awaitable[list[float]]]
@@ -84,7 +84,7 @@ class Judge:
         )
         for candidate, cosine in ranked:
             fit = self._evidence.focus(candidate.hit, candidate.start, candidate.end, cosine)
-            if fit >= (self._policy.extract_focus_words if cosine is None else self._policy.extract_focus):
+            if _reaches(fit, self._policy.extract_focus, self._policy.extract_focus_words):
                 return self._quotation(candidate)
         return None
 
@@ -100,7 +100,7 @@ class Judge:
         if not yes_no and not is_code(text) and says_nothing(text, claim, self._question, self._evidence.question):
             # A line that only lists sources has nothing to show once its markers are gone.
             return Finding("filler", "" if markers and not claim.words else text, markers=markers)
-        if status != "unsupported" and not focused and not await self._focused(kept):
+        if status != "unsupported" and not focused and not self._focused(kept):
             status = "unsupported"
         if status != "unsupported" and yes_no and not self._confirms(yes_no, kept[0]):
             text = _without_yes_no(text)
@@ -125,16 +125,10 @@ class Judge:
     def _weak(self, support: Support) -> bool:
         return support.share >= self._policy.weak_share
 
-    async def _focused(self, kept: Sequence[Support]) -> bool:
-        """Tell whether the places that support a sentence are about what was asked."""
-        fits = [(self._evidence.focus(each.hit, each.start, each.end), each) for each in kept]
-        best, support = max(fits, key=lambda pair: pair[0])
-        if best >= self._policy.focus_sure:
-            return True
-        (cosine,) = await self._cosines(self._question, [support])
-        if cosine is None:
-            return best >= self._policy.focus_words
-        return self._evidence.focus(support.hit, support.start, support.end, cosine) >= self._policy.focus
+    def _focused(self, kept: Sequence[Support]) -> bool:
+        """Tell whether a place that supports a sentence is about what was asked."""
+        fits = [self._evidence.focus(each.hit, each.start, each.end) for each in kept]
+        return any(_reaches(fit, self._policy.focus, self._policy.focus_words) for fit in fits)
 
     async def _cosines(self, text: str, places: Sequence[Support | Candidate]) -> list[float | None]:
         """Return the cosine of `text` to each place, None where no embedder answers: the words then decide alone."""
@@ -223,6 +217,10 @@ class Judge:
 
     def _passage_text(self, hit: int, start: int, end: int) -> str:
         return self._hits[hit].passage.text[start:end]
+
+
+def _reaches(fit: Focus, whole: float, words: float) -> bool:
+    return fit.words >= words if fit.whole is None else fit.whole >= whole
 
 
 def _without_yes_no(text: str) -> str:

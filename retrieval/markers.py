@@ -16,13 +16,14 @@ _INLINE_CODE = re.compile(r"(?<!`)(`+)(?!`)(?:(?!\1(?!`)).)+?(?<!`)\1(?!`)", re.
 _FENCE = re.compile(r"\s*(?:`{3}|~{3})")
 _FINAL_PUNCTUATION = re.compile(r"(?:\s*\|)?(?:[.!?…‽。！？｡]+[\"'”’»)\]*_]*|[*_]{1,3}|\s*\|)?\s*\Z")
 _ONLY_CLOSES = re.compile(r"[\s.!?…。！？\"'”’»)\]}*_|]*\Z")
-_REFERENCE = r"(?:passage|source|document|context|text|excerpt|reference|section)s?"
-# "According to passage 3 and [4]," says where the claim is from and is none of it.
+# "According to passage 3 and [4]," says where the claim is from and is none of it. A bare number is one of ours only
+# after such a word: "In 1999," is part of the claim. NUL stands for what a marker covered.
+_REFERENCE = r"(?:passage|source|document|context|text|excerpt|reference)s?"
 _LEAD_IN = re.compile(
     r"(?P<bullet>\s*(?:(?:[-*+•]|\d{1,3}[.)])\s+)?)"
     r"(?:according to|as (?:stated|described|mentioned|explained|noted|shown) (?:in|by)|based on|from|in|per)\s+"
-    rf"(?:(?:the\s+)?(?:provided\s+|given\s+|above\s+)?{_REFERENCE}\s*#?)?"
-    r"(?P<numbers>(?:\s*(?:,|and|&)?\s*(?:\d{1,2}|\x00))*)\s*,\s*(?=\S)",
+    rf"(?:(?:the\s+)?(?:provided\s+|given\s+|above\s+)?{_REFERENCE}(?P<numbers>(?:\s*(?:,|and|&|\#)?\s*(?:\d{{1,2}}\b|\x00+))*)"
+    r"|(?P<marks>\x00+(?:\s*(?:,|and|&)?\s*\x00+)*))\s*,\s*(?=\S)",
     re.IGNORECASE,
 )
 _BULLET = re.compile(r"\s*(?:>\s*)*(?:(?:[-*+•‣◦▪–]|\(?\d{1,3}[.)])\s+)?")
@@ -70,9 +71,10 @@ def split_lead_in(text: str) -> tuple[str, tuple[int, ...]]:
     """
     markers = read_markers(text)
     lead = _LEAD_IN.match(_mask(text, markers))
-    if lead is None or not lead["numbers"].strip(" \t\n,&"):
+    named = (lead["numbers"] or "") + (lead["marks"] or "") if lead else ""
+    if lead is None or not named:
         return text, ()
-    written = tuple(int(number) for number in re.findall(r"\d+", lead["numbers"]))
+    written = tuple(int(number) for number in re.findall(r"\d+", named))
     marked = tuple(number for marker in markers if marker.end <= lead.end() for number in marker.numbers)
     rest = text[lead.end() :]
     return lead["bullet"] + rest[0].upper() + rest[1:], written + marked

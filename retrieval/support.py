@@ -5,6 +5,7 @@ much of the claim's content stands in one place of the passage, and whether one 
 states. Words of the question weigh less, because a wrong answer repeats them just as well.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,15 @@ _NAME_WEIGHT = 2.0
 # What the question already says may make up at most a third of a claim: the rest is what the answer adds.
 _QUESTION_WEIGHT = 0.3
 _QUESTION_CAP = 0.5
+# Any weights from 0.7 and 0.6 to 0.8 and 0.3 tell near misses as well (AUC .78 to .80 on SQuAD with a word swapped);
+# where all documents are about one thing, as in a handbook, the words tell more than the cosines.
+_FOCUS_WORDS = 0.8
+_FOCUS_COSINE = 0.4
+# What a question ends with after "for" is its subject: "the retention period for audit logs". In SQuAD one such word is
+# missing in 11 % of the paragraphs that answer, and in 42 % once a word was swapped.
+_PURPOSE = re.compile(r"\bfor\s+(?:[\w'’-]+\s*){1,4}\W*\Z")
+# What a name, number or such subject that stands nowhere in the passage takes off their fit.
+_ABSENT_NAME = 0.3
 # A second sentence joins the quote only when it adds this much of the claim.
 _SECOND_SENTENCE_GAIN = 0.15
 # What the support of the best place counts against that of the whole passage: a value from elsewhere in the right
@@ -66,13 +76,20 @@ class Support:
 
 
 @dataclass(frozen=True, slots=True)
+class Focus:
+    """How well a place of a passage fits the question: by words alone (0 to 1), and with what cosines are known."""
+
+    words: float
+    whole: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
-    """A sentence of a passage as an answer to the question; `focus` (about 0 to 1) says how well it fits it."""
+    """A sentence of a passage as an answer to the question; only the order of `rank_score` means something."""
 
     hit: int
     start: int
     end: int
-    focus: float
     rank_score: float
 
 
@@ -95,9 +112,9 @@ class Evidence:
         self.question = terms(question)
         self.subject = frozenset(self.question.words) - _TASK_WORDS
         """What the question is about."""
-        self._must_stand = self.subject & (
-            self.question.names if polar else self.question.names | self.question.numbers
-        )
+        literal = self.question.names if polar else self.question.names | self.question.numbers
+        purpose = _PURPOSE.search(question)
+        self._must_stand = self.subject & literal.union(terms(purpose[0]).words if purpose else ())
         self._weights = self._rarity()
 
     def support(self, claim: Terms, among: Iterable[int] | None = None) -> list[Support]:
@@ -120,23 +137,32 @@ class Evidence:
                         best, pair = share, [one, other]
         return best, pair
 
-    def focus(self, hit: int, start: int, end: int, cosine: float | None = None) -> float:
-        """Return how well `start:end` of a passage fits the question, from its words and, if known, the cosine.
+    def focus(self, hit: int, start: int, end: int, cosine: float | None = None) -> Focus:
+        """Return how well `start:end` of a passage fits the question; `cosine` is that of the question and the span.
 
-        The words count twice: in the sentence itself, and in it with its neighbours and headings. A name or number
-        of the question that the passage lacks altogether counts against it. See `CheckPolicy.focus`.
+        Words weigh by their rarity and count in the sentence, in it with its neighbours and headings, and in the whole
+        passage. A name or number of the question that the passage lacks altogether counts against it.
         """
         reading = self.readings[hit]
         places = [i for i, span in enumerate(reading.spans) if span[0] < end and start < span[1]]
         if not self.subject or not places:
-            return 1.0
+            return Focus(1.0, 1.0)
         here = frozenset().union(*(reading.sentences[i].vocabulary for i in places))
         around = reading.sentences[max(0, places[0] - 1) : places[-1] + 2]
         near = reading.head.union(*(each.vocabulary for each in around))
+        shares = [_sum(self._weights, words & self.subject) for words in (here, near, reading.vocabulary)]
         total = sum(self._weights.values())
-        words = (_sum(self._weights, here) + _sum(self._weights, near)) / (2 * total)
-        absent = len(self._must_stand - reading.vocabulary)
-        return words - 0.2 * absent if cosine is None else 0.7 * words + 0.6 * cosine - 0.2 * absent
+        words = (shares[0] / 4 + shares[1] / 4 + shares[2] / 2) / total
+        words -= _ABSENT_NAME * len(self._must_stand - reading.vocabulary)
+        known = [each for each in (self._dense_score(hit), cosine) if each is not None]
+        whole = _FOCUS_WORDS * words + _FOCUS_COSINE * sum(known) / len(known) if known else None
+        return Focus(words, whole)
+
+    def _dense_score(self, hit: int) -> float | None:
+        """Return the cosine of question and passage; one that the dense leg did not find is no nearer than its last."""
+        scores = [each.dense_score for each in self.hits if each.dense_score is not None]
+        own = self.hits[hit].dense_score
+        return own if own is not None or not scores else min(scores)
 
     def candidates(self) -> list[Candidate]:
         """Return every sentence of every passage, the likeliest answer first."""
@@ -152,14 +178,13 @@ class Evidence:
         reading = self.readings[hit]
         start, end = reading.spans[place]
         here = reading.sentences[place]
-        focus = self.focus(hit, start, end)
-        own = _sum(self._weights, here.vocabulary) / (sum(self._weights.values()) or 1.0)
-        score = own + 0.5 * focus - 0.03 * hit
+        own = _sum(self._weights, here.vocabulary & self.subject) / (sum(self._weights.values()) or 1.0)
+        score = own + 0.5 * self.focus(hit, start, end).words - 0.03 * hit
         if here.vocabulary <= self.question.vocabulary | reading.head or _is_label(
             self.hits[hit].passage.text[start:end]
         ):
             score -= 0.5  # It repeats the question or is a heading: whatever answers it stands elsewhere.
-        return Candidate(hit, start, end, focus, score)
+        return Candidate(hit, start, end, score)
 
     def _support(self, claim: Terms, weights: dict[str, float], hit: int) -> Support:
         reading = self.readings[hit]
@@ -198,8 +223,8 @@ class Evidence:
 
     def _rarity(self) -> dict[str, float]:
         """Weigh the question's words by how few of the found sentences have them (inverse document frequency)."""
-        everything = [each for reading in self.readings for each in reading.sentences]
-        seen = Counter(word for each in everything for word in each.vocabulary & self.subject)
+        everything = [each.vocabulary | reading.head for reading in self.readings for each in reading.sentences]
+        seen = Counter(word for each in everything for word in each & self.subject)
         return {word: log((len(everything) + 1) / (seen[word] + 0.5)) for word in sorted(self.subject)}
 
 

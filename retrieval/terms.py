@@ -116,6 +116,8 @@ def terms(text: str) -> Terms:
             words.append(word)
             (negated if reach > 0 else affirmed).add(word)
             reach -= 1
+    if not words and found["also"] == ["1"]:
+        words.append("1")  # "One" as an answer of its own.
     return Terms(
         words=tuple(words),
         vocabulary=frozenset(words).union(found["also"]),
