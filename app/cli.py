@@ -3,7 +3,6 @@
 Exit codes: 0 done, 1 the work failed (some of it, or the service refused), 2 the command or a setting is wrong.
 """
 
-import asyncio
 import os
 import sys
 from collections.abc import Iterator
@@ -13,13 +12,12 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from app.client import Client, ServiceFailure
 from app.settings import Settings
+from app.terminal import err, load, out, show_sources
 
 app = typer.Typer(
     name="hallmark",
@@ -30,15 +28,9 @@ app = typer.Typer(
 keys = typer.Typer(help="API keys: make, list, revoke.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
-
 Url = Annotated[str, typer.Option("--url", envvar="HALLMARK_URL", help="Where the service runs.")]
 Key = Annotated[str, typer.Option("--key", envvar="HALLMARK_API_KEY", help="An API key of the service.")]
 Model = Annotated[str, typer.Option(help="The release to ask, by name or as `name@3`.")]
-
-SUFFIXES = frozenset({".md", ".markdown", ".txt", ".text", ".html", ".htm", ".pdf", ".docx"})
-"""What `ingest` picks from a folder."""
 
 
 def main() -> None:
@@ -84,10 +76,10 @@ def serve(
     if settings.engine.url is None and not settings.embedded.enabled:
         err.print("[red]no engine:[/] set HALLMARK_ENGINE_URL to a running one, or start with --local-engine.")
         raise typer.Exit(2)
-    from app.serving import StartFailure, serve_until_stopped
+    from app.serving import StartFailure, run  # noqa: PLC0415 - the other commands need no server.
 
     try:
-        asyncio.run(serve_until_stopped(settings))
+        run(settings)
     except StartFailure as error:
         err.print(f"[red]cannot start:[/] {escape(str(error))}")
         raise typer.Exit(1) from None
@@ -126,46 +118,6 @@ def ingest(
             raise typer.Exit(1)
 
 
-def load(client: Client, paths: list[Path]) -> int:
-    """Upload files with a progress bar; a refused one is told and does not stop the others. Gives their number."""
-    files = list(find_documents(paths))
-    if not files:
-        raise ServiceFailure(f"There is no document to read; {', '.join(sorted(SUFFIXES))} are read.")
-    counts: dict[str, int] = {}
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=err) as progress:
-        task = progress.add_task("loading documents", total=len(files))
-        for path, name in files:
-            progress.update(task, description=f"loading {escape(name)}")
-            try:
-                outcome = client.add(path, name)["outcome"]
-            except ServiceFailure as error:
-                outcome = "refused"
-                progress.console.print(f"[red]{escape(name)}:[/] {escape(str(error))}")
-            counts[outcome] = counts.get(outcome, 0) + 1
-            progress.advance(task)
-        progress.update(task, description="documents loaded")
-    out.print(", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())))
-    return counts.get("refused", 0)
-
-
-def find_documents(paths: list[Path]) -> Iterator[tuple[Path, str]]:
-    """Each document under the paths, with the name it goes by: its path within the folder given."""
-    for path in paths:
-        if path.is_file():
-            yield path, path.name
-            continue
-        for found in sorted(path.rglob("*")):
-            if found.is_file() and found.suffix.lower() in SUFFIXES:
-                yield found, found.relative_to(path).as_posix()
-
-
 @app.command()
 def ask(
     question: Annotated[str, typer.Argument(help="What to ask.")],
@@ -182,22 +134,6 @@ def ask(
             ending = chunk if "citations" in chunk else ending
         out.print()
         show_sources(out, ending)
-
-
-def show_sources(console: Console, answer: dict[str, Any]) -> None:
-    """Print what an answer rests on."""
-    verdict = answer.get("verdict")
-    if verdict and verdict["status"] != "answered":
-        console.print(f"[yellow]{verdict['status']}[/] ({verdict['reason'].replace('_', ' ')})")
-    shown: set[int] = set()
-    for citation in answer.get("citations", ()):
-        if citation["n"] in shown:
-            continue
-        shown.add(citation["n"])
-        heading = f" - {citation['heading']}" if citation["heading"] else ""
-        console.print(f"[bold]\\[{citation['n']}][/] {escape(citation['title'] + heading)} ({citation['status']})")
-        console.print(f'    "{escape(" ".join(citation["quote"].split()))}"', style="dim", soft_wrap=True)
-        console.print(f"    {citation['url']}", soft_wrap=True)
 
 
 @keys.command("create")

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from app.access import create_key
-from app.cli import load, show_sources
 from app.client import Client, ServiceFailure
+from app.terminal import load, show_sources
 
 QUESTIONS = (
     "How long may a document be before it is split into several passages?",

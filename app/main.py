@@ -41,7 +41,6 @@ from retrieval.embedder import Embedder, SentenceTransformerEmbedder
 from retrieval.errors import RetrievalError
 from retrieval.index import Index
 from retrieval.parsers import Parser
-from retrieval.qdrant import QdrantIndex
 from retrieval.retriever import Retriever
 
 VERSION = version("hallmark")
@@ -194,6 +193,8 @@ def _retriever(settings: Settings, data_dir: Path, parser: Parser, embedder: Emb
     def index() -> Index:
         if server.url is None:
             return EdgeIndex(directory / "index" / server.collection)
+        from retrieval.qdrant import QdrantIndex  # Half a second of import that most do not need.
+
         key = server.api_key.get_secret_value() if server.api_key else None
         return QdrantIndex(server.url, alias=server.collection, api_key=key)
 

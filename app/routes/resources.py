@@ -8,7 +8,6 @@ import msgspec
 from fastapi import APIRouter, Path, Query, Response
 
 from app.errors import InvalidRequest, ModelNotFound, NotFound
-from app.predictions import Prediction
 from app.releases import Release
 from app.routes.dependencies import CallerDep, ServicesDep, errors
 from app.routes.schemas import (
@@ -87,18 +86,25 @@ async def create_embeddings(services: ServicesDep, caller: CallerDep, body: Embe
     )
 
 
-@routes.get("/v1/predictions", operation_id="list_predictions", tags=["predictions"], responses=errors())
+@routes.get(
+    "/v1/predictions",
+    operation_id="list_predictions",
+    tags=["predictions"],
+    response_model=PredictionList,
+    responses=errors(),
+)
 async def list_predictions(
     services: ServicesDep,
     caller: CallerDep,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     before: Annotated[UUID | None, Query(description="List those made before this one.")] = None,
-) -> PredictionList:
+) -> Response:
     """List the tenant's predictions, newest first."""
     caller.require("predictions:read")
     found = await services.predictions.recent(caller.tenant, limit=limit, before=str(before) if before else None)
     following = found[-1].id if len(found) == limit else None
-    return PredictionList(data=[_prediction(row) for row in found], next=following)
+    page = {"object": "list", "data": [row.as_dict() for row in found], "next": following}
+    return Response(msgspec.json.encode(page), media_type="application/json")
 
 
 @routes.get(
@@ -146,7 +152,3 @@ def _model(release: Release, name: str | None = None) -> ModelObject:
         prompt_version=release.prompt.version,
         retrieval=release.retrieval.mode,
     )
-
-
-def _prediction(row: Prediction) -> PredictionObject:
-    return PredictionObject.model_validate(msgspec.to_builtins(row.as_dict()))

@@ -1,0 +1,337 @@
+"""What the gateway costs a request: its CPU and its added time, beside calling the stand-in engine directly.
+
+Everything is on: API key, durable record awaited, metrics, access log, tracing with 1 % of requests sampled and sent to
+a collector on loopback. The gateway is one process, the stand-in engine another, the load this one; rounds of direct
+and gateway are interleaved, and medians are reported. CPU is the gateway process's own user and system time, all its
+threads included. The last line is JSON.
+
+    python -m tests.benchmarks.gateway [--requests 2000] [--rounds 5] [--passages 20000] [--sampled 0.01]
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httptools
+import numpy as np
+import psutil
+import uvloop
+
+TOKENS = 64
+PROMPT = "Which of the passages says when the office opens on Fridays? " * 32
+
+BUDGET = {  # Microseconds of CPU, and milliseconds added at one caller.
+    "json_cpu_us": 150,
+    "stream_cpu_us": 400,
+    "added_p50_ms": 0.6,
+    "retrieval_cpu_us": 6_000,
+}
+
+
+class Connection(asyncio.Protocol):
+    """One kept connection of the load: sends a request, waits for the whole response."""
+
+    def __init__(self) -> None:
+        self.parser = httptools.HttpResponseParser(self)
+        self.done: asyncio.Future[None] | None = None
+        self.last = b""
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.parser.feed_data(data)
+
+    def on_body(self, body: bytes) -> None:
+        self.last = body
+
+    def on_message_complete(self) -> None:
+        assert self.done is not None
+        if self.parser.get_status_code() != 200:
+            self.done.set_exception(AssertionError(f"status {self.parser.get_status_code()}: {self.last[:300]!r}"))
+        else:
+            self.done.set_result(None)
+        self.parser = httptools.HttpResponseParser(self)
+
+    async def ask(self, request: bytes) -> None:
+        self.done = asyncio.get_running_loop().create_future()
+        self.transport.write(request)
+        await self.done
+
+
+@dataclass
+class Target:
+    """Where to send requests, and what kind."""
+
+    url: str
+    key: str | None
+    model: str
+
+    def request(self, *, stream: bool, retrieval: bool | None, question: str | None = None) -> bytes:
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": question or PROMPT}],
+            "max_tokens": TOKENS,
+            "stream": stream,
+        }
+        if stream:
+            body["stream_options"] = {"include_usage": True}
+        if retrieval is not None:
+            body["retrieval"] = {"mode": "auto" if retrieval else "off"}
+        encoded = json.dumps(body).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {urlsplit(self.url).netloc}\r\n"
+        head += "content-type: application/json\r\n" + (f"authorization: Bearer {self.key}\r\n" if self.key else "")
+        return head.encode() + b"content-length: %d\r\n\r\n" % len(encoded) + encoded
+
+
+async def load(target: Target, requests: list[bytes], concurrency: int) -> list[float]:
+    """Send the requests over `concurrency` connections; gives each one's seconds."""
+    where = urlsplit(target.url)
+    loop = asyncio.get_running_loop()
+    pending = list(reversed(requests))
+    seconds: list[float] = []
+
+    async def one_connection() -> None:
+        _, connection = await loop.create_connection(Connection, where.hostname, where.port)
+        while pending:
+            request = pending.pop()
+            started = time.perf_counter()
+            await connection.ask(request)
+            seconds.append(time.perf_counter() - started)
+        connection.transport.close()
+
+    await asyncio.gather(*(one_connection() for _ in range(concurrency)))
+    return seconds
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+@contextlib.contextmanager
+def child(*command: str, env: dict[str, str] | None = None) -> Iterator[tuple[str, psutil.Process]]:
+    """Run a child that prints its address first."""
+    with subprocess.Popen(
+        [sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
+    ) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline().strip()
+            yield line, psutil.Process(process.pid)
+        finally:
+            process.terminate()
+
+
+@contextlib.asynccontextmanager
+async def collector() -> AsyncIterator[str]:
+    """Take what an exporter sends and say that it was well received."""
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = next(
+                    int(v)
+                    for k, _, v in (h.partition(":") for h in head.decode().lower().split("\r\n"))
+                    if k == "content-length"
+                )
+                await reader.readexactly(length)
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(take, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def measure(given: argparse.Namespace) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        async with collector() as sink:
+            env = {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": sink,
+                "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+                "OTEL_TRACES_SAMPLER_ARG": str(given.sampled),
+            }
+            with contextlib.ExitStack() as stack:
+                engine_url, _ = stack.enter_context(child("tests.fake_tgi", "--tokens", str(TOKENS)))
+                serve = ("tests.benchmarks.gateway", "--serve", folder, "--engine", engine_url)
+                line, process = stack.enter_context(child(*serve, "--passages", str(given.passages), env=env))
+                started = json.loads(line)
+                gateway = Target(started["url"], started["key"], "hallmark")
+                return await compare(given, Target(engine_url, None, "tgi"), gateway, process)
+
+
+async def compare(
+    given: argparse.Namespace, direct: Target, gateway: Target, process: psutil.Process
+) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, stream, retrieval in (
+        ("json", False, False),
+        ("stream", True, False),
+        ("json_retrieval", False, True),
+        ("stream_retrieval", True, True),
+    ):
+        if retrieval and not given.passages:
+            continue
+        count = given.requests if not retrieval else max(200, given.requests // 8)
+        rows: dict[str, list[float]] = {"direct_p50": [], "p50": [], "p99": [], "cpu": [], "cpu1": [], "rate": []}
+        numbers = iter(range(10**9))
+        for _ in range(given.rounds):
+
+            def batch(target: Target, number: int, retrieval: bool | None = retrieval) -> list[bytes]:
+                if not retrieval:
+                    return [target.request(stream=stream, retrieval=retrieval)] * number
+                return [
+                    target.request(stream=stream, retrieval=retrieval, question=question(next(numbers)))
+                    for _ in range(number)
+                ]
+
+            few = max(100, count // 8)
+            alone = await load(direct, batch(direct, few, None), 1)
+            rows["direct_p50"].append(statistics.median(alone) * 1e3)
+            before = cpu_seconds(process)
+            one = await load(gateway, batch(gateway, few), 1)
+            rows["cpu1"].append((cpu_seconds(process) - before) / few * 1e6)
+            rows["p50"].append(statistics.median(one) * 1e3)
+            await load(direct, batch(direct, few, None), given.concurrency)
+            requests = batch(gateway, count)
+            before, started = cpu_seconds(process), time.perf_counter()
+            many = await load(gateway, requests, given.concurrency)
+            rows["rate"].append(count / (time.perf_counter() - started))
+            rows["cpu"].append((cpu_seconds(process) - before) / count * 1e6)
+            rows["p99"].append(statistics.quantiles(many, n=100)[98] * 1e3)
+        median = {key: statistics.median(values) for key, values in rows.items()}
+        found[name] = {
+            "cpu_us": round(median["cpu"], 1),
+            "cpu_us_one_caller": round(median["cpu1"], 1),
+            "added_p50_ms": round(
+                statistics.median(p - d for p, d in zip(rows["p50"], rows["direct_p50"], strict=True)), 3
+            ),
+            "p50_ms": round(median["p50"], 3),
+            "direct_p50_ms": round(median["direct_p50"], 3),
+            "p99_ms": round(median["p99"], 2),
+            "requests_per_second": round(median["rate"]),
+        }
+        print(name, found[name], flush=True)
+    return found
+
+
+def question(number: int) -> str:
+    """A question unlike the others, so that no vector is found in a cache."""
+    subjects = ("office", "warranty", "engine", "invoice", "release", "passage", "harbour", "lantern")
+    return (
+        f"When does the {subjects[number % 8]} of section {number} open, and who may change rule {number * 7 % 1009}?"
+    )
+
+
+async def serve(given: argparse.Namespace) -> None:
+    """Be the gateway under test: the real composition, with passages whose vectors cost nothing to make."""
+    import uvicorn
+
+    from app.access import create_key
+    from app.main import open_service
+    from app.settings import Settings
+    from observability import logs
+    from retrieval.embedder import SentenceTransformerEmbedder
+
+    class CheapBulk(SentenceTransformerEmbedder):
+        """Real vectors for questions; for documents, mixtures of a few real ones."""
+
+        async def embed(self, texts, kind, *, bulk=False):  # type: ignore[no-untyped-def]
+            if not bulk:
+                return await super().embed(texts, kind, bulk=bulk)
+            if not hasattr(self, "basis"):
+                self.basis = await super().embed([question(number) for number in range(64)], kind, bulk=True)
+            weights = np.random.default_rng(len(texts)).dirichlet(np.ones(64) / 8, len(texts))
+            mixed = (weights @ self.basis).astype(np.float32)
+            return mixed / np.linalg.norm(mixed, axis=1, keepdims=True)
+
+        def count_tokens(self, texts):  # type: ignore[no-untyped-def]
+            return [len(text) // 4 for text in texts]
+
+    folder = Path(given.serve)
+    settings = Settings(data_dir=folder, engine={"url": given.engine}, log_format="json")
+    _, key = create_key(folder / "hallmark.db", name="bench", scopes=("chat", "documents:write"))
+    with (folder / "log").open("wb") as stream:
+        log = logs.configure("INFO", "json", stream=stream)
+        async with open_service(settings, log, embedder=CheapBulk()) as app:
+            config = uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan="off", server_header=False)
+            server = uvicorn.Server(config)
+            serving = asyncio.create_task(server.serve())
+            while not server.started:
+                await asyncio.sleep(0.01)
+            url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+            if given.passages:
+                await fill(url, key, given.passages)
+            print(json.dumps({"url": url, "key": key}), flush=True)
+            await serving
+        log.close()
+
+
+async def fill(url: str, key: str, passages: int) -> None:
+    """Ingest documents of 500 sections each until there are as many passages."""
+    import httpx
+
+    made = 0
+    async with httpx.AsyncClient(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=600) as client:
+        while made < passages:
+            text = "\n\n".join(
+                f"# Section {made + at}\n\n"
+                + f"The {question(made + at)[9:-1]} is answered here: the door of hall {made + at} opens at nine. " * 6
+                for at in range(500)
+            )
+            added = await client.post("/v1/documents", json={"name": f"{made}.md", "text": text})
+            added.raise_for_status()
+            made += added.json()["document"]["passages"]
+    print(f"{made} passages", file=sys.stderr)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--passages", type=int, default=20_000)
+    parser.add_argument("--sampled", type=float, default=0.01)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--engine", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.serve:
+        uvloop.run(serve(given))
+        return
+    found = uvloop.run(measure(given))
+    base = found["json"]["cpu_us"]
+    verdict = {
+        "json_cpu_us": found["json"]["cpu_us"],
+        "stream_cpu_us": found["stream"]["cpu_us"],
+        "added_p50_ms": found["json"]["added_p50_ms"],
+    }
+    if "json_retrieval" in found:
+        verdict["retrieval_cpu_us"] = found["json_retrieval"]["cpu_us"] - base
+    conditions = {
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "concurrency": given.concurrency,
+        "passages": given.passages,
+        "sampled": given.sampled,
+    }
+    kept = {name: value <= BUDGET[name] for name, value in verdict.items()}
+    print(json.dumps({"conditions": conditions, "found": found, "budget": BUDGET, "measured": verdict, "kept": kept}))
+
+
+if __name__ == "__main__":
+    main()
