@@ -297,6 +297,10 @@ class Retriever:
         """Embed texts as documents; (n, dimension) float32, L2-normalised. Questions being searched go first."""
         return await self._embedder.embed(texts, "document", bulk=True)
 
+    async def count_tokens(self, texts: list[str]) -> list[int]:
+        """Count the embedder's tokens per text, special tokens left out."""
+        return await asyncio.to_thread(self._embedder.count_tokens, texts)
+
     async def similarity(self, text: str, texts: Sequence[str]) -> list[float]:
         """Compare one text with others: a cosine each, -1 to 1."""
         if not texts:
