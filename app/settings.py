@@ -101,7 +101,6 @@ class LimitSettings(Section):
     max_body_bytes: int = Field(2_000_000, ge=1_000, description="Largest JSON body.")
     max_document_bytes: int = Field(50_000_000, ge=1_000, description="Largest uploaded document.")
     max_concurrent_answers: int = Field(512, ge=1, description="Chat requests in flight; one more gets 429.")
-    max_messages: int = Field(512, ge=1)
     request_timeout_seconds: float = Field(600.0, gt=0, description="Longest life of one answer.")
 
 
