@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 from app.access import Caller
 from app.chat import ChatRequest, RetrievalOptions
@@ -39,6 +39,8 @@ class Conclusion:
     usage: Usage
     citations: Sequence[Citation] = ()
     verdict: Verdict | None = None
+    passages: Sequence[Passage] = ()
+    """What the engine was shown, where its own numbers were kept: `[n]` is the n-th of them."""
 
 
 class Gateway:
@@ -129,6 +131,7 @@ class Answering:
         self._finish_reason: FinishReason | None = None
         self._usage = Usage()
         self._checker: AnswerChecker | None = None
+        self._passages: Sequence[Passage] = ()
         self.verdict: Verdict | None = None
         self.marker: Callable[[int, Passage], str] = plain_marker
         """How a citation is written into the answer; by default `[n]`."""
@@ -206,12 +209,16 @@ class Answering:
         if self.plan.check == "off":
             return self._generate(composed)
         structured = self.request.tools or self.request.response_format or self.request.logprobs
+        # Structured text and per-token facts cannot be held back and rewritten by the sentence.
+        check: Literal["sentence", "end"] = "end" if structured else self.plan.check
+        if check == "end":
+            self._passages = [hit.passage for hit in hits]
         checker = AnswerChecker(
-            self.prediction.question or "",
+            # What was asked last: an answer to the turn before, which the search needs for its context, is a wrong one.
+            question_of(messages),
             hits,
             self._gateway.policy,
-            # Structured text and per-token facts cannot be held back and rewritten by the sentence.
-            check="end" if structured else self.plan.check,
+            check=check,
             fallback=self.plan.fallback,
             abstention=self.plan.abstention,
             similarity=search.similarity,
@@ -339,7 +346,7 @@ class Answering:
         if verdict is not None:
             prediction.verdict = verdict.label
         self._note_answer()
-        return Conclusion(self._finish_reason, self._usage, citations, verdict)
+        return Conclusion(self._finish_reason, self._usage, citations, verdict, self._passages)
 
     def _break_off(self, outcome: Outcome, code: str) -> None:
         """Complete the record as one that did not finish; a record already handed over stays as it is."""

@@ -21,7 +21,7 @@ from retrieval.documents import Document, Hit, Ingested, ParsedDocument, Passage
 from retrieval.embedder import Embedder
 from retrieval.errors import DocumentChanged, DocumentNotFound, IndexUnavailable
 from retrieval.fusion import Fused, Fusion, fuse
-from retrieval.index import Index, IndexSchema, Vector, point_key, tenant_filter
+from retrieval.index import Index, IndexSchema, SparseVector, Vector, point_key, tenant_filter
 from retrieval.library import Library
 from retrieval.parsers import media_type_of
 from retrieval.sparse import Bm25Settings, SparseEncoder
@@ -35,7 +35,7 @@ SPLITTING_VERSION = 1
 MAX_QUERY_CHARACTERS = 2_000
 _DOCUMENT_IDS = UUID("8f0f6c52-6f7e-5d0a-9a53-2c8f0a2f4c11")
 _CONCURRENT_INGESTS = 2
-_SEARCH_ATTEMPTS = 3
+_SEARCH_ATTEMPTS = 5
 
 
 class Parser(Protocol):
@@ -226,14 +226,14 @@ class Retriever:
         return (await self._find(scope, document_id)).document
 
     async def passage(self, scope: Scope, document_id: str, n: int, *, version: str | None = None) -> Passage:
-        """Get passage `n` of a document, in the version asked for.
+        """Get passage `n` of a document, in the version asked for by its first digits or all of them.
 
         Raises:
             DocumentNotFound: The tenant has no such document or passage.
             DocumentChanged: The document has another version by now.
         """
         stored = await self._find(scope, document_id)
-        if version is not None and version != stored.document.version:
+        if version is not None and not stored.document.version.startswith(version):
             raise DocumentChanged(
                 f"Document {document_id!r} was replaced: it now is version {stored.document.version!r}."
             )
@@ -279,19 +279,26 @@ class Retriever:
         dense = (await self._embedder.embed([text], "query"))[0] if mode != "sparse" else None
         sparse = self._sparse.query(text) if mode != "dense" else None
         embedded = time.perf_counter()
-        hits: tuple[Hit, ...] = ()
+        # A document replaced meanwhile would be missed in both versions: then look again.
         for _ in range(_SEARCH_ATTEMPTS):
-            where = tenant_filter(scope, self._library.hidden(scope.tenant))
-            legs = await self._index.search(where, dense=dense, sparse=sparse, depth=max(self._depth, top_k))
-            found = [one for one in fuse(legs, self._fusion) if self._library.is_visible(one.point, scope.tenant)][
-                :top_k
-            ]
-            passages = await self._store.passages_of([point_key(one.point) for one in found])
-            hits = tuple(_hit(one, passages[key]) for one in found if (key := point_key(one.point)) in passages)
-            # A document replaced between the two reads leaves a hole: look again, for its new version.
-            if len(hits) == len(found):
+            hits, steady = await self._look(scope, dense, sparse, top_k)
+            if steady:
                 break
         return SearchResult(hits, self.index_version, embedded - started, time.perf_counter() - embedded)
+
+    async def _look(
+        self, scope: Scope, dense: Vector | None, sparse: SparseVector | None, top_k: int
+    ) -> tuple[tuple[Hit, ...], bool]:
+        """Search once; also say whether the tenant's documents were the same from beginning to end."""
+        revision = self._library.revision(scope.tenant)
+        where = tenant_filter(scope, self._library.hidden(scope.tenant))
+        legs = await self._index.search(where, dense=dense, sparse=sparse, depth=max(self._depth, top_k))
+        steady = revision == self._library.revision(scope.tenant)
+        fused = fuse(legs, self._fusion)
+        found = [one for one in fused if self._library.is_visible(one.point, scope.tenant)][:top_k]
+        passages = await self._store.passages_of([point_key(one.point) for one in found])
+        hits = tuple(_hit(one, passages[key]) for one in found if (key := point_key(one.point)) in passages)
+        return hits, steady and len(hits) == len(found)
 
     async def embed(self, texts: list[str]) -> Vector:
         """Embed texts as documents; (n, dimension) float32, L2-normalised. Questions being searched go first."""

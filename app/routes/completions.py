@@ -3,7 +3,7 @@
 Text is encoded piece by piece between bytes that are made once a stream; nothing else is built per token.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from time import time
 from typing import Any, Literal
 
@@ -62,21 +62,35 @@ def annotation(citation: Citation, link: Link) -> dict[str, Any]:
     }
 
 
-def openwebui_event(citation: Citation, link: Link) -> dict[str, Any]:
-    """Open WebUI's source event, which its chat page shows with the quote and stores with the message.
+def openwebui_events(conclusion: Conclusion, link: Link) -> list[dict[str, Any]]:
+    """Open WebUI's source events, which its chat page shows with the quotes and stores with the message.
 
-    Its numbering counts sources in the order they arrive, one for each distinct `metadata.source`.
+    The page takes `[n]` for the n-th source that arrives, one for each distinct `metadata.source`. So there is one for
+    every number up to the highest cited, also for a passage in between that the answer does not cite.
     """
-    passage = citation.passage
+    cited: dict[int, Citation] = {}
+    for citation in conclusion.citations:
+        cited.setdefault(citation.n, citation)
+    events = []
+    for n in range(1, max(cited, default=0) + 1):
+        if n in cited:
+            events.append(_source_event(cited[n].passage, cited[n].quote, cited[n].support, link))
+        else:
+            passage = conclusion.passages[n - 1]
+            events.append(_source_event(passage, passage.text, 0.0, link))
+    return events
+
+
+def _source_event(passage: Passage, quote: str, support: float, link: Link) -> dict[str, Any]:
     url = link(passage)
     metadata = {"source": url, "name": title_of(passage), "page": passage.page}
     return {
         "type": "source",
         "data": {
             "source": {"id": url, "name": title_of(passage)},
-            "document": [citation.quote],
+            "document": [quote],
             "metadata": [metadata],
-            "distances": [round(citation.support, 4)],
+            "distances": [round(support, 4)],
         },
     }
 
@@ -85,14 +99,6 @@ def title_of(passage: Passage) -> str:
     """What to call a passage's source for a person: the document and the page."""
     name = passage.document_title or passage.document_name
     return f"{name}, page {passage.page}" if passage.page else name
-
-
-def one_per_number(citations: Iterable[Citation]) -> list[Citation]:
-    """The first citation of each number, in number order."""
-    first: dict[int, Citation] = {}
-    for citation in citations:
-        first.setdefault(citation.n, citation)
-    return [first[n] for n in sorted(first)]
 
 
 class Completion:
@@ -142,8 +148,7 @@ class Completion:
         parts: list[bytes] = []
         if self._style == "openwebui":
             parts += [
-                self._chunk({"choices": [], "event": openwebui_event(citation, self._link)})
-                for citation in one_per_number(conclusion.citations)
+                self._chunk({"choices": [], "event": event}) for event in openwebui_events(conclusion, self._link)
             ]
         choice: dict[str, Any] = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": conclusion.finish_reason}
         if conclusion.citations and self._style != "openwebui":
