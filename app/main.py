@@ -62,7 +62,7 @@ async def open_service(
         telemetry = Telemetry(service_version=VERSION)
         parts.push_async_callback(telemetry.aclose)
         metrics = Metrics(version=VERSION)
-        predictions = await parts.enter_async_context(PredictionLog(database))
+        predictions = await parts.enter_async_context(PredictionLog(database, tally=metrics))
         access = await parts.enter_async_context(Access(database))
         supervisor = await _supervise(settings, parts) if engine is None and settings.embedded.enabled else None
         engine = engine or await _engine(settings, supervisor, parts)

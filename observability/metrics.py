@@ -203,7 +203,7 @@ class Metrics:
         self.abstentions.labels(self._admit(release), reason).inc()
 
     def recorded(self, rows: int, seconds: float) -> None:
-        """Count one group commit of prediction records."""
+        """Count one group commit, and the predictions that it put on record for good."""
         self._record_results["written"].inc(rows)
         self.record_commit_seconds.observe(seconds)
 

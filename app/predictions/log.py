@@ -16,7 +16,7 @@ from app import database
 from app.errors import InvalidRequest, RecordUnavailable
 from app.predictions.prediction import Prediction
 from app.predictions.rows import INTERRUPT_OPEN, SELECT, from_row
-from app.predictions.writer import Job, Writer
+from app.predictions.writer import Job, Tally, Writer
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ class PredictionLog:
         commit_seconds: how long a caller waits for the disk before it is told that the record is unavailable.
         drain_seconds: how long closing the log may take to write what is left.
         max_bytes: a size the database may not outgrow, treated like a full disk.
+        tally: counts what becomes of records.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class PredictionLog:
         commit_seconds: float = 5.0,
         drain_seconds: float = 10.0,
         max_bytes: int | None = None,
+        tally: Tally | None = None,
     ) -> None:
         self._path = path
         self._capacity = capacity
@@ -50,6 +52,7 @@ class PredictionLog:
         self._commit_seconds = commit_seconds
         self._drain_seconds = drain_seconds
         self._max_bytes = max_bytes
+        self._tally = tally
         self._state: Literal["closed", "usable", "failing"] = "closed"
         self._undurable: dict[str, Job] = {}  # The latest row of each id that is not yet on the disk.
         self._lingering: dict[str, Job] = {}  # The opening rows among them that the writer has not been given.
@@ -190,11 +193,14 @@ class PredictionLog:
             if self._max_bytes is not None:
                 (page_bytes,) = writing.execute("PRAGMA page_size").fetchone()
                 writing.execute(f"PRAGMA max_page_count = {self._max_bytes // page_bytes}")
-            writing.execute(INTERRUPT_OPEN)
+            interrupted = writing.execute(INTERRUPT_OPEN).rowcount
+            if self._tally is not None and interrupted:
+                self._tally.unrecorded("interrupted", interrupted)
             writer = Writer(
                 writing,
                 committed=lambda jobs: self._tell_loop(self._committed, jobs),
                 failed=lambda error: self._tell_loop(self._failed, error),
+                tally=self._tally,
             )
             writer.thread.start()
             return stack.pop_all(), writer, reading

@@ -7,11 +7,24 @@ import threading
 import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
+from typing import Literal, Protocol
 
 from app.predictions.prediction import Prediction
 from app.predictions.rows import INTERRUPT_OPEN, UPSERT, salvaged_row, to_row
 
 log = logging.getLogger(__name__)
+
+
+class Tally(Protocol):
+    """Counts what becomes of records; called in the writer's thread."""
+
+    def recorded(self, rows: int, seconds: float) -> None:
+        """One commit put `rows` closed predictions on the disk."""
+        ...
+
+    def unrecorded(self, result: Literal["failed", "dropped", "interrupted"], rows: int = 1) -> None:
+        """So many rows were refused by the disk for now, given up, or found open after a crash."""
+        ...
 
 
 class Job:
@@ -45,11 +58,13 @@ class Writer:
         *,
         committed: Callable[[list[Job]], None],
         failed: Callable[[Exception], None],
+        tally: Tally | None = None,
     ) -> None:
         """`committed` and `failed` are called in the writer's thread."""
         self._connection = connection
         self._committed = committed
         self._failed = failed
+        self._tally = tally
         self._mailbox: SimpleQueue[list[Job] | None] = SimpleQueue()
         self._give_up_at = float("inf")
         # A daemon, so that a disk which never answers cannot keep the process alive.
@@ -73,24 +88,35 @@ class Writer:
 
     def _write_until_stopped(self) -> None:
         batch: list[Job] = []
-        retry_at, pause = 0.0, 0.05
+        retry_at, pause, refused = 0.0, 0.05, 0
         stopped = False
         while not stopped or (batch and time.monotonic() < self._give_up_at):
             stopped |= self._receive(batch, max(0.0, retry_at - time.monotonic()) if batch else None)
             if not batch or time.monotonic() < retry_at:
                 continue
+            started = time.perf_counter()
             try:
                 self._commit(batch)
             except sqlite3.Error as error:
                 self._failed(error)
+                self._count_unrecorded("failed", len(batch) - refused)
+                refused = len(batch)
                 retry_at, pause = time.monotonic() + pause, min(2 * pause, 1.0)
             else:
                 self._committed(batch)
-                batch, retry_at, pause = [], 0.0, 0.05
+                if self._tally is not None:
+                    closed = sum(job.prediction.outcome != "open" for job in batch)
+                    self._tally.recorded(closed, time.perf_counter() - started)
+                batch, retry_at, pause, refused = [], 0.0, 0.05, 0
         if batch:
+            self._count_unrecorded("dropped", len(batch))
             log.critical("The prediction log was closed with %d records not on the disk", len(batch))
         else:
             self._connection.execute(INTERRUPT_OPEN)
+
+    def _count_unrecorded(self, result: Literal["failed", "dropped"], rows: int) -> None:
+        if self._tally is not None and rows:
+            self._tally.unrecorded(result, rows)
 
     def _receive(self, batch: list[Job], wait_seconds: float | None) -> bool:
         """Add all that is queued to `batch`, waiting for the first of it; say whether the end of the queue was met."""
