@@ -33,6 +33,7 @@ class Library:
         self._sparse = sparse
         self._tenants: dict[int, str] = {}
         self._hidden: dict[str, set[int]] = {}
+        self._revisions: defaultdict[str, int] = defaultdict(int)
         self._last_generation = 0
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -43,6 +44,10 @@ class Library:
     def hidden(self, tenant: str) -> Collection[int]:
         """The tenant's generations that are on their way in or out."""
         return self._hidden.get(tenant, ())
+
+    def revision(self, tenant: str) -> int:
+        """A number that changes whenever what the tenant can find does."""
+        return self._revisions.get(tenant, 0)
 
     async def close(self) -> None:
         """Let the writes under way finish."""
@@ -103,6 +108,7 @@ class Library:
             raise
         # No await between these lines: a search sees the old version or the new one.
         self._tenants[stored.generation] = stored.document.tenant
+        self._revisions[stored.document.tenant] += 1
         self._show(stored)
         if old:
             del self._tenants[old.generation]
@@ -112,6 +118,7 @@ class Library:
     async def _remove(self, tenant: str, document_id: str) -> None:
         removed = await self._store.remove(tenant, document_id)
         del self._tenants[removed.generation]
+        self._revisions[tenant] += 1
         self._hide(removed)
         await self._discard(removed)
 

@@ -29,7 +29,7 @@ _MIGRATIONS = (
     CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE documents (
         generation INTEGER PRIMARY KEY,
-        tenant TEXT NOT NULL, id TEXT NOT NULL, name TEXT NOT NULL, version TEXT NOT NULL, media_type TEXT NOT NULL,
+        id TEXT NOT NULL, tenant TEXT NOT NULL, name TEXT NOT NULL, version TEXT NOT NULL, media_type TEXT NOT NULL,
         title TEXT NOT NULL, length INTEGER NOT NULL, size_bytes INTEGER NOT NULL, passages INTEGER NOT NULL,
         pages INTEGER NOT NULL, index_version TEXT NOT NULL, metadata TEXT NOT NULL,
         created_at TEXT NOT NULL, updated_at TEXT NOT NULL,
@@ -280,7 +280,7 @@ def _drop(connection: sqlite3.Connection, tenant: str, document_id: str) -> Stor
 
 def _document_row(stored: StoredDocument) -> tuple[Any, ...]:
     d = stored.document
-    facts = (d.tenant, d.id, d.name, d.version, d.media_type, d.title, d.length, d.size_bytes, d.passages, d.pages)
+    facts = (d.id, d.tenant, d.name, d.version, d.media_type, d.title, d.length, d.size_bytes, d.passages, d.pages)
     moments = (d.created_at.isoformat(), d.updated_at.isoformat())
     return (stored.generation, *facts, d.index_version, json.dumps(d.metadata), *moments)
 
