@@ -56,7 +56,6 @@ class PredictionLog:
         self._state: Literal["closed", "usable", "failing"] = "closed"
         self._undurable: dict[str, Job] = {}  # The latest row of each id that is not yet on the disk.
         self._lingering: dict[str, Job] = {}  # The opening rows among them that the writer has not been given.
-        self._outbox: list[Job] = []  # What the writer is given at the end of this turn of the loop.
         self._linger_timer: asyncio.TimerHandle | None = None
         self._watch_timer: asyncio.TimerHandle | None = None
 
@@ -83,7 +82,6 @@ class PredictionLog:
             if timer:
                 timer.cancel()
         self._linger_over()
-        self._send()
         self._writer.stop(self._drain_seconds)
         await asyncio.shield(asyncio.to_thread(self._finish))
         self._refuse_waiters(waiting_since=self._loop.time())
@@ -126,7 +124,7 @@ class PredictionLog:
         if job is None:
             return
         if self._lingering.pop(prediction.id, None):
-            self._hand_over(job)
+            self._writer.put([job])
         await self._durable(job)
 
     def close_nowait(self, prediction: Prediction) -> None:
@@ -139,7 +137,7 @@ class PredictionLog:
         # The closing row says all that an opening one would have.
         self._lingering.pop(prediction.id, None)
         job = self._undurable[prediction.id] = Job(copy(prediction))
-        self._hand_over(job)
+        self._writer.put([job])
 
     async def close(self, prediction: Prediction) -> None:
         """Hand over the closing row, unless that was done, and return when it is on the disk.
@@ -217,21 +215,11 @@ class PredictionLog:
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, argument)
 
-    def _hand_over(self, job: Job) -> None:
-        if not self._outbox:
-            self._loop.call_soon(self._send)
-        self._outbox.append(job)
-
-    def _send(self) -> None:
-        if self._outbox:
-            self._writer.put(self._outbox)
-            self._outbox = []
-
     def _linger_over(self) -> None:
         self._linger_timer = None
-        self._outbox += self._lingering.values()
-        self._lingering.clear()
-        self._send()
+        if self._lingering:
+            self._writer.put(list(self._lingering.values()))
+            self._lingering.clear()
 
     def _committed(self, jobs: list[Job]) -> None:
         if self._state == "failing":

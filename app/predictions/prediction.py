@@ -1,9 +1,10 @@
 """What is recorded of a request and its answer, and the id it goes by."""
 
+import os
+import random
 import threading
 import time
 from datetime import UTC, datetime
-from os import urandom
 from typing import Any, Literal
 
 import msgspec
@@ -12,6 +13,10 @@ Outcome = Literal["open", "finished", "failed", "cancelled", "interrupted"]
 
 _id_lock = threading.Lock()
 _last_tick = 0
+# An id must be unique, not secret: what it names is guarded by its tenant. The kernel's generator costs eight times
+# as much.
+_random = random.Random()  # noqa: S311
+os.register_at_fork(after_in_child=_random.seed)
 
 
 def uuid7() -> str:
@@ -21,14 +26,20 @@ def uuid7() -> str:
     same quarter of a microsecond borrow from the future.
     """
     global _last_tick  # noqa: PLW0603 - a clock that must not repeat itself is one for the whole process.
-    milliseconds, nanoseconds = divmod(time.time_ns(), 1_000_000)
-    tick = milliseconds << 12 | (nanoseconds << 12) // 1_000_000
+    nanoseconds = time.time_ns()
+    tick = (nanoseconds // 1_000_000 << 12) + (nanoseconds % 1_000_000 << 12) // 1_000_000
     with _id_lock:
-        _last_tick = tick = max(tick, _last_tick + 1)
-    high = tick >> 12 << 16 | 0x7000 | tick & 0xFFF
-    low = int.from_bytes(urandom(8)) & 0x3FFF_FFFF_FFFF_FFFF | 0x8000_0000_0000_0000
-    digits = f"{high:016x}{low:016x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+        if tick <= _last_tick:
+            tick = _last_tick + 1
+        _last_tick = tick
+        noise = _random.getrandbits(62)
+    return "%08x-%04x-7%03x-%04x-%012x" % (  # noqa: UP031 - an f-string takes 20 % longer.
+        tick >> 28,
+        tick >> 12 & 0xFFFF,
+        tick & 0xFFF,
+        0x8000 | noise >> 48,
+        noise & 0xFFFF_FFFF_FFFF,
+    )
 
 
 class Prediction(msgspec.Struct, kw_only=True):

@@ -200,6 +200,11 @@ async def test_facts_changed_after_the_closing_are_not_recorded(log):
 
 async def test_a_fast_answer_is_written_once_and_a_slow_one_is_open_meanwhile(path):
     async with PredictionLog(path, linger_seconds=30.0) as log:
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("CREATE TABLE writes (id)")
+            connection.execute(
+                "CREATE TRIGGER count_writes BEFORE INSERT ON predictions BEGIN INSERT INTO writes VALUES (new.id); END"
+            )
         fast, slow = _prediction(), _prediction()
         log.open(fast)
         log.open(slow)
@@ -207,10 +212,40 @@ async def test_a_fast_answer_is_written_once_and_a_slow_one_is_open_meanwhile(pa
         await log.close(fast)
         assert _rows(path) == [(fast.id, "finished")]
         assert log.backlog == 1
+    with closing(sqlite3.connect(path)) as connection:
+        writes = [str(UUID(bytes=key)) for (key,) in connection.execute("SELECT id FROM writes")]
+    assert writes == [fast.id, slow.id]
+
+
+async def test_an_opening_row_that_somebody_waits_for_does_not_linger(path):
+    async with PredictionLog(path, linger_seconds=30.0, commit_seconds=5.0) as log:
+        prediction = _prediction()
+        log.open(prediction)
+        await log.opened(prediction)
+        await log.opened(prediction)
+        assert _rows(path) == [(prediction.id, "open")]
+
+
+async def test_a_closing_row_is_waited_for_though_the_opening_one_arrives_first(path, log):
+    prediction = _prediction()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")  # The writer is held up with the opening row in its hands.
+        log.open(prediction)
+        opened = asyncio.create_task(log.opened(prediction))
+        await asyncio.sleep(0.02)
+        prediction.outcome = "finished"
+        log.close_nowait(prediction)
+        other.execute("ROLLBACK")
+    await opened
+    await log.close(prediction)
+    assert _rows(path) == [(prediction.id, "finished")]
+
+
+async def test_an_opening_row_nobody_waits_for_is_written_soon_all_the_same(path):
     async with PredictionLog(path, linger_seconds=0.001) as log:
-        unawaited = _prediction()
-        log.open(unawaited)
-        assert await _until(lambda: (unawaited.id, "open") in _rows(path))
+        prediction = _prediction()
+        log.open(prediction)
+        assert await _until(lambda: (prediction.id, "open") in _rows(path))
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["open", "opened", "nowait", "close"])), max_size=30))

@@ -97,9 +97,9 @@ def _run_and_kill(path: Path, after_seconds: float) -> list[tuple[str, str]]:
     return [tuple(line.decode().split()) for line in lines if line.endswith(b"\n")]
 
 
-async def _open_and_close(path: Path) -> None:
+async def _rows_after_restart(path: Path) -> list[tuple[str, str]]:
     async with PredictionLog(path):
-        pass
+        return _rows(path)
 
 
 @pytest.mark.parametrize("rounds", [3, pytest.param(20, marks=pytest.mark.slow)])
@@ -112,8 +112,7 @@ def test_kill_9_loses_and_doubles_nothing_that_was_promised(tmp_path, rounds):
         assert promises
         finished |= {key for what, key in promises if what == "closed"}
         shown |= {key for _, key in promises}
-        asyncio.run(_open_and_close(path))
-        rows = _rows(path)
+        rows = asyncio.run(_rows_after_restart(path))
         outcomes = dict(rows)
         assert len(outcomes) == len(rows)
         assert {outcomes.get(key) for key in finished} == {"finished"}
