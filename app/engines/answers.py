@@ -29,6 +29,7 @@ _FINISH_REASONS: dict[str, FinishReason] = {
 }
 _ABORTED = ("abort", "error")
 _OTHER_LINES = (b":", b"event:", b"id:", b"retry:")
+_FIELDS = (b"data:", *_OTHER_LINES)
 
 
 class _Said(msgspec.Struct, gc=False):
@@ -145,6 +146,8 @@ class StreamReader:
         Raises EngineInterrupted when it ended too soon, or EngineUnavailable when that was before the first piece.
         """
         pieces: list[Piece] = []
+        if any(field.startswith(self._rest) for field in _FIELDS):
+            self._rest = b""
         if not self.is_done and (self._rest or self._data):
             try:
                 pieces = self.feed(b"\n\n")

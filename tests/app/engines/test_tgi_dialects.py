@@ -1,0 +1,298 @@
+"""What each kind of server is sent, and how its adapters, limits and tokens are learned."""
+
+import json
+import os
+import subprocess
+import sys
+
+import msgspec
+import pytest
+
+from app.engines import EngineInfo
+from app.engines.dialects import DIALECTS, payload
+from app.engines.hub import chat_request, prepare
+from app.engines.tgi import TGIEngine
+from app.errors import InvalidRequest, ModelNotFound
+from app.messages import Generation, Message, Sampling
+from tests.fake_tgi import FakeTGI, Tokens
+
+TGI = DIALECTS["tgi"]
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": SCHEMA}}
+
+
+def ask(*, sampling=Sampling(), **fields):  # noqa: B008 - It is frozen.
+    return Generation([Message("user", "hello")], sampling=sampling, **fields)
+
+
+def sent(dialect, generation, model="tgi"):
+    return msgspec.json.decode(msgspec.json.encode(payload(DIALECTS[dialect], generation, model)))
+
+
+async def answer(engine, generation):
+    return "".join([piece.text async for batch in engine.generate(generation) for piece in batch])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_our_payload_is_the_hub_clients(stream):
+    sampling = Sampling(7, 0.5, 0.9, 0.1, None, 3, ("x",), logprobs=True, top_logprobs=2)
+    generation = ask(sampling=sampling, stream=stream, tools=[TOOL], tool_choice="auto")
+    parameters = {
+        "model": "tgi", "max_tokens": 7, "temperature": 0.5, "top_p": 0.9, "frequency_penalty": 0.1, "seed": 3,
+        "stop": ["x"], "logprobs": True, "top_logprobs": 2, "stream": stream, "presence_penalty": None,
+        "stream_options": {"include_usage": True} if stream else None, "tools": [TOOL], "tool_choice": "auto",
+    }  # fmt: skip
+    theirs = prepare("http://127.0.0.1:1", None, [{"role": "user", "content": "hello"}], parameters)
+    assert sent("tgi", generation) == json.loads(json.dumps(theirs.json))
+
+
+def test_our_grammar_is_the_hub_clients_under_tgis_other_name():
+    parameters = {"model": "tgi", "response_format": JSON_SCHEMA}
+    theirs = prepare("http://127.0.0.1:1", None, [], parameters).json["response_format"]
+    ours = sent("tgi", ask(response_format=JSON_SCHEMA))["response_format"]
+    assert (ours["type"], theirs["type"]) == ("json", "json_object")
+    assert ours["value"] == theirs["value"] == SCHEMA
+
+
+@pytest.mark.parametrize(
+    ("base_url", "path"),
+    [
+        ("http://h:1", "/v1/chat/completions"),
+        ("http://h:1/", "/v1/chat/completions"),
+        ("http://h:1/v1", "/v1/chat/completions"),
+        ("http://h:1/v1/", "/v1/chat/completions"),
+        ("http://h:1/engines/a", "/engines/a/v1/chat/completions"),
+        ("http://h:1/v1/chat/completions", "/v1/chat/completions"),
+    ],
+)
+def test_the_chat_url_follows_the_hub_clients_rules(base_url, path):
+    assert chat_request(base_url, None)[0] == "http://h:1" + path
+
+
+async def test_a_base_url_with_a_path_keeps_it_for_every_route():
+    async with FakeTGI() as tgi:
+        engine = TGIEngine(tgi.url + "/v1")
+        await answer(engine, ask())
+        assert await engine.healthy()
+        await engine.describe()
+        await engine.aclose()
+    assert [request.path for request in tgi.requests] == ["/v1/chat/completions", "/health", "/info"]
+
+
+async def test_the_token_traceparent_and_host_are_sent_and_nothing_of_the_machine():
+    async with FakeTGI(api_key="secret") as tgi:
+        engine = TGIEngine(tgi.url, token="secret")
+        trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+        await answer(engine, ask(traceparent=trace))
+        await answer(engine, ask(traceparent="x\r\nevil: 1"))
+        await engine.aclose()
+    first, second = (request.headers for request in tgi.requests)
+    assert (first["authorization"], first["traceparent"]) == ("Bearer secret", trace)
+    assert first["host"] == tgi.url.removeprefix("http://")
+    assert first["user-agent"] == "hallmark"
+    assert "traceparent" not in second
+    assert "evil" not in second
+
+
+PROBE = """
+import asyncio
+from app.engines.tgi import TGIEngine
+from app.messages import Generation, Message
+from tests.fake_tgi import FakeTGI
+from huggingface_hub import get_token
+
+async def main():
+    assert get_token() == "hf_machine_secret"
+    async with FakeTGI() as tgi:
+        engine = TGIEngine(tgi.url)
+        async for _ in engine.generate(Generation([Message("user", "hello")], stream=True)):
+            pass
+        await engine.describe()
+        await engine.healthy()
+        await engine.count_tokens("a b")
+        await engine.aclose()
+        print(len(tgi.requests), [request.headers for request in tgi.requests])
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("place", ["HF_TOKEN", "HF_TOKEN_PATH"])
+def test_the_machines_hub_token_never_reaches_the_engine(tmp_path, place):
+    (tmp_path / "token").write_text("hf_machine_secret")
+    value = "hf_machine_secret" if place == "HF_TOKEN" else str(tmp_path / "token")
+    environment = {**os.environ, place: value}
+    ran = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, env=environment, timeout=30)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("4 ")
+    assert "hf_machine_secret" not in ran.stdout
+    assert "authorization" not in ran.stdout
+
+
+def test_nothing_is_sent_that_tgi_refuses_or_misreads():
+    sampling = Sampling(top_p=1.0, presence_penalty=0.0, seed=-1, stop=("a",), temperature=0.0)
+    body = sent("tgi", ask(sampling=sampling))
+    assert body == {
+        "model": "tgi",
+        "messages": [{"role": "user", "content": "hello"}],
+        "stream": False,
+        "temperature": 0.0,
+        "seed": 2**64 - 1,
+        "stop": ["a"],
+    }
+
+
+async def test_the_stand_in_accepts_the_hardest_request_the_adapter_can_make():
+    sampling = Sampling(1, 0.0, 1.0, -2.0, -2.0, -5, ("a", "b", "c", "d"), logprobs=True, top_logprobs=5)
+    async with FakeTGI() as tgi:
+        engine = TGIEngine(tgi.url)
+        for stream in (False, True):
+            await answer(engine, ask(sampling=sampling, stream=stream, response_format=JSON_SCHEMA))
+        await engine.aclose()
+
+
+def test_a_top_p_of_zero_keeps_the_likeliest_token_on_tgi():
+    assert 0 < sent("tgi", ask(sampling=Sampling(top_p=0.0)))["top_p"] < 1e-4
+    assert sent("vllm", ask(sampling=Sampling(top_p=0.0)))["top_p"] == 0.0
+
+
+def test_a_developers_turn_is_a_system_turn_on_tgi():
+    generation = Generation([Message("developer", "be brief"), Message("user", "hello")])
+    assert [message["role"] for message in sent("tgi", generation)["messages"]] == ["system", "user"]
+    assert [message["role"] for message in sent("vllm", generation)["messages"]] == ["developer", "user"]
+
+
+@pytest.mark.parametrize("dialect", ["tgi", "embedded"])
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"sampling": Sampling(stop=("a", "b", "c", "d", "e"))}, "stop"),
+        ({"sampling": Sampling(logprobs=True, top_logprobs=6)}, "top_logprobs"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "response_format"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type"),
+    ],
+    ids=["stops", "logprobs", "no schema", "empty schema", "no properties", "unknown type"],
+)  # fmt: skip
+async def test_what_the_engine_cannot_serve_is_refused_by_name_before_it_is_asked(dialect, fields, param):
+    async with FakeTGI() as tgi:
+        engine = TGIEngine(tgi.url, dialect=dialect)
+        with pytest.raises(InvalidRequest) as caught:
+            await answer(engine, ask(**fields))
+        await engine.aclose()
+    assert caught.value.param == param
+    assert tgi.requests == []
+
+
+def test_a_text_format_asks_tgi_for_nothing_and_its_own_forms_pass():
+    assert "response_format" not in sent("tgi", ask(response_format={"type": "text"}))
+    for form in ({"type": "regex", "value": "[ab]"}, {"type": "json", "value": SCHEMA}):
+        assert sent("tgi", ask(response_format=form))["response_format"] == form
+
+
+def test_openais_servers_get_openais_shapes():
+    sampling = Sampling(top_p=1.0, presence_penalty=0.5, seed=-1, stop=("a",) * 5)
+    body = sent("vllm", ask(sampling=sampling, response_format=JSON_SCHEMA, stream=True), "base")
+    assert body["response_format"] == JSON_SCHEMA
+    assert (body["top_p"], body["presence_penalty"], body["seed"]) == (1.0, 0.5, -1)
+    assert body["stream_options"] == {"include_usage": True}
+
+
+@pytest.mark.parametrize("dialect", list(DIALECTS))
+def test_no_null_is_ever_sent(dialect):
+    calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    generation = Generation([Message("assistant", None, tool_calls=calls), Message("tool", "4", tool_call_id="1")])
+    assert b"null" not in msgspec.json.encode(payload(DIALECTS[dialect], generation, "m"))
+
+
+async def test_tgi_serves_only_the_adapters_it_is_known_to_have():
+    async with FakeTGI() as tgi:
+        engine = TGIEngine(tgi.url, adapters=("legal", "medical"))
+        await answer(engine, ask(adapter="legal"))
+        with pytest.raises(ModelNotFound, match=r"'nope'.*legal, medical"):
+            await answer(engine, ask(adapter="nope"))
+        await engine.aclose()
+    assert [body["model"] for body in tgi.bodies] == ["legal"]
+
+
+async def test_an_adapter_loaded_later_is_found_where_the_engine_lists_them():
+    async with FakeTGI(lists_adapters=True) as tgi:
+        engine = TGIEngine(tgi.url, dialect="embedded")
+        with pytest.raises(ModelNotFound, match="none"):
+            await answer(engine, ask(adapter="legal"))
+        tgi.adapters = ("legal",)
+        await answer(engine, ask(adapter="legal"))
+        await answer(engine, ask())
+        tgi.adapters = ()
+        with pytest.raises(ModelNotFound, match="legal"):
+            await answer(engine, ask(adapter="legal"))
+        await engine.aclose()
+    assert [body["model"] for body in tgi.bodies] == ["legal", "tgi", "legal"]
+
+
+@pytest.mark.parametrize(
+    ("dialect", "base", "adapter"), [("vllm", "org/base", "legal"), ("sglang", "org/base", "org/base:legal")]
+)
+async def test_base_and_adapter_are_named_as_the_server_wants(dialect, base, adapter):
+    async with FakeTGI(lists_adapters=True, adapters=("legal", adapter)) as tgi:
+        engine = TGIEngine(tgi.url, dialect=dialect)
+        await answer(engine, ask())
+        await answer(engine, ask(adapter="legal"))
+        await engine.aclose()
+    assert [body["model"] for body in tgi.bodies] == [base, adapter]
+
+
+async def test_llama_cpp_cannot_choose_an_adapter():
+    async with FakeTGI() as tgi:
+        engine = TGIEngine(tgi.url, dialect="llamacpp", model="m")
+        with pytest.raises(ModelNotFound, match="llamacpp"):
+            await answer(engine, ask(adapter="legal"))
+        await engine.aclose()
+
+
+async def test_tgi_says_what_it_serves():
+    async with FakeTGI(max_total_tokens=4096) as tgi:
+        engine = TGIEngine(tgi.url, adapters=("legal",))
+        assert await engine.describe() == EngineInfo("org/base", "0" * 40, "3.3.6-dev0", 4096, 4095, ("legal",))
+        await engine.aclose()
+
+
+async def test_an_engine_that_lists_adapters_is_described_with_them():
+    async with FakeTGI(lists_adapters=True, adapters=("legal",)) as tgi:
+        engine = TGIEngine(tgi.url, dialect="embedded")
+        assert (await engine.describe()).adapters == ("legal",)
+        await engine.aclose()
+
+
+async def test_tokens_are_counted_by_the_engine():
+    async with FakeTGI() as tgi:
+        engine = TGIEngine(tgi.url)
+        assert await engine.count_tokens("three little words") == 3
+        await engine.aclose()
+
+
+async def test_a_server_that_cannot_count_gets_a_high_estimate():
+    engine = TGIEngine("http://127.0.0.1:1", dialect="openai")
+    assert await engine.count_tokens("three little words") == 7
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:80", "ftp://h", "http://", ""])
+def test_a_url_that_is_none_is_refused_when_the_engine_is_made(url):
+    with pytest.raises(ValueError, match="http"):
+        TGIEngine(url)
+
+
+def test_an_unknown_dialect_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="tgi, embedded, vllm"):
+        TGIEngine("http://h", dialect="tgy")
+
+
+async def test_temperature_zero_and_one_reach_the_engine_as_they_are():
+    async with FakeTGI(default=Tokens("a")) as tgi:
+        engine = TGIEngine(tgi.url)
+        for temperature in (0.0, 1.0):
+            await answer(engine, ask(sampling=Sampling(temperature=temperature)))
+        await engine.aclose()
+    assert [body["temperature"] for body in tgi.bodies] == [0.0, 1.0]
