@@ -108,10 +108,10 @@ def invalid_field(error: msgspec.ValidationError) -> InvalidRequest:
     text = str(error)
     found = _PATH.search(text)
     reason = _PATH.sub("", text)
-    missing = re.search(r"missing required field `([^`]+)`", reason)
+    inside = re.search(r"(?:missing required|contains unknown) field `([^`]+)`", reason)
     param = found.group(1) if found else ""
-    if missing:
-        param = f"{param}.{missing.group(1)}" if param else missing.group(1)
+    if inside:
+        param = f"{param}.{inside.group(1)}" if param else inside.group(1)
     where = f"`{param}`: " if param else ""
     return InvalidRequest(f"{where}{reason}.", param=param or None)
 
