@@ -1,7 +1,7 @@
 """When not to answer: nothing relevant was found, the engine says so itself, or what it says is no answer.
 
-The main rule: every threshold is a field of `CheckPolicy`, with the evidence for its default beside it; the numbers are
-what `tests/benchmarks/support.py` prints.
+The main rule: every threshold is a field of `CheckPolicy`, with the evidence for its default beside it. It comes from
+public questions (SQuAD 2, WiCE) that the defaults were also chosen on: `tests/benchmarks/support.py` measures them.
 """
 
 import re
@@ -21,21 +21,34 @@ class CheckPolicy:
     """How strictly answers are checked."""
 
     relevance: float = 0.5
-    """Least cosine plus 0.4 times the share of the question's words, for passages to be worth asking an engine."""
+    """Least cosine plus 0.4 times the share of the question's words, for passages to be worth asking an engine.
+
+    This sum tells SQuAD's questions from those of other fields with AUC .997 (800 and 300; the cosine alone: .987).
+    At 0.5 it refuses 88 % of the latter and 1 % of the former, and the checks below nearly all the rest."""
     relevance_words: float = 0.34
     """Least share of the question's words where no cosine is known (a search without the dense leg)."""
     supported_share: float = 0.6
-    """Least share of a sentence's content that its passage must hold for `supported`."""
+    """Least share of a sentence's content that its passage must hold for `supported`.
+
+    At 0.6, 97 % of true SQuAD claims are, 3 % of those held against another passage of the article, and 1 % of those
+    with another answer put in; in WiCE 56 % of the supported sentences and 5 % of the unsupported."""
     weak_share: float = 0.4
-    """Least share for `weak`; between the two the cosine decides, where it is known."""
+    """Least share for `weak`; between the two the cosine decides, where it is known.
+
+    `supported` and `weak` together keep 79 % of WiCE's supported sentences and 12 % of the unsupported."""
     cosine: float = 0.55
     """Least cosine of such a sentence and its quote."""
     focus: float = 0.42
-    """Least fit of the question and the place an answer rests on: 0.8 times words plus 0.4 times cosine."""
+    """Least fit of the question and the place an answer rests on: 0.8 times words plus 0.4 times cosine.
+
+    At 0.42 one right answer in ten is refused on SQuAD, and 38 % of the answers to questions with a word swapped."""
     focus_words: float = 0.25
     """The same by words alone, where no cosine is known."""
     extract_focus: float = 0.52
-    """The same as `focus` for a passage's sentence that no engine chose."""
+    """The same as `focus` for a passage's sentence that no engine chose.
+
+    Of 250 answerable questions and 250 near misses it gives right / wrong answers and lets near misses through:
+    0.42: 71 / 20 / 62 %, 0.47: 68 / 16 / 55 %, 0.52: 65 / 15 / 44 %, 0.57: 62 / 13 / 36 %, 0.62: 56 / 11 / 30 %."""
     extract_focus_words: float = 0.37
     """The same by words alone."""
     polar_share: float = 0.75

@@ -133,6 +133,12 @@ def test_two_passages_support_together_what_neither_does_alone() -> None:
     assert {each.hit for each in pair} == {0, 1}
 
 
+def test_two_passages_do_not_support_a_number_that_neither_has() -> None:
+    claim = terms("Predictions are kept for 30 days and the log takes 99,000 rows a second.")
+    evidence = Evidence("", [hit(RETENTION), hit(LOG, 2)])
+    assert evidence.joint(claim, evidence.support(claim))[0] == 0.0
+
+
 def test_a_place_that_lacks_the_subject_of_the_question_fits_it_less() -> None:
     evidence = Evidence("What is the retention period for audit logs?", [hit(RETENTION, title="Retention")])
     about = Evidence("What is the retention period for predictions?", [hit(RETENTION, title="Retention")])
