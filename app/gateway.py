@@ -135,8 +135,12 @@ class Answering:
         self.verdict: Verdict | None = None
         self.marker: Callable[[int, Passage], str] = plain_marker
         """How a citation is written into the answer; by default `[n]`."""
-        self.deadline: asyncio.Timeout | None = None
+        self._out_of_time = False
         """The limit on this answer's life: it too cancels the work, and is told from a client that left."""
+
+    def run_out_of_time(self) -> None:
+        """Note that the cancellation about to come is for the time it took, not for a client that left."""
+        self._out_of_time = True
 
     async def events(self) -> AsyncGenerator[list[Piece] | Conclusion, None]:
         """Answer: batches of pieces that arrived together, then one Conclusion.
@@ -163,7 +167,7 @@ class Answering:
             await self._recorded(gateway.predictions.close(prediction))
             yield conclusion
         except (asyncio.CancelledError, GeneratorExit):
-            if self.deadline is not None and self.deadline.expired():
+            if self._out_of_time:
                 self._break_off("failed", EngineTimeout.code)
             else:
                 self._break_off("cancelled", "client_left")

@@ -95,6 +95,7 @@ async def open_service(
             telemetry=telemetry,
             metrics=metrics,
             checks=_checks(engine, release, retriever, predictions, metrics, supervisor),
+            embedding_names=tuple(dict.fromkeys((settings.retrieval.embedding_model, retriever.embedding_model))),
             collection=settings.qdrant.collection,
             max_document_bytes=settings.limits.max_document_bytes,
             public_url=public_url,
@@ -146,7 +147,7 @@ def create_api(services: Services | None = None, *, max_body_bytes: int | None =
     )
     api.state.services = services
     errors.install(api)
-    for routes in (documents.routes, resources.routes, health.routes):
+    for routes in (documents.routes, documents.search_routes, resources.routes, health.routes):
         api.include_router(routes)
     describe(api)
     return api

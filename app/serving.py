@@ -44,6 +44,7 @@ async def serve_until_stopped(settings: Settings) -> None:
                     log_config=None,
                     access_log=False,
                     server_header=False,
+                    proxy_headers=False,  # Citation links take `public_url`, and nothing else asks who the peer is.
                     lifespan="off",
                     timeout_graceful_shutdown=GRACE_SECONDS,
                     h11_max_incomplete_event_size=65_536,

@@ -5,7 +5,7 @@ mark. A client that hangs up cancels the work, streamed or not.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from time import perf_counter
 
@@ -19,12 +19,16 @@ from app.links import PassageLinks
 from app.messages import Piece
 from app.routes.completions import Completion
 from app.routes.errors import envelope
-from app.routes.front import CHAT_PATH, header, respond
+from app.routes.front import CHAT_PATH, respond
+from app.routes.watch import Watch
 from observability.logs import Log, RequestIds, request_ids
 from observability.metrics import Metrics
 from observability.telemetry import Telemetry
 from observability.traces import RequestTrace
 from retrieval.documents import Passage
+
+Headers = Mapping[bytes, bytes]
+"""A request's headers by lower-case name; of a repeated one the last."""
 
 _JSON = (b"content-type", b"application/json")
 _SSE = (
@@ -63,13 +67,14 @@ class ChatRoute:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; whatever happens, its telemetry ends once and with the status that was sent."""
         started = perf_counter()
-        trace = self._telemetry.begin(header(scope, b"traceparent"), route=CHAT_PATH, method="POST", scope=scope)
+        headers = dict(scope["headers"])
+        trace = self._telemetry.begin(headers.get(b"traceparent"), route=CHAT_PATH, method="POST", scope=scope)
         reply = Reply(send)
         answering: Answering | None = None
         error: ServiceError | None = None
         try:
-            answering = await self._begin(scope, receive, trace)
-            await self._serve(scope, receive, answering, reply)
+            answering = await self._begin(headers, receive, trace)
+            await self._serve(scope, headers, receive, answering, reply)
         except ServiceError as failure:
             error = failure
             await reply.fail(failure, answering.prediction.id if answering else trace.trace_id)
@@ -80,55 +85,45 @@ class ChatRoute:
         finally:
             self._account(started, trace, answering, reply.status, error)
 
-    async def _begin(self, scope: Scope, receive: Receive, trace: RequestTrace) -> Answering:
-        caller = await self._access.admit(header(scope, b"authorization"))
+    async def _begin(self, headers: Headers, receive: Receive, trace: RequestTrace) -> Answering:
+        caller = await self._access.admit(headers.get(b"authorization"))
         caller.require("chat")
-        body = await read_body(scope, receive, self._max_body_bytes)
+        body = await read_body(headers, receive, self._max_body_bytes)
         answering = self._gateway.begin(decode_chat_request(body), body, caller, trace)
-        answering.prediction.conversation = _text(header(scope, b"x-conversation-id")) or _text(
-            header(scope, b"x-openwebui-chat-id")
-        )
+        conversation = headers.get(b"x-conversation-id") or headers.get(b"x-openwebui-chat-id")
+        if conversation:
+            answering.prediction.conversation = conversation.decode("latin-1")[:512]
         request_ids.set(RequestIds(trace.trace_id, trace.span_id, answering.prediction.id))
         return answering
 
-    async def _serve(self, scope: Scope, receive: Receive, answering: Answering, reply: "Reply") -> None:
+    async def _serve(
+        self, scope: Scope, headers: Headers, receive: Receive, answering: Answering, reply: "Reply"
+    ) -> None:
         """Send the answer while watching for the client to hang up."""
         prediction = answering.prediction
-        base = self._public_url or _own_address(scope)
+        base = self._public_url or _own_address(scope, headers)
 
         def link(passage: Passage) -> str:
             return base + self._links.path(prediction.tenant, passage.document_id, passage.n, passage.document_version)
 
-        style = _style(scope, answering)
+        style = _style(headers, answering)
         if style == "markdown":
             answering.marker = lambda n, passage: f"[[{n}]]({link(passage)})"
         completion = Completion(answering.request, prediction, answering.release, link=link, style=style)
-        task = asyncio.current_task()
-        assert task is not None
-        hung_up = False
-
-        async def watch() -> None:
-            nonlocal hung_up
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            hung_up = True
-            task.cancel()
-
-        watcher = asyncio.create_task(watch())
+        watch = Watch(receive, self._timeout_seconds, on_timeout=answering.run_out_of_time)
         try:
-            async with asyncio.timeout(self._timeout_seconds) as deadline, aclosing(answering.events()) as events:
-                answering.deadline = deadline
+            async with aclosing(answering.events()) as events:
                 if prediction.stream:
                     await self._stream(events, completion, answering, reply)
                 else:
                     await self._whole(events, completion, answering, reply)
-        except TimeoutError:
-            raise EngineTimeout(f"The answer took longer than {self._timeout_seconds:g} seconds.") from None
         except asyncio.CancelledError:
-            if not hung_up or task.uncancel():
+            if not (watch.hung_up or watch.timed_out) or watch.task.uncancel():
                 raise
+            if watch.timed_out:
+                raise EngineTimeout(f"The answer took longer than {self._timeout_seconds:g} seconds.") from None
         finally:
-            watcher.cancel()
+            watch.close()
 
     async def _whole(
         self,
@@ -245,14 +240,14 @@ class Reply:
             await self.send(b"event: error\ndata: " + envelope(error, request_id) + b"\n\n", more=False)
 
 
-async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
+async def read_body(headers: Headers, receive: Receive, max_bytes: int) -> bytes:
     """Read a request's body.
 
     Raises:
         PayloadTooLarge: it has more than `max_bytes`, by its own word or in fact.
         InvalidRequest: the client left while sending it.
     """
-    length = header(scope, b"content-length")
+    length = headers.get(b"content-length")
     too_large = PayloadTooLarge(
         f"The body may have {max_bytes} bytes (setting `limits.max_body_bytes`). Send documents to `/v1/documents`."
     )
@@ -279,18 +274,17 @@ def _named(answering: Answering) -> list[tuple[bytes, bytes]]:
     ]
 
 
-def _style(scope: Scope, answering: Answering) -> CitationStyle:
+def _style(headers: Headers, answering: Answering) -> CitationStyle:
     """How the caller wants citations: as they said, or as Open WebUI's own headers tell."""
     options = answering.request.retrieval
     if options is not None and options.style is not None:
         return options.style
-    return "openwebui" if any(name.startswith(b"x-openwebui-") for name, _ in scope["headers"]) else "annotations"
+    return "openwebui" if any(map(_is_openwebui, headers)) else "annotations"
 
 
-def _own_address(scope: Scope) -> str:
-    host = header(scope, b"host") or b"localhost"
-    return f"{scope.get('scheme', 'http')}://{host.decode('latin-1')}"
+def _is_openwebui(name: bytes) -> bool:
+    return name.startswith(b"x-openwebui-")
 
 
-def _text(value: bytes | None) -> str | None:
-    return value.decode("latin-1")[:512] if value else None
+def _own_address(scope: Scope, headers: Headers) -> str:
+    return f"{scope.get('scheme', 'http')}://{headers.get(b'host', b'localhost').decode('latin-1')}"

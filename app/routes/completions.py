@@ -207,13 +207,44 @@ def _verdict(verdict: Verdict) -> "VerdictObject":
     )
 
 
-class ChatMessage(msgspec.Struct):
-    """The answer; `annotations` are OpenAI's `url_citation`s, whose span is the `[n]` in the content."""
+class UrlCitation(msgspec.Struct):
+    """Where a mark in the answer leads; the span is that of the mark."""
 
-    role: str
+    start_index: int
+    end_index: int
+    title: str
+    url: str
+
+
+class Annotation(msgspec.Struct):
+    """OpenAI's typed annotation."""
+
+    type: Literal["url_citation"]
+    url_citation: UrlCitation
+
+
+class CalledFunction(msgspec.Struct):
+    """The function to call; `arguments` is JSON as the model wrote it."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct):
+    """A tool that the model wants called."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class ChatMessage(msgspec.Struct):
+    """The answer; the span of an annotation is the `[n]` in the content."""
+
+    role: Literal["assistant"]
     content: str | None
-    annotations: list[dict[str, Any]] = []
-    tool_calls: list[dict[str, Any]] = []
+    annotations: list[Annotation] = []
+    tool_calls: list[ToolCall] = []
 
 
 class ChatChoice(msgspec.Struct):

@@ -30,6 +30,8 @@ class Services:
     telemetry: Telemetry
     metrics: Metrics
     checks: Mapping[str, Check]
+    embedding_names: tuple[str, ...]
+    """What the embedding model may be called: the name in the settings, and its full id."""
     collection: str
     max_document_bytes: int
     public_url: str | None

@@ -1,8 +1,10 @@
 """The description of the API, `/openapi.json`: what FastAPI finds out itself, and what it cannot see.
 
-The chat route answers on a lane of its own, so its schema is made here, from the very types it decodes.
+The chat route answers on a lane of its own, so its schema is made here, from the very types it decodes. What is nested
+inside an optional field becomes a named schema: a generated client then has `RetrievalOptionsMode`, not `...Type0`.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -15,6 +17,18 @@ from app.routes.documents import UPLOAD_SCHEMAS
 from app.routes.front import CHAT_PATH, OPEN_PATHS
 
 _REF = "#/components/schemas/{name}"
+
+_TAGS = {
+    "chat": "Answers with citations, as OpenAI's SDKs ask for them.",
+    "documents": "What answers rest on: add, list, read and delete documents.",
+    "search": "Find passages without asking a model.",
+    "models": "What can be asked, and the embedding model of the index.",
+    "predictions": "The record: every answer with its release, passages and timings.",
+    "access": "Whose key this is.",
+    "health": "Liveness, readiness, metrics.",
+}
+
+Schema = dict[str, Any]
 
 
 def describe(api: FastAPI) -> None:
@@ -31,7 +45,7 @@ def describe(api: FastAPI) -> None:
 
 def _complete(description: dict[str, Any]) -> dict[str, Any]:
     components = description.setdefault("components", {})
-    schemas = components.setdefault("schemas", {})
+    schemas: dict[str, Schema] = components.setdefault("schemas", {})
     (request, completion), found = msgspec.json.schema_components([ChatRequest, ChatCompletion], ref_template=_REF)
     schemas.update(found)
     for model in UPLOAD_SCHEMAS:
@@ -40,19 +54,62 @@ def _complete(description: dict[str, Any]) -> dict[str, Any]:
     components["securitySchemes"] = {
         "key": {"type": "http", "scheme": "bearer", "description": "An API key: `hallmark keys create` makes one."}
     }
+    description["tags"] = [{"name": name, "description": text} for name, text in _TAGS.items()]
     for path, operations in description["paths"].items():
         for operation in operations.values():
             operation["security"] = [] if path in OPEN_PATHS else [{"key": []}]
-            # A malformed request is a 400 in OpenAI's envelope; FastAPI supposes its own 422.
-            unprocessable = operation["responses"].get("422", {})
-            if "HTTPValidationError" in str(unprocessable):
-                del operation["responses"]["422"]
+            _mend(operation)
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
+    _name_nested(schemas)
     return description
 
 
-def _chat(request: dict[str, Any], completion: dict[str, Any]) -> dict[str, Any]:
+def _mend(operation: dict[str, Any]) -> None:
+    """Take out what FastAPI supposes, and make the first sentence of a route's docstring its summary."""
+    # A malformed request is a 400 in OpenAI's envelope.
+    if "HTTPValidationError" in str(operation["responses"].get("422", {})):
+        del operation["responses"]["422"]
+    operation["responses"] = dict(sorted(operation["responses"].items()))
+    summary, _, rest = operation.pop("description").partition("\n\n")
+    operation["summary"] = summary.replace("\n", " ").rstrip(".")
+    if rest:
+        operation["description"] = rest
+    for parameter in operation.get("parameters", ()):
+        parameter["schema"].pop("title", None)
+    for response in operation["responses"].values():
+        for content in response.get("content", {}).values():
+            content["schema"].pop("title", None)
+
+
+def _name_nested(schemas: dict[str, Schema]) -> None:
+    """Make a component of every choice or object that a property may hold beside null, and drop made-up titles."""
+    named: dict[str, Schema] = {}
+    for owner, schema in schemas.items():
+        schema["description"] = " ".join(schema["description"].split())
+        schema.pop("title", None)
+        for property_name, given in schema.get("properties", {}).items():
+            given.pop("title", None)
+            name = owner + "".join(part.capitalize() for part in property_name.split("_"))
+            for nested, inner_name in _nested(given, name):
+                if "enum" in nested or nested.get("type") == "object":
+                    named[inner_name] = dict(nested)
+                    nested.clear()
+                    nested["$ref"] = _REF.format(name=inner_name)
+            if len(given.get("enum", ())) == 1:
+                given["const"] = given.pop("enum")[0]
+                given["type"] = "string"
+    schemas.update(named)
+
+
+def _nested(given: Schema, name: str) -> Iterator[tuple[Schema, str]]:
+    for branch in given.get("anyOf", ()):
+        yield branch, name
+        if "items" in branch:
+            yield branch["items"], f"{name}Item"
+
+
+def _chat(request: Schema, completion: Schema) -> dict[str, Any]:
     responses = {
         str(status): {
             "description": meaning["description"],
@@ -67,9 +124,9 @@ def _chat(request: dict[str, Any], completion: dict[str, Any]) -> dict[str, Any]
     return {
         "operationId": "create_chat_completion",
         "tags": ["chat"],
-        "summary": "Answer a conversation, from the tenant's documents where they bear on it.",
-        "description": "OpenAI's chat completion with citations. With `stream` the answer is a series of server-sent "
-        "events that ends with `[DONE]`; an error after the first one is an `error` event and ends the series.",
+        "description": "Answer a conversation, from the tenant's documents where they bear on it.\n\n"
+        "OpenAI's chat completion with citations. With `stream` the answer is a series of server-sent events that "
+        "ends with `[DONE]`; an error after the first one is an `error` event and ends the series.",
         "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
         "responses": {
             "200": {

@@ -52,6 +52,7 @@ UPLOAD_SCHEMAS = (DocumentUpload, DocumentFile)
 """What `_UPLOAD_BODY` refers to and FastAPI cannot see."""
 
 routes = APIRouter(tags=["documents"])
+search_routes = APIRouter(tags=["search"])
 
 
 @routes.post(
@@ -171,7 +172,7 @@ async def get_passage(
     return PassageObject.of(passage)
 
 
-@routes.post("/v1/search", operation_id="search", tags=["search"], responses=errors(413, 503))
+@search_routes.post("/v1/search", operation_id="search", responses=errors(413, 503))
 async def search(request: Request, services: ServicesDep, caller: CallerDep, body: SearchRequest) -> SearchResponse:
     """Find passages by meaning and by words, showing what each leg thought of them."""
     caller.require("documents:read")

@@ -20,20 +20,34 @@ class MethodNotAllowed(ServiceError):
 
     status, code, kind = 405, "method_not_allowed", "invalid_request_error"
 
+    def __init__(self, allowed: str) -> None:
+        """`allowed` are the methods that the path takes, as the Allow header lists them."""
+        super().__init__(f"This path takes {allowed}; `/openapi.json` says what for.")
+        self.allowed = allowed
+
+
+MAX_MESSAGE_CHARACTERS = 2_000
+"""Enough for any message of ours; what quotes the caller is cut."""
+
 
 def envelope(error: ServiceError, request_id: str | None) -> bytes:
     """The body of an error response."""
     return msgspec.json.encode(
         {
             "error": {
-                "message": error.message,
+                "message": _sendable(error.message, MAX_MESSAGE_CHARACTERS),
                 "type": error.kind,
                 "code": error.code,
-                "param": error.param,
+                "param": _sendable(error.param, 256) if error.param else None,
                 "request_id": request_id,
             }
         }
     )
+
+
+def _sendable(text: str, limit: int) -> str:
+    """Cut a text, and replace what UTF-8 cannot hold: a caller's own field name can be half of a surrogate pair."""
+    return text[:limit].encode(errors="replace").decode()
 
 
 def error_headers(error: ServiceError, request_id: str | None) -> list[tuple[bytes, bytes]]:
@@ -45,6 +59,8 @@ def error_headers(error: ServiceError, request_id: str | None) -> list[tuple[byt
         headers.append((b"retry-after", str(max(1, round(error.retry_after_seconds))).encode()))
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, MethodNotAllowed):
+        headers.append((b"allow", error.allowed.encode()))
     return headers
 
 
@@ -86,7 +102,7 @@ def _from_http(error: HTTPException) -> ServiceError:
         case 404:
             return NotFound("There is no such path; `/openapi.json` lists those there are.")
         case 405:
-            return MethodNotAllowed("This path does not take this method; `/openapi.json` lists what it takes.")
+            return MethodNotAllowed((error.headers or {}).get("Allow", ""))
         case 413:
             return PayloadTooLarge("The body is larger than this route accepts.")
         case 415:

@@ -14,7 +14,7 @@ from app.access import Access, Caller
 from app.errors import ServiceError
 from app.links import PassageLinks
 from app.predictions import uuid7
-from app.routes.errors import envelope, error_headers
+from app.routes.errors import MethodNotAllowed, envelope, error_headers
 from observability.logs import Log
 from observability.metrics import Metrics
 
@@ -74,6 +74,8 @@ class Front:
         try:
             if scope["path"] not in self._open:
                 caller = state["caller"] = await self._identify(scope)
+            if scope["path"] == CHAT_PATH:
+                raise MethodNotAllowed("POST")
             await self._app(scope, receive, noting)
         except ServiceError as error:
             await respond(noting, error, request_id)

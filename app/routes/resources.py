@@ -24,12 +24,6 @@ from app.routes.schemas import (
 from observability import genai
 from retrieval.errors import IndexUnavailable
 
-MAX_TEXTS = 256
-"""Texts in one request for embeddings."""
-
-MAX_TEXT_CHARACTERS = 100_000
-
-
 routes = APIRouter()
 
 
@@ -53,12 +47,10 @@ async def get_model(
 async def create_embeddings(services: ServicesDep, caller: CallerDep, body: EmbeddingRequest) -> EmbeddingResponse:
     """Embed texts with the model that the index uses."""
     caller.require("chat")
-    texts = _texts(body)
-    if body.model != services.retriever.embedding_model:
-        raise ModelNotFound(
-            f"`model`: embeddings are made by {services.retriever.embedding_model!r}, not {body.model!r}.",
-            param="model",
-        )
+    texts = [body.input] if isinstance(body.input, str) else body.input
+    if body.model not in services.embedding_names:
+        names = " or ".join(repr(name) for name in services.embedding_names)
+        raise ModelNotFound(f"`model`: embeddings are made by {names}, not {body.model!r}.", param="model")
     span = genai.start_embeddings(
         services.telemetry.current(), model=services.retriever.embedding_model, texts=len(texts)
     )
@@ -81,7 +73,7 @@ async def create_embeddings(services: ServicesDep, caller: CallerDep, body: Embe
             )
             for index, vector in enumerate(vectors)
         ],
-        model=services.retriever.embedding_model,
+        model=body.model,
         usage=EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens),
     )
 
@@ -127,19 +119,6 @@ async def get_prediction(services: ServicesDep, caller: CallerDep, prediction_id
 async def who_am_i(caller: CallerDep) -> IdentityObject:
     """Say whose key this is and what it may do."""
     return IdentityObject(key_id=caller.key_id, name=caller.name, tenant=caller.tenant, scopes=sorted(caller.scopes))
-
-
-def _texts(body: EmbeddingRequest) -> list[str]:
-    texts = [body.input] if isinstance(body.input, str) else body.input
-    if not 1 <= len(texts) <= MAX_TEXTS:
-        raise InvalidRequest(f"`input` may hold 1 to {MAX_TEXTS} texts.", param="input")
-    for index, text in enumerate(texts):
-        if not text.strip() or len(text) > MAX_TEXT_CHARACTERS:
-            raise InvalidRequest(
-                f"`input[{index}]` must have 1 to {MAX_TEXT_CHARACTERS} characters that are not all blank.",
-                param="input",
-            )
-    return texts
 
 
 def _model(release: Release, name: str | None = None) -> ModelObject:

@@ -1,17 +1,29 @@
 """The service's own resources as JSON: what `/openapi.json` promises, and what a generated client is made from."""
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from retrieval.documents import Document, Hit, Passage, SearchMode
 
+MAX_TEXTS = 256
+"""Texts in one request for embeddings."""
+
+MAX_TEXT_CHARACTERS = 100_000
+
+Fact = str | Annotated[int, Field(ge=-(2**63), lt=2**63)] | float | bool
+"""A value of a document's metadata."""
+
+Key = Annotated[str, Field(min_length=1, max_length=128)]
+EmbeddedText = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARACTERS)]
+
 
 class Wire(BaseModel):
     """What every body shares."""
 
-    model_config = ConfigDict(extra="forbid")
+    # JSON has no number that is infinite or none: what Python reads as one could not be written back.
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class ErrorBody(BaseModel):
@@ -37,7 +49,7 @@ class DocumentUpload(Wire):
     text: str | None = Field(None, description="The document, when it is text.")
     content_base64: str | None = Field(None, description="The document's bytes, when it is not.")
     media_type: str | None = Field(None, max_length=128, description="By default told from the name and the bytes.")
-    metadata: dict[str, str | int | float | bool] = Field(
+    metadata: dict[Key, Fact] = Field(
         default_factory=dict, max_length=32, description="Facts that a search can filter by."
     )
 
@@ -165,8 +177,8 @@ class SearchRequest(Wire):
     query: str = Field(min_length=1, max_length=8_192)
     top_k: int = Field(5, ge=1, le=100)
     mode: SearchMode = "hybrid"
-    filter: dict[str, Any] | None = Field(
-        None, description="Metadata that must be equal; a list of values means any of them."
+    filter: dict[Key, Fact | Annotated[list[Fact], Field(min_length=1, max_length=64)]] | None = Field(
+        None, max_length=32, description="Metadata that must be equal; a list of values means any of them."
     )
 
 
@@ -231,9 +243,11 @@ class EmbeddingRequest(BaseModel):
     """OpenAI's request for embeddings; unknown fields are ignored."""
 
     model: str = Field(min_length=1, max_length=256)
-    input: str | list[str] = Field(description="One text, or at most 256.")
+    input: EmbeddedText | Annotated[list[EmbeddedText], Field(min_length=1, max_length=MAX_TEXTS)] = Field(
+        description="One text or several; token ids are not read."
+    )
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, ge=1)
+    dimensions: int | None = Field(None, ge=1, le=65_536, description="If given, what the model makes.")
     user: str | None = None
 
 
@@ -262,16 +276,20 @@ class EmbeddingResponse(BaseModel):
 
 
 class PredictionObject(BaseModel):
-    """A prediction on record: who asked what of which release, what it rested on, what came of it."""
+    """A prediction on record: who asked what of which release, what it rested on, what came of it.
 
-    model_config = ConfigDict(extra="allow")
+    With `store` false, all that the caller or a document said is null.
+    """
 
     id: str
     created_at: datetime
     tenant: str
     outcome: Literal["open", "finished", "failed", "cancelled", "interrupted"]
-    model: str | None = None
-    release_name: str | None = None
+    key_id: str | None = None
+    user: str | None = None
+    conversation: str | None = None
+    model: str | None = Field(None, description="The name the caller asked for.")
+    release_name: str | None = Field(None, description="`name@number`.")
     release_digest: str | None = None
     base_model: str | None = None
     adapter: str | None = None
@@ -279,13 +297,25 @@ class PredictionObject(BaseModel):
     index_version: str | None = None
     retrieval_mode: str | None = None
     retrieval_outcome: str | None = None
-    verdict: str | None = None
+    stream: bool
+    store: bool
     finish_reason: str | None = None
     error_code: str | None = None
+    verdict: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    retrieve_seconds: float | None = None
+    queue_seconds: float | None = None
+    first_token_seconds: float | None = None
+    engine_seconds: float | None = None
     total_seconds: float | None = None
     trace_id: str | None = None
+    metadata: dict[str, Any] | None = None
+    passages: list[dict[str, Any]] | None = None
+    citations: list[dict[str, Any]] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    request: Any = Field(None, description="The request's body as it came.")
+    messages: list[Any] | None = Field(None, description="The prompt as the engine got it.")
     question: str | None = None
     answer: str | None = None
 

@@ -1,0 +1,48 @@
+"""Ends an answer that nobody waits for any more: the client hung up, or its time ran out."""
+
+import asyncio
+from collections.abc import Callable
+
+from starlette.types import Receive
+
+PATIENCE_SECONDS = 0.05
+"""How long an answer may take before its client is watched: a shorter one is not worth a task of its own."""
+
+
+class Watch:
+    """Cancels the current task when the client leaves or after `timeout_seconds`; close it when the answer is out."""
+
+    def __init__(self, receive: Receive, timeout_seconds: float, *, on_timeout: Callable[[], None]) -> None:
+        """`on_timeout` is called before the task is cancelled for its time."""
+        task = asyncio.current_task()
+        assert task is not None, "an answer is given inside a task"
+        self.task = task
+        self._receive = receive
+        self._timeout_seconds = timeout_seconds
+        self._on_timeout = on_timeout
+        self._watcher: asyncio.Task[None] | None = None
+        self._timer = task.get_loop().call_later(min(PATIENCE_SECONDS, timeout_seconds), self._begin)
+        self.hung_up = False
+        self.timed_out = False
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+    def _begin(self) -> None:
+        loop = self.task.get_loop()
+        self._watcher = loop.create_task(self._watch())
+        self._timer = loop.call_later(max(0.0, self._timeout_seconds - PATIENCE_SECONDS), self._expire)
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.hung_up = True
+        self.task.cancel()
+
+    def _expire(self) -> None:
+        self.timed_out = True
+        self._on_timeout()
+        self.task.cancel()
