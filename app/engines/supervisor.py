@@ -47,12 +47,14 @@ class LocalEngineSupervisor:
         command: tuple[str, ...] = (sys.executable, "-m", "app.engines.local"),
         first_backoff_seconds: float = FIRST_BACKOFF_SECONDS,
         stable_after_seconds: float = STABLE_AFTER_SECONDS,
+        terminate_seconds: float = TERMINATE_SECONDS,
     ) -> None:
         self._settings = settings
         self._on_progress = on_progress
         self._command = command
         self._first_backoff_seconds = first_backoff_seconds
         self._stable_after_seconds = stable_after_seconds
+        self._terminate_seconds = terminate_seconds
         self._port = 0
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -135,7 +137,7 @@ class LocalEngineSupervisor:
             await self._pass_lines_on(process)
             return _describe_exit(await process.wait())
         finally:
-            await _stop(process)
+            await _stop(process, self._terminate_seconds)
 
     def _arguments(self) -> list[str]:
         settings = self._settings
@@ -198,21 +200,21 @@ def _describe_exit(status: int) -> str:
     return f"signal {-status}"
 
 
-async def _stop(process: asyncio.subprocess.Process) -> None:
+async def _stop(process: asyncio.subprocess.Process, patience_seconds: float) -> None:
     """End the process: ask, then insist; returns when it is gone. Cancelled meanwhile, it kills at once."""
     if process.returncode is not None:
         return
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
     try:
-        async with asyncio.timeout(TERMINATE_SECONDS):
+        async with asyncio.timeout(patience_seconds):
             await _drained(process)
     except BaseException as error:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         if not isinstance(error, TimeoutError):
             raise
-        log.warning("the local engine did not end within %.0f s of being asked: killed it", TERMINATE_SECONDS)
+        log.warning("the local engine did not end within %.1f s of being asked: killed it", patience_seconds)
         await _drained(process)
 
 
