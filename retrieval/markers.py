@@ -15,9 +15,10 @@ _RANGE = re.compile(r"(\d+)\s?[–-]\s?\^?(\d+)")
 _INLINE_CODE = re.compile(r"(?<!`)(`+)(?!`)(?:(?!\1(?!`)).)+?(?<!`)\1(?!`)", re.DOTALL)
 _FENCE = re.compile(r"\s*(?:`{3}|~{3})")
 _FINAL_PUNCTUATION = re.compile(r"(?:\s*\|)?(?:[.!?…‽。！？｡]+[\"'”’»)\]*_]*|[*_]{1,3}|\s*\|)?\s*\Z")
-_ONLY_CLOSES = re.compile(r"[\s.!?…。！？\"'”’»)\]}*_|]*\Z")
+# After its last word a sentence has only these; NUL stands for what a marker covered.
+_CLOSING = " \t\r\n.!?…‽。！？｡\"'”’»)]}*_|\x00"
 # "According to passage 3 and [4]," says where the claim is from and is none of it. A bare number is one of ours only
-# after such a word: "In 1999," is part of the claim. NUL stands for what a marker covered.
+# after such a word: "In 1999," is part of the claim.
 _REFERENCE = r"(?:passage|source|document|context|text|excerpt|reference)s?"
 _LEAD_IN = re.compile(
     r"(?P<bullet>\s*(?:(?:[-*+•]|\d{1,3}[.)])\s+)?)"
@@ -47,12 +48,8 @@ def read_markers(text: str) -> list[Marker]:
     """Find the markers of a sentence, in order; code has none."""
     if ("[" not in text and "【" not in text) or is_code(text):
         return []
-    code = [found.span() for found in _INLINE_CODE.finditer(text)]
-    return [
-        Marker(found.start(), found.end(), _numbers(found[0]))
-        for found in _MARKER.finditer(text)
-        if not any(start < found.end() and found.start() < end for start, end in code)
-    ]
+    prose = _INLINE_CODE.sub(lambda code: "`" * len(code[0]), text)
+    return [Marker(found.start(), found.end(), _numbers(found[0])) for found in _MARKER.finditer(prose)]
 
 
 def claim_text(text: str, markers: Sequence[Marker]) -> str:
@@ -91,9 +88,10 @@ def place(
     parts: list[str | int] = []
     at = 0
     last: list[int] = []
+    closing = len(_mask(text, markers).rstrip(_CLOSING))
     for index, marker in enumerate(markers):
         numbers = [number for number in shown.get(index, ()) if number not in last]
-        ends = _ONLY_CLOSES.match(_mask(text, markers)[marker.end :].replace("\x00", "")) is not None
+        ends = marker.start >= closing
         before = text[at : marker.start]
         follows = text[marker.end : marker.end + 1]
         if ends:
@@ -123,9 +121,12 @@ def _before_final_punctuation(parts: list[str | int], numbers: list[int]) -> lis
 
 def _mask(text: str, markers: Sequence[Marker]) -> str:
     """Return `text` with every character of a marker replaced by NUL, so that offsets stay."""
+    pieces = []
+    at = 0
     for marker in markers:
-        text = text[: marker.start] + "\x00" * (marker.end - marker.start) + text[marker.end :]
-    return text
+        pieces += [text[at : marker.start], "\x00" * (marker.end - marker.start)]
+        at = marker.end
+    return "".join([*pieces, text[at:]])
 
 
 def _numbers(written: str) -> tuple[int, ...]:
