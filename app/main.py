@@ -143,12 +143,14 @@ def create_api(services: Services | None = None, *, max_body_bytes: int | None =
         summary="Answers from your own engine, cited, and stamped with the release that made them.",
         telemetry=telemetry,
         redoc_url=None,
+        redirect_slashes=False,
         max_body_size=max_body_bytes,
     )
     api.state.services = services
-    errors.install(api)
-    for routes in (documents.routes, documents.search_routes, resources.routes, health.routes):
-        api.include_router(routes)
+    routers = (documents.routes, documents.search_routes, resources.routes, health.routes)
+    for router in routers:
+        api.include_router(router)
+    errors.install(api, routers)
     describe(api)
     return api
 

@@ -16,6 +16,7 @@ from app.access import Caller
 from app.errors import InvalidRequest, PayloadTooLarge, UnsupportedMedia, from_retrieval
 from app.links import VERSION_DIGITS
 from app.routes.dependencies import CallerDep, Services, ServicesDep, errors, own_address
+from app.routes.errors import invalid_fields
 from app.routes.schemas import (
     Deleted,
     DocumentFile,
@@ -34,6 +35,9 @@ from observability import genai
 from observability.metrics import Metrics
 from retrieval.documents import Ingested, Passage, Scope
 from retrieval.errors import RetrievalError
+
+_FORM_FIELD_BYTES = 1_000_000
+"""Largest field of a form that is not the file."""
 
 DocumentId = Annotated[str, Path(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")]
 PassageNumber = Annotated[int, Path(ge=1, le=2**31)]
@@ -149,7 +153,7 @@ async def list_passages(services: ServicesDep, caller: CallerDep, document_id: D
     "/v1/documents/{document_id}/passages/{n}",
     operation_id="get_passage",
     response_model=PassageObject,
-    responses=errors(404, 410, 503),
+    responses=errors(404, 410, 503) | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def get_passage(
     request: Request,
@@ -223,7 +227,7 @@ async def _refusing(adding: Awaitable[Ingested], metrics: Metrics, started: floa
 async def _read_upload(request: Request, max_bytes: int) -> Upload:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        upload = await _read_form(request, max_bytes)
+        upload = await _read_form(request)
     elif kind in ("application/json", ""):
         upload = _read_json(await request.body())
     else:
@@ -233,37 +237,37 @@ async def _read_upload(request: Request, max_bytes: int) -> Upload:
     return upload
 
 
-async def _read_form(request: Request, max_bytes: int) -> Upload:
-    async with request.form(max_files=1, max_fields=8, max_part_size=max_bytes) as form:
-        file, name = form.get("file"), form.get("name")
+async def _read_form(request: Request) -> Upload:
+    async with request.form(max_files=1, max_fields=8, max_part_size=_FORM_FIELD_BYTES) as form:
+        file = form.get("file")
         if not isinstance(file, UploadFile):
             raise InvalidRequest("`file`: the form needs a file under this name.", param="file")
-        name = name if isinstance(name, str) and name else file.filename
-        if not name or len(name) > 512:
-            raise InvalidRequest("`name`: give the document a name of 1 to 512 characters.", param="name")
-        metadata = form.get("metadata")
-        content = await file.read()
         media_type = file.content_type if file.content_type != "application/octet-stream" else None
-    return Upload(name, content, media_type, _read_metadata(metadata) if isinstance(metadata, str) and metadata else {})
-
-
-def _read_metadata(text: str) -> dict[str, Any]:
+        facts = {
+            "name": form.get("name") or file.filename or "",
+            "media_type": media_type,
+            "metadata": _read_metadata(form.get("metadata") or "{}"),
+        }
+        content = await file.read()
     try:
-        return DocumentUpload.model_validate({"name": "-", "metadata": msgspec.json.decode(text)}).metadata
-    except (msgspec.DecodeError, ValidationError) as error:
-        raise InvalidRequest(
-            "`metadata` must be a JSON object whose values are strings, numbers or booleans.", param="metadata"
-        ) from error
+        asked = DocumentUpload.model_validate(facts)
+    except ValidationError as error:
+        raise invalid_fields(error.errors(include_url=False, include_input=False)) from None
+    return Upload(asked.name, content, asked.media_type, dict(asked.metadata))
+
+
+def _read_metadata(field: str | UploadFile) -> Any:
+    try:
+        return msgspec.json.decode(field if isinstance(field, str) else b"")
+    except (msgspec.DecodeError, UnicodeEncodeError) as error:
+        raise InvalidRequest("`metadata`: this form field must hold a JSON object.", param="metadata") from error
 
 
 def _read_json(body: bytes) -> Upload:
     try:
         asked = DocumentUpload.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        where = f"`{field}`: " if field else "The body: "
-        raise InvalidRequest(f"{where}{first['msg']}.", param=field or None) from None
+        raise invalid_fields(error.errors(include_url=False, include_input=False)) from None
     if (asked.text is None) == (asked.content_base64 is None):
         raise InvalidRequest("Send the document as `text` or as `content_base64`, one of the two.", param="text")
     if asked.text is not None:

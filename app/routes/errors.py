@@ -1,18 +1,24 @@
 """Every error leaves in OpenAI's envelope, so that an SDK's error classes work: made here, and nowhere else."""
 
 import logging
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
+from starlette.types import Scope
 
 from app.errors import InvalidRequest, NotFound, PayloadTooLarge, ServiceError, UnsupportedMedia, from_retrieval
 from retrieval.errors import RetrievalError
 
 log = logging.getLogger(__name__)
+
+_BRANCH = re.compile(r"(constrained-)?(str|int|float|bool)|(constrained-)?list(\[.*\])?|\[key\]")
+"""How pydantic names a branch of a union, in the middle of a field's path."""
 
 
 class MethodNotAllowed(ServiceError):
@@ -72,7 +78,7 @@ def error_response(error: ServiceError, request: Request) -> Response:
     return response
 
 
-def install(app: FastAPI) -> None:
+def install(app: FastAPI, routers: Iterable[APIRouter]) -> None:
     """Make every error of the app's routes leave in the envelope."""
 
     def handle(convert: Callable[[Any], ServiceError]) -> Callable[[Request, Any], Awaitable[Response]]:
@@ -81,28 +87,56 @@ def install(app: FastAPI) -> None:
 
         return handler
 
+    async def handle_http(request: Request, error: Any) -> Response:
+        refused = MethodNotAllowed(_allowed(request.scope, routers)) if error.status_code == 405 else _from_http(error)
+        return error_response(refused, request)
+
     app.add_exception_handler(ServiceError, handle(lambda error: error))
     app.add_exception_handler(RetrievalError, handle(from_retrieval))
-    app.add_exception_handler(RequestValidationError, handle(_from_validation))
-    app.add_exception_handler(HTTPException, handle(_from_http))
+    app.add_exception_handler(RequestValidationError, handle(lambda error: invalid_fields(error.errors())))
+    app.add_exception_handler(HTTPException, handle_http)
     app.add_exception_handler(Exception, handle(_from_bug))
 
 
-def _from_validation(error: RequestValidationError) -> ServiceError:
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
-    field = ".".join(path[1:] if path[0] in ("body", "query", "path", "header") else path)
-    if first["type"] == "json_invalid":
-        return InvalidRequest("The body is not valid JSON.")
-    return InvalidRequest(f"`{field}`: {first['msg']}.", param=field or None)
+def invalid_fields(problems: Sequence[Any]) -> InvalidRequest:
+    """Turn pydantic's list of problems into one error about the first field; of a union it has one for each branch."""
+    if problems[0]["type"] == "json_invalid":
+        reason = problems[0].get("ctx", {}).get("error", "")
+        return InvalidRequest(f"The body is not valid JSON: {reason}.")
+    field = _field(problems[0])
+    reasons = dict.fromkeys(problem["msg"] for problem in problems if _field(problem) == field)
+    common = "Input should be "
+    if len(reasons) > 1:
+        reason = common + " or ".join(reason.removeprefix(common) for reason in reasons)
+    else:
+        reason = next(iter(reasons))
+    if not field:
+        return InvalidRequest(f"The body: {reason}. Send it with `content-type: application/json`.")
+    return InvalidRequest(f"`{field}`: {reason}.", param=field)
+
+
+def _field(problem: Any) -> str:
+    first, *rest = [str(part) for part in problem["loc"]] or [""]
+    parts = rest if first in ("body", "query", "path", "header") else [first, *rest]
+    return ".".join(part for at, part in enumerate(parts) if not at or not _BRANCH.fullmatch(part))
+
+
+def _allowed(scope: Scope, routers: Iterable[APIRouter]) -> str:
+    """The methods that a path takes; Starlette itself names those of one route."""
+    routes = (route for router in routers for route in router.routes)
+    methods = {
+        method
+        for route in routes
+        if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }
+    return ", ".join(sorted(methods))
 
 
 def _from_http(error: HTTPException) -> ServiceError:
     match error.status_code:
         case 404:
             return NotFound("There is no such path; `/openapi.json` lists those there are.")
-        case 405:
-            return MethodNotAllowed((error.headers or {}).get("Allow", ""))
         case 413:
             return PayloadTooLarge("The body is larger than this route accepts.")
         case 415:

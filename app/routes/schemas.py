@@ -12,18 +12,18 @@ MAX_TEXTS = 256
 
 MAX_TEXT_CHARACTERS = 100_000
 
-Fact = str | Annotated[int, Field(ge=-(2**63), lt=2**63)] | float | bool
+Fact = Annotated[str, Field(max_length=2_048)] | Annotated[int, Field(ge=-(2**63), lt=2**63)] | float | bool
 """A value of a document's metadata."""
 
+Name = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Key = Annotated[str, Field(min_length=1, max_length=128)]
 EmbeddedText = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARACTERS)]
 
 
 class Wire(BaseModel):
-    """What every body shares."""
+    """What every body shares: nothing unknown, nothing taken for what it is not, no number that JSON has not."""
 
-    # JSON has no number that is infinite or none: what Python reads as one could not be written back.
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ErrorBody(BaseModel):
@@ -45,7 +45,7 @@ class ErrorEnvelope(BaseModel):
 class DocumentUpload(Wire):
     """A document as JSON: its text, or its bytes in base64."""
 
-    name: str = Field(min_length=1, max_length=512, description="Name or path; the same name again replaces it.")
+    name: Name = Field(description="Name or path; the same name again replaces it.")
     text: str | None = Field(None, description="The document, when it is text.")
     content_base64: str | None = Field(None, description="The document's bytes, when it is not.")
     media_type: str | None = Field(None, max_length=128, description="By default told from the name and the bytes.")
@@ -57,9 +57,11 @@ class DocumentUpload(Wire):
 class DocumentFile(Wire):
     """A document as a form upload."""
 
+    model_config = ConfigDict(extra="ignore")
+
     file: bytes = Field(json_schema_extra={"format": "binary"})
-    name: str | None = Field(None, max_length=512, description="By default the file's own name.")
-    metadata: str | None = Field(None, description="A JSON object of facts that a search can filter by.")
+    name: str = Field("", max_length=512, description="By default the file's own name.")
+    metadata: str = Field("{}", description="A JSON object of facts that a search can filter by.")
 
 
 class DocumentObject(BaseModel):
@@ -177,7 +179,7 @@ class SearchRequest(Wire):
     query: str = Field(min_length=1, max_length=8_192)
     top_k: int = Field(5, ge=1, le=100)
     mode: SearchMode = "hybrid"
-    filter: dict[Key, Fact | Annotated[list[Fact], Field(min_length=1, max_length=64)]] | None = Field(
+    filter: dict[Key, Fact | Annotated[list[Fact], Field(min_length=1, max_length=100)]] | None = Field(
         None, max_length=32, description="Metadata that must be equal; a list of values means any of them."
     )
 
@@ -239,8 +241,10 @@ class ModelList(BaseModel):
     data: list[ModelObject]
 
 
-class EmbeddingRequest(BaseModel):
+class EmbeddingRequest(Wire):
     """OpenAI's request for embeddings; unknown fields are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
 
     model: str = Field(min_length=1, max_length=256)
     input: EmbeddedText | Annotated[list[EmbeddedText], Field(min_length=1, max_length=MAX_TEXTS)] = Field(
