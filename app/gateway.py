@@ -151,7 +151,7 @@ class Answering:
         gateway, prediction, texts = self._gateway, self.prediction, self._texts
         gateway.in_flight += 1
         try:
-            await self._recorded(self._open())
+            self._open()
             async with aclosing(await self._answer()) as batches:
                 async for batch in batches:
                     if prediction.first_token_seconds is None:
@@ -181,8 +181,14 @@ class Answering:
         finally:
             gateway.in_flight -= 1
 
-    async def _open(self) -> None:
-        self._gateway.predictions.open(self.prediction)
+    def _open(self) -> None:
+        try:
+            self._gateway.predictions.open(self.prediction)
+        except RecordUnavailable:
+            # It stays without a record: rows that nobody promised would pile up behind a disk that takes none.
+            self.prediction.handed_over = True
+            if self._gateway.record_required:
+                raise
 
     async def _recorded(self, done: Awaitable[None]) -> None:
         """Wait for a step of the record, which may be skipped only if the settings say that answers go first."""
@@ -355,7 +361,7 @@ class Answering:
     def _break_off(self, outcome: Outcome, code: str) -> None:
         """Complete the record as one that did not finish; a record already handed over stays as it is."""
         prediction = self.prediction
-        if prediction.handed_over:
+        if prediction.handed_over and prediction.outcome == "finished":
             return
         prediction.outcome = outcome
         prediction.error_code = code
