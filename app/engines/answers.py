@@ -146,16 +146,18 @@ class StreamReader:
         Raises EngineInterrupted when it ended too soon, or EngineUnavailable when that was before the first piece.
         """
         pieces: list[Piece] = []
+        has_begun = self.has_begun
         if any(field.startswith(self._rest) for field in _FIELDS):
             self._rest = b""
         if not self.is_done and (self._rest or self._data):
             try:
                 pieces = self.feed(b"\n\n")
             except EngineGarbage:
-                # Half an event: the stream was cut in the middle of it.
                 self._has_events = True
+            # What cannot be read is half an event: the stream was cut in the middle of it.
+            self.failure = None
         if not self.is_done and self._finish is None:
-            raise self._too_soon()
+            raise self._too_soon(has_begun=has_begun)
         self.is_done = True
         text = self._cutter.flush() if self._cutter else ""
         if self._has_tool_calls and self._finish in (None, "stop", "eos_token"):
@@ -165,8 +167,8 @@ class StreamReader:
         pieces.append(Piece(text=text, finish_reason=finish, usage=self._usage))
         return pieces
 
-    def _too_soon(self) -> ServiceError:
-        if self.has_begun:
+    def _too_soon(self, *, has_begun: bool) -> ServiceError:
+        if has_begun:
             return EngineInterrupted("the engine's answer broke off")
         if self._has_noise and not self._has_events:
             return EngineGarbage("the engine's stream holds no events")

@@ -89,6 +89,8 @@ async def test_a_failure_with_a_status_before_a_stream_is_typed_too(stream):
 
 BODIES = [
     (401, b"", "", EngineUnavailable),
+    (401, b'{"error":{"message":"Unknown model or key","type":"invalid_request_error"}}', "application/json",
+     EngineUnavailable),
     (403, b'{"error":"nope"}', "application/json", EngineUnavailable),
     (404, b"", "", EngineUnavailable),
     (405, b"", "", EngineUnavailable),
@@ -279,7 +281,7 @@ async def test_a_stream_of_something_else_is_garbage(body):
 
 @pytest.mark.parametrize("raw", [b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 200 OK\r\nx: " + b"y" * 70_000])
 async def test_a_server_that_does_not_speak_http_is_garbage(raw):
-    pieces, error = await failure(Reply(raw, framing="raw", gates={1: asyncio.Event()}))
+    pieces, error = await failure(Reply(raw, b"", framing="raw", gates={1: asyncio.Event()}))
     assert (pieces, type(error)) == ([], EngineGarbage)
 
 

@@ -190,11 +190,17 @@ async def test_a_servers_habits_do_not_change_the_answer(body, text, finish, fra
     assert ("".join(piece.text for piece in pieces), pieces[-1].finish_reason) == (text, finish)
 
 
-async def test_an_answer_cut_after_its_finish_reason_is_whole():
-    reply = Reply(EVENT % (b"a", b'"stop"'), content_type="text/event-stream", cut=True)
+@pytest.mark.parametrize("rest", [b"", b"da", b'data: {"choices":[],"usa'], ids=["nothing", "a field", "an event"])
+@pytest.mark.parametrize("framing", ["chunked", "close"])
+async def test_an_answer_cut_after_its_finish_reason_is_whole(rest, framing):
+    gate = asyncio.Event()
+    reply = Reply(A, rest, content_type="text/event-stream", framing=framing, cut=True, gates={1: gate})
     async with FakeTGI(reply) as tgi:
         engine = TGIEngine(tgi.url)
-        pieces = await pieces_of(engine, ask())
+        batches = engine.generate(ask())
+        pieces = await anext(batches)
+        gate.set()
+        pieces += [piece async for batch in batches for piece in batch]
         await engine.aclose()
     assert [(piece.text, piece.finish_reason) for piece in pieces] == [("a", None), ("", "stop")]
 

@@ -199,7 +199,7 @@ async def test_an_interim_response_is_passed_over():
 async def test_a_connection_is_kept_only_if_the_server_keeps_it(header):
     version = b"HTTP/1.1" if header else b"HTTP/1.0"
     raw = version + b" 200 OK\r\n" + header + b"content-length: 2\r\n\r\nok"
-    async with FakeTGI(Reply(raw, framing="raw", gates={1: asyncio.Event()})) as tgi:
+    async with FakeTGI(Reply(raw, b"", framing="raw", gates={1: asyncio.Event()})) as tgi:
         pool = Pool(Address.of(tgi.url))
         assert await fetch(pool) == (200, b"ok")
         assert await fetch(pool, GET) == (200, b"")
@@ -210,7 +210,8 @@ async def test_a_connection_is_kept_only_if_the_server_keeps_it(header):
 async def test_bytes_nobody_asked_for_cost_the_connection():
     raw = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
     more = asyncio.Event()
-    async with FakeTGI(Reply(raw, b"HTTP/1.1 200 OK\r\n", framing="raw", gates={1: more})) as tgi:
+    gates = {1: more, 2: asyncio.Event()}
+    async with FakeTGI(Reply(raw, b"HTTP/1.1 200 OK\r\n", b"", framing="raw", gates=gates)) as tgi:
         pool = Pool(Address.of(tgi.url))
         assert await fetch(pool) == (200, b"ok")
         more.set()
