@@ -28,7 +28,7 @@ class Engine(Protocol):
         The first item is awaited before anything is promised: an engine that is down, full or unwilling raises
         there, with the error the caller should see (`app.errors`), whatever disguise the wire gave it. Closing
         the generator, or cancelling its consumer, stops the engine's work at once. The last piece of a finished
-        answer has a finish reason; a stream that ends without one was interrupted and raises.
+        answer, and no other, has the finish reason and the usage; an answer that broke off raises instead.
         """
         ...
 
@@ -37,7 +37,7 @@ class Engine(Protocol):
         ...
 
     async def count_tokens(self, text: str) -> int:
-        """Count the tokens of `text` as the engine's tokenizer does."""
+        """Count the tokens of `text` as the engine's tokenizer does, or estimate high where the engine has no route."""
         ...
 
     async def healthy(self) -> bool:
