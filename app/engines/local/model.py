@@ -2,6 +2,8 @@
 
 Main rule: everything here runs on one thread at a time. A batch is left-padded, so that all its sequences end in the
 same column and one decode step serves them all; a sequence joins with the cache of its own prefill and leaves alone.
+In fp32 a sequence's greedy tokens are those it would get alone; in bf16 the sums round differently with the size of
+the batch, and a near tie may fall the other way.
 """
 
 import logging
@@ -79,22 +81,23 @@ def faster_dtype() -> Literal["bf16", "fp32"]:
     bf16 halves the memory traffic that bounds decoding, but on a CPU without bf16 instructions the products are
     emulated and slower than fp32, by an amount that only a measurement tells.
     """
-    cost = {name: _product_seconds(dtype) for name, dtype in _DTYPES.items()}
+    products = {name: _products(dtype) for name, dtype in _DTYPES.items()}
+    cost = dict.fromkeys(products, float("inf"))
+    with torch.inference_mode():
+        for _ in range(4):  # In turns, so that a busy neighbour hits both; the least is the least disturbed.
+            for name, (one, head, many, layer) in products.items():
+                started = time.perf_counter()
+                linear(one, head)
+                linear(many, layer)
+                cost[name] = min(cost[name], time.perf_counter() - started)
     log.info("measured bf16 %.1f ms, fp32 %.1f ms", cost["bf16"] * 1e3, cost["fp32"] * 1e3)
     return "bf16" if cost["bf16"] < cost["fp32"] else "fp32"
 
 
-def _product_seconds(dtype: torch.dtype) -> float:
-    head, layer = torch.ones(32768, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)  # The head exceeds L2.
-    one, many = torch.ones(1, 576, dtype=dtype), torch.ones(128, 576, dtype=dtype)
-    best = float("inf")
-    with torch.inference_mode():
-        for _ in range(4):  # The first also builds the kernel; the minimum is the least disturbed by neighbours.
-            started = time.perf_counter()
-            linear(one, head)
-            linear(many, layer)
-            best = min(best, time.perf_counter() - started)
-    return best
+def _products(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Return the factors of a decode step's product, whose head exceeds the caches, and of a prefill's."""
+    shapes = ((1, 576), (32768, 576), (128, 576), (1536, 576))
+    return tuple(torch.ones(shape, dtype=dtype) for shape in shapes)
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -63,6 +63,7 @@ def test_the_engine_ends_when_its_parent_is_killed(orphan: subprocess.Popen[str]
     until(lambda: not answers(url))
 
 
+@pytest.mark.slow
 def test_a_request_to_end_ends_it_cleanly(arguments: list[str]) -> None:
     process = subprocess.Popen([*ENGINE, *arguments], stderr=subprocess.PIPE, text=True)
     try:
@@ -81,6 +82,7 @@ def test_a_model_that_is_not_there_is_told_in_one_line() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 async def test_a_supervised_engine_answers_those_who_have_its_token(tiny_folder: Path) -> None:
     settings = EngineSettings(model=str(tiny_folder), dtype="fp32", threads=1)
     async with LocalEngineSupervisor(settings) as supervisor:
