@@ -7,10 +7,13 @@ data directory. Whoever holds the link was shown that passage's quote already; n
 
 import hmac
 import os
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from secrets import token_bytes
 from urllib.parse import parse_qs, quote
+
+SECRET_BYTES = 32
 
 VERSION_DIGITS = 16
 """Hex digits of the document version in a link: enough that two versions of one document never share them."""
@@ -18,17 +21,22 @@ VERSION_DIGITS = 16
 
 def load_secret(path: Path) -> bytes:
     """Read the signing secret, made on first use and readable by its owner only."""
+    with suppress(FileNotFoundError):
+        secret = path.read_bytes()
+        if len(secret) == SECRET_BYTES:
+            return secret
+    # Renamed into place, because half a secret, or none, is one that anybody can guess.
+    secret = token_bytes(SECRET_BYTES)
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        secret = token_bytes(32)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            os.write(descriptor, secret)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        return secret
+        os.write(descriptor, secret)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    new.replace(path)
+    return secret
 
 
 class PassageLinks:

@@ -1,0 +1,158 @@
+"""Which passages an answer may rest on, and how many of them the engine's context has room for."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.chat import RetrievalOptions
+from app.errors import ContextTooLong, InvalidRequest, RetrievalUnavailable
+from app.grounding import TEMPLATE_TOKENS, chosen_plan, find_grounds, fit_prompt
+from app.messages import Message
+from app.prompts import prompt_bytes
+from app.releases import Prompt, RetrievalPlan
+from retrieval.citations import CheckPolicy
+from retrieval.documents import Hit, Passage, Scope, SearchMode, SearchResult
+from retrieval.errors import IndexMismatch, IndexUnavailable, InvalidFilter, RetrievalError
+
+QUESTION = "How fast does the kettle boil?"
+PROMPT = Prompt("t", "{sources}\n{question}")
+
+
+def hit(text: str, n: int = 1, cosine: float = 0.9) -> Hit:
+    passage = Passage("doc", "0" * 64, n, text, 0, len(text))
+    return Hit(passage, 1.0, dense_rank=n, dense_score=cosine)
+
+
+class Search:
+    """Finds what it was given, or fails with it."""
+
+    def __init__(self, *found: Hit | RetrievalError) -> None:
+        self.found = found
+        self.asked: list[tuple[Scope, str, int, str]] = []
+
+    async def search(self, scope: Scope, query: str, *, top_k: int = 5, mode: SearchMode = "hybrid") -> SearchResult:
+        self.asked.append((scope, query, top_k, mode))
+        hits = []
+        for each in self.found:
+            if isinstance(each, RetrievalError):
+                raise each
+            hits.append(each)
+        return SearchResult(tuple(hits), "v1", embed_seconds=0.25)
+
+    async def similarity(self, text: str, texts: list[str]) -> list[float]:
+        raise AssertionError
+
+
+GOOD = hit("The kettle boils fast: one litre in 90 seconds.")
+OTHER = hit("Nothing of the kind.", 2, cosine=0.0)
+
+
+@pytest.mark.parametrize(
+    ("found", "plan", "filtered", "outcome", "shown"),
+    [
+        ((GOOD, OTHER), {}, {}, "used", (GOOD,)),
+        ((OTHER,), {}, {}, "irrelevant", ()),
+        ((OTHER,), {"fallback": "keep"}, {}, "empty", ()),
+        ((), {}, {}, "empty", ()),
+        ((), {}, {"a": 1}, "irrelevant", ()),
+        ((), {"mode": "required"}, {}, "irrelevant", ()),
+        ((), {"fallback": "keep"}, {"a": 1}, "irrelevant", ()),
+        ((IndexUnavailable("down"),), {}, {}, "unavailable", ()),
+        ((IndexMismatch("other embedder"),), {}, {}, "unavailable", ()),
+    ],
+)
+async def test_what_was_found_decides_how_the_request_is_answered(found, plan, filtered, outcome, shown):
+    search = Search(*found)
+    scope = Scope("acme", filtered)
+    grounds = await find_grounds(search, scope, QUESTION, plan=RetrievalPlan(top_k=3, **plan), policy=CheckPolicy())
+    assert (grounds.outcome, grounds.hits) == (outcome, shown)
+    assert search.asked == [(scope, QUESTION, 3, "hybrid")]
+    if outcome != "unavailable":
+        assert grounds.found == found  # What was found is on record, shown to the engine or not.
+        assert (grounds.index_version, grounds.embed_seconds) == ("v1", 0.25)
+
+
+@pytest.mark.parametrize("error", [IndexUnavailable("down"), IndexMismatch("other embedder")])
+async def test_an_index_that_is_required_and_down_is_a_503_to_retry(error):
+    with pytest.raises(RetrievalUnavailable) as raised:
+        await find_grounds(
+            Search(error), Scope("acme"), QUESTION, plan=RetrievalPlan(mode="required"), policy=CheckPolicy()
+        )
+    assert raised.value.retry_after_seconds
+
+
+async def test_a_bad_filter_is_the_caller_s_mistake_and_names_the_field():
+    with pytest.raises(InvalidRequest, match="bad") as raised:
+        await find_grounds(
+            Search(InvalidFilter("bad")), Scope("acme"), QUESTION, plan=RetrievalPlan(), policy=CheckPolicy()
+        )
+    assert raised.value.param == "retrieval.filter"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("mode", "off"), ("top_k", 9), ("search", "dense"), ("check", "end"), ("fallback", "keep")],
+)
+def test_a_request_may_choose_what_the_release_leaves_open(field, value):
+    plan = chosen_plan(RetrievalPlan(), RetrievalOptions(**{field: value}))
+    assert getattr(plan, field) == value
+    assert plan == RetrievalPlan(**{field: value})
+
+
+def test_a_request_that_chooses_nothing_gets_the_release_s_plan():
+    plan = RetrievalPlan(top_k=7)
+    assert chosen_plan(plan, RetrievalOptions()) is plan
+
+
+class Counter:
+    """Counts words, and how often it was asked."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def __call__(self, text: str) -> int:
+        self.calls += 1
+        return len(text.split())
+
+
+async def fitted(hits: list[Hit], *, limit: int | None, answer: int = 10) -> tuple[list[Message], int]:
+    counter = Counter()
+    messages = [Message(role="system", content="Be brief."), Message(role="user", content=QUESTION)]
+    composed = await fit_prompt(messages, hits, PROMPT, limit_tokens=limit, answer_tokens=answer, count_tokens=counter)
+    return composed, counter.calls
+
+
+WORDS = st.integers(1, 40).map(lambda count: " ".join(["word"] * count))
+
+
+@given(texts=st.lists(WORDS, min_size=1, max_size=6), limit=st.integers(1, 400), answer=st.integers(0, 40))
+async def test_as_many_passages_as_fit_are_shown_the_best_first(texts, limit, answer):
+    hits = [hit(text, n) for n, text in enumerate(texts, start=1)]
+    every, _ = await fitted(hits, limit=None)
+    room = limit - answer - TEMPLATE_TOKENS * len(every)
+    prompts = {k: (await fitted(hits[:k], limit=None))[0] for k in range(1, len(hits) + 1)}
+
+    async def fits(k: int) -> bool:
+        text = "\n".join(message.text for message in prompts[k])
+        return prompt_bytes(prompts[k]) <= room or len(text.split()) <= room
+
+    most = max([k for k in prompts if await fits(k)], default=0)
+    if most:
+        assert (await fitted(hits, limit=limit, answer=answer))[0] == prompts[most]
+    else:
+        with pytest.raises(ContextTooLong) as raised:
+            await fitted(hits, limit=limit, answer=answer)
+        assert raised.value.param == "messages"
+
+
+async def test_a_prompt_that_fits_by_its_bytes_is_not_counted():
+    _, calls = await fitted([GOOD], limit=2_000)
+    assert calls == 0
+    _, calls = await fitted([GOOD], limit=100)
+    assert calls == 1
+
+
+async def test_an_engine_that_names_no_limit_is_given_everything():
+    composed, calls = await fitted([hit("word " * 5_000, n) for n in range(1, 4)], limit=None)
+    assert composed[-1].text.count("word") == 15_000
+    assert calls == 0

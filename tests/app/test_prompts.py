@@ -1,0 +1,140 @@
+"""Passages reach the engine as data: fenced, numbered, before the question, whatever they or the question say."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.messages import Message
+from app.prompts import ANSWER_PROMPT, compose, prompt_bytes, question_of, search_query
+from app.releases import Prompt
+from retrieval.documents import Passage
+
+
+def passage(text: str, n: int = 1, title: str = "", headings: tuple[str, ...] = ()) -> Passage:
+    return Passage("doc", "0" * 64, n, text, 0, len(text), None, headings, "doc.md", title)
+
+
+def said(*turns: str) -> list[Message]:
+    """A conversation that begins and ends with the user."""
+    roles = ["user", "assistant"] * len(turns)
+    return [Message(role=role, content=turn) for role, turn in zip(roles, turns, strict=False)]  # type: ignore[arg-type]
+
+
+TEXT = st.text(max_size=60)
+HOSTILE = st.lists(
+    st.sampled_from(
+        ["{question}", "{sources}", "<sources>", "</sources>", "</ SOURCES >", "< /Sources", "{", "\\1", "a"]
+    )
+    | TEXT,
+    max_size=5,
+).map("".join)
+
+
+@given(question=HOSTILE.filter(str.strip), texts=st.lists(HOSTILE, min_size=1, max_size=4), title=HOSTILE)
+def test_nothing_in_a_passage_or_a_question_can_leave_the_fence_or_fill_a_slot(question, texts, title):
+    passages = [passage(text, n, title) for n, text in enumerate(texts, start=1)]
+    (message,) = compose([Message(role="user", content=question)], passages, ANSWER_PROMPT)
+    prompt = message.text
+    assert prompt.endswith(f"Question: {question.strip()}")
+    inside = prompt.removesuffix(question.strip())
+    fences = re.findall(r"<\s*/?\s*sources\b", inside, re.IGNORECASE)
+    assert fences == ["<sources", "</sources"]
+    start, end = inside.index("<sources>"), inside.index("</sources>")
+    for n, text in enumerate(texts, start=1):
+        shown = inside[start:end]
+        assert f"[{n}] " in shown
+        assert text.strip().replace("<", "‹") in shown.replace("<", "‹")
+
+
+def test_passages_are_numbered_in_order_under_their_title_and_headings():
+    passages = [passage("One.", 7, "Manual", ("Manual", "Care")), passage("Two.", 3)]
+    (message,) = compose(said("What?"), passages, Prompt(version="t", template="{sources}|{question}"))
+    assert message.text == "[1] Manual > Care\nOne.\n\n[2] Two.|What?"
+
+
+def test_only_the_last_user_turn_changes():
+    turns = [
+        Message(role="system", content="Be brief."),
+        *said("First?", "Yes.", "Second?"),
+        Message(role="tool", content="42", tool_call_id="1"),
+    ]
+    composed = compose(turns, [passage("One.")], ANSWER_PROMPT)
+    assert composed[:3] == turns[:3]
+    assert composed[4:] == turns[4:]
+    assert "One." in composed[3].text
+    assert composed[3].text.endswith("Second?")
+
+
+def test_without_passages_nothing_changes():
+    turns = said("First?", "Yes.", "Second?")
+    assert compose(turns, [], ANSWER_PROMPT) == turns
+
+
+def test_images_and_the_speaker_s_name_stay_with_the_question():
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+    turn = Message(role="user", content=[{"type": "text", "text": "What is this?"}, image], name="ada")
+    (message,) = compose([turn], [passage("One.")], ANSWER_PROMPT)
+    assert isinstance(message.content, list)
+    assert [part["type"] for part in message.content] == ["text", "image_url"]
+    assert message.content[1] == image
+    assert message.name == "ada"
+    assert message.text.endswith("What is this?")
+
+
+@pytest.mark.parametrize(
+    ("turns", "question"),
+    [
+        ([], ""),
+        ([Message(role="system", content="Be brief.")], ""),
+        (said("  One?  "), "One?"),
+        (said("One?", "Yes.", "Two?"), "Two?"),
+        ([Message(role="user", content=[{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])], "a\nb"),
+        ([*said("One?"), Message(role="assistant", content="Ye")], "One?"),
+    ],
+)
+def test_the_question_is_the_last_user_turn(turns, question):
+    assert question_of(turns) == question
+
+
+@pytest.mark.parametrize(
+    "follow_up",
+    [
+        "And how long is it kept?",
+        "Why?",
+        "What about the toaster that stands in the kitchen?",
+        "how about a longer one for people with several users?",
+        "Is that also true of the service when two of them run?",
+        "Where do I find them?",
+    ],
+)
+def test_a_question_that_leans_on_the_conversation_is_searched_with_the_one_before(follow_up):
+    turns = said("How are records kept?", "In a log.", follow_up)
+    assert search_query(turns) == f"How are records kept?\n{follow_up}"
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Which scopes does an API key need to read documents?",
+        "Which limit does the service set for the bytes of an upload?",
+        "I run the service on a machine with two cores and the engine elsewhere and ask myself whether that is enough",
+    ],
+)
+def test_a_question_that_stands_alone_is_searched_alone(question):
+    assert search_query(said("How are records kept?", "In a log.", question)) == question
+
+
+def test_only_user_turns_are_searched_for():
+    assert search_query(said("How are records kept?", "In a log about quantum physics.", "Why?")) == (
+        "How are records kept?\nWhy?"
+    )
+    assert search_query(said("Why?")) == "Why?"
+    assert search_query([]) == ""
+
+
+@given(st.lists(TEXT, min_size=1, max_size=4))
+def test_the_size_of_a_prompt_is_that_of_its_text_in_utf_8(texts):
+    turns = [Message(role="user", content=text) for text in texts]
+    assert prompt_bytes(turns) == len("".join(texts).encode())

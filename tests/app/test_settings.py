@@ -1,0 +1,97 @@
+"""Settings come from the environment before the file, one by one, and a wrong one is named."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from app.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def _an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def write(text: str) -> None:
+    Path("hallmark.toml").write_text(text, encoding="utf-8")
+
+
+def test_nothing_needs_to_be_set():
+    settings = Settings()
+    assert (settings.host, settings.port, settings.record) == ("127.0.0.1", 8080, "required")
+    assert settings.open_metrics is False
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "path", "expected"),
+    [
+        ("HALLMARK_PORT", "9000", "port", 9000),
+        ("HALLMARK_DATA_DIR", "/srv/x", "data_dir", Path("/srv/x")),
+        ("HALLMARK_ENGINE_URL", "http://e:1", "engine.url", "http://e:1"),
+        ("HALLMARK_ENGINE_FIRST_TOKEN_TIMEOUT_SECONDS", "1.5", "engine.first_token_timeout_seconds", 1.5),
+        ("HALLMARK_ENGINE_ADAPTERS", '["a", "b"]', "engine.adapters", ("a", "b")),
+        ("HALLMARK_QDRANT_URL", "http://q:6333", "qdrant.url", "http://q:6333"),
+        ("HALLMARK_RETRIEVAL_PASSAGE_TOKENS", "64", "retrieval.passage_tokens", 64),
+        ("HALLMARK_LIMITS_MAX_CONCURRENT_ANSWERS", "3", "limits.max_concurrent_answers", 3),
+        ("HALLMARK_RELEASE_CHECK", "end", "release.check", "end"),
+        ("HALLMARK_RECORD", "best_effort", "record", "best_effort"),
+    ],
+)
+def test_a_variable_sets_one_setting_over_the_file_s(monkeypatch, variable, value, path, expected):
+    write('port = 7000\n[engine]\nurl = "http://file:1"\ntoken = "from-file"\n[limits]\nrequest_timeout_seconds = 9\n')
+    monkeypatch.setenv(variable, value)
+    settings = Settings()
+    found: object = settings
+    for name in path.split("."):
+        found = getattr(found, name)
+    assert found == expected
+    # What the file says beside it still holds.
+    assert settings.engine.token is not None
+    assert settings.limits.request_timeout_seconds == 9
+
+
+def test_the_file_sets_what_the_environment_leaves_open():
+    write('log_level = "debug"\n[release]\nname = "support"\ntop_k = 3\n')
+    settings = Settings()
+    assert (settings.log_level, settings.release.name, settings.release.top_k) == ("debug", "support", 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("prot = 1\n", "prot"),
+        ("[engine]\nurll = 1\n", "engine.urll"),
+        ("port = 70000\n", "port"),
+        ("[limits]\nmax_concurrent_answers = 0\n", "limits.max_concurrent_answers"),
+        ("[retrieval]\npassage_tokens = 8\n", "retrieval.passage_tokens"),
+        ('[release]\nname = "Not A Name"\n', "release.name"),
+        ('[release]\nfallback = "guess"\n', "release.fallback"),
+        ('record = "maybe"\n', "record"),
+        ("[engine]\nconnect_timeout_seconds = 0\n", "engine.connect_timeout_seconds"),
+        ('[qdrant]\ncollection = "a b"\n', "qdrant.collection"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(text, named):
+    write(text)
+    with pytest.raises(ValidationError) as raised:
+        Settings()
+    assert [".".join(map(str, error["loc"])) for error in raised.value.errors()] == [named]
+
+
+def test_settings_do_not_change_once_read():
+    settings = Settings()
+    with pytest.raises(ValidationError):
+        settings.port = 1  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        settings.engine.url = "http://x"  # type: ignore[misc]
+
+
+def test_a_secret_is_not_shown_where_settings_are(monkeypatch):
+    monkeypatch.setenv("HALLMARK_ENGINE_TOKEN", "hunter2")
+    monkeypatch.setenv("HALLMARK_QDRANT_API_KEY", "hunter3")
+    settings = Settings()
+    assert settings.engine.token is not None
+    assert settings.engine.token.get_secret_value() == "hunter2"
+    for shown in (repr(settings), str(settings), settings.model_dump_json()):
+        assert "hunter" not in shown
