@@ -207,6 +207,7 @@ def _retriever(settings: Settings, data_dir: Path, parser: Parser, embedder: Emb
         index=index(),
         parser=parser,
         fusion=wanted.fusion,
+        retry_seconds=5.0 if server.url else None,
         passage_tokens=wanted.passage_tokens,
     )
 

@@ -6,6 +6,7 @@ and never a deleted one. Points are written before the store's transaction and r
 
 import asyncio
 import hashlib
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -19,7 +20,7 @@ from weakref import WeakValueDictionary
 
 from retrieval.documents import Document, Hit, Ingested, ParsedDocument, Passage, Scope, SearchMode, SearchResult
 from retrieval.embedder import Embedder
-from retrieval.errors import DocumentChanged, DocumentNotFound, IndexUnavailable
+from retrieval.errors import DocumentChanged, DocumentNotFound, IndexUnavailable, RetrievalError
 from retrieval.fusion import Fused, Fusion, fuse
 from retrieval.index import Index, IndexSchema, SparseVector, Vector, point_key, tenant_filter
 from retrieval.library import Library
@@ -34,6 +35,7 @@ SPLITTING_VERSION = 1
 
 MAX_QUERY_CHARACTERS = 2_000
 _DOCUMENT_IDS = UUID("8f0f6c52-6f7e-5d0a-9a53-2c8f0a2f4c11")
+_log = logging.getLogger(__name__)
 _CONCURRENT_INGESTS = 2
 _SEARCH_ATTEMPTS = 5
 
@@ -70,7 +72,8 @@ class Retriever:
 
     It opens the embedder and the index it is given, and owns `directory` alone: a second process is refused. `rebuild`
     re-embeds every stored passage where the index was built with another embedder or schema, which otherwise raises
-    IndexMismatch.
+    IndexMismatch. `retry_seconds` is for an index on a server: when that is down at the start, retrieval opens without
+    it, says so to whoever asks, and tries again at that interval; None has the start fail instead.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class Retriever:
         depth: int = 50,
         bm25: Bm25Settings | None = None,
         rebuild: bool = False,
+        retry_seconds: float | None = None,
     ) -> None:
         self._store = DocumentStore(directory / "documents.db")
         self._embedder = embedder
@@ -97,6 +101,8 @@ class Retriever:
         self._depth = depth
         self._sparse = SparseEncoder(bm25)
         self._rebuild = rebuild
+        self._retry_seconds = retry_seconds
+        self._absence = IndexUnavailable("Retrieval is not open.")
         self._library = Library(self._store, index, embedder, self._sparse)
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self._ingests = asyncio.Semaphore(_CONCURRENT_INGESTS)
@@ -117,12 +123,41 @@ class Retriever:
                 owner=self._store.store_id,
             )
             stack.push_async_callback(self._index.close)
-            await self._index.open(schema, rebuild=self._rebuild)
             stack.push_async_callback(self._library.close)
-            await self._library.reconcile()
-            self._schema = schema
+            try:
+                await self._attach(schema)
+            except IndexUnavailable as error:
+                if self._retry_seconds is None:
+                    raise
+                self._absence = error
+                _log.warning("Retrieval starts without its index and tries again: %s", error)
+                stack.push_async_callback(_cancel, asyncio.create_task(self._keep_attaching(schema)))
             self._stack = stack.pop_all()
         return self
+
+    async def _attach(self, schema: IndexSchema) -> None:
+        """Open the index and bring it in step with the store: from then on retrieval answers."""
+        await self._index.open(schema, rebuild=self._rebuild)
+        await self._library.reconcile()
+        self._schema = schema
+
+    async def _keep_attaching(self, schema: IndexSchema) -> None:
+        while self._schema is None:
+            await asyncio.sleep(self._retry_seconds or 0)
+            await self._index.close()
+            try:
+                await self._attach(schema)
+            except IndexUnavailable as error:
+                self._absence = error
+            except RetrievalError as error:
+                self._absence = IndexUnavailable(str(error))
+                _log.error("Retrieval stays without its index: %s", error)
+                return
+        _log.info("Retrieval has its index now.")
+
+    def _require_index(self) -> None:
+        if self._schema is None:
+            raise IndexUnavailable(str(self._absence)) from self._absence
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -146,8 +181,7 @@ class Retriever:
         Raises:
             IndexUnavailable: They cannot.
         """
-        if self._schema is None:
-            raise IndexUnavailable("Retrieval is not open.")
+        self._require_index()
         await self._index.check()
 
     async def add(
@@ -168,6 +202,7 @@ class Retriever:
             UnreadableDocument: The file cannot be turned into text.
             IndexUnavailable: The index, the embedder or the store does not answer; nothing was changed.
         """
+        self._require_index()
         version = await asyncio.to_thread(_digest, content)
         identity = document_id or str(uuid5(_DOCUMENT_IDS, f"{scope.tenant}\0{name}"))
         async with self._lock(scope.tenant, identity):
@@ -209,7 +244,9 @@ class Retriever:
 
         Raises:
             DocumentNotFound: The tenant has no such document.
+            IndexUnavailable: The index does not answer; nothing was changed.
         """
+        self._require_index()
         async with self._lock(scope.tenant, document_id):
             await self._library.remove(scope.tenant, document_id)
 
@@ -271,6 +308,7 @@ class Retriever:
             InvalidFilter: The scope's filter is not of the supported form.
             IndexUnavailable: The index or the embedder does not answer.
         """
+        self._require_index()
         started = time.perf_counter()
         tenant_filter(scope)  # A bad filter is refused before anything is computed.
         text = _shorten(query)
@@ -336,6 +374,11 @@ class Retriever:
     def _lock(self, tenant: str, document_id: str) -> asyncio.Lock:
         """One document's writes happen one after the other."""
         return self._locks.setdefault((tenant, document_id), asyncio.Lock())
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
 def _digest(content: bytes) -> str:

@@ -541,3 +541,49 @@ async def test_acknowledged_documents_survive_kill_nine(tmp_path: Path, document
             # The one being written when the process ended may have replaced the oldest.
             assert f"Number {n}." in found or n == last - 19
             assert len(found) == 40
+
+
+class LateIndex(WatchedIndex):
+    """A server that is down when retrieval opens, until `is_up` is set."""
+
+    def __init__(self, index: Index) -> None:
+        super().__init__(index)
+        self.is_up = False
+        self.opened = asyncio.Event()
+
+    async def open(self, schema: Any, *, rebuild: bool = False) -> None:
+        if not self.is_up:
+            raise IndexUnavailable("the server is down")
+        await self.index.open(schema, rebuild=rebuild)
+        self.opened.set()
+
+
+async def test_retrieval_opens_without_a_server_that_is_down_and_finds_it_later(
+    tmp_path: Path, make_index: Callable[[], Index]
+) -> None:
+    index = LateIndex(make_index())
+    async with opened(tmp_path, index, retry_seconds=0.001) as retriever:
+        for refused in (
+            retriever.ready(),
+            retriever.search(ACME, "tower"),
+            retriever.add(ACME, name="tower.txt", content=TOWER),
+            retriever.delete(ACME, "any"),
+        ):
+            with pytest.raises(IndexUnavailable, match="the server is down"):
+                await refused
+        index.is_up = True
+        await index.opened.wait()
+        while not retriever.index_version:
+            await asyncio.sleep(0)
+        await retriever.add(ACME, name="tower.txt", content=TOWER)
+        assert texts(await retriever.search(ACME, "How tall is the tower?", top_k=1)) == [
+            "The tower is 330 metres tall."
+        ]
+
+
+async def test_a_local_index_that_cannot_be_opened_fails_the_start(
+    tmp_path: Path, make_index: Callable[[], Index]
+) -> None:
+    with pytest.raises(IndexUnavailable, match="the server is down"):
+        async with opened(tmp_path, LateIndex(make_index())):
+            pass
