@@ -7,7 +7,7 @@ DATA ?= .hallmark
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run stop demo test test-slow check format bench questions clean
+.PHONY: help install run stop demo test test-slow check format bench evaluate questions clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -49,6 +49,11 @@ format: $(READY) ## Format the code
 
 bench: $(READY) ## Measure what a request costs beside calling the engine directly
 	@$(BIN)/python -m tests.benchmarks.gateway
+
+EVALUATION_DATA ?= ../shared/data
+evaluate: $(READY) ## Measure retrieval on the judged sets of EVALUATION_DATA
+	@$(BIN)/python -m retrieval.evaluate --data $(EVALUATION_DATA) --sets squad2_cs224n_dev cranfield cisi \
+		--gate squad2_cs224n_dev=.88 cranfield=.42 cisi=.44
 
 questions: $(READY) ## Ask the regression set through the whole service and print how it did
 	@$(BIN)/python -m tests.benchmarks.questions

@@ -5,7 +5,7 @@ real questions, no two alike, are searched by one caller and by 32 at once, whil
 longest stall. CPU is that of the whole process, the query's embedding included. The last line is JSON; the exit code is
 1 when a lone hybrid search costs over 6 ms of CPU or the loop stalls for 50 ms while 32 searches run.
 
-    python -m tests.benchmarks.retrieval --data ../shared/data [--passages 20000] [--searches 400]
+    python -m tests.benchmarks.search --data ../shared/data [--passages 20000] [--searches 400]
 """
 
 import argparse
