@@ -301,3 +301,38 @@ class ChatCompletion(msgspec.Struct):
     retrieval: Literal["used", "empty", "irrelevant", "unavailable"] | None = None
     verdict: VerdictObject | None = None
     citations: list[CitationObject] = []
+
+
+class ChatDelta(msgspec.Struct):
+    """What a chunk adds; all annotations come together, before the finish reason."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    annotations: list[Annotation] = []
+    tool_calls: list[dict[str, Any]] = []
+
+
+class ChatChunkChoice(msgspec.Struct):
+    """The one choice of a chunk."""
+
+    index: int
+    delta: ChatDelta
+    finish_reason: FinishReason | None = None
+    logprobs: dict[str, Any] | None = None
+
+
+class ChatCompletionChunk(msgspec.Struct):
+    """A piece of a streamed answer; the one with the finish reason says what the answer rests on."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None
+    retrieval: Literal["used", "empty", "irrelevant", "unavailable"] | None = None
+    verdict: VerdictObject | None = None
+    citations: list[CitationObject] = []
+    event: dict[str, Any] | None = None
+    """Open WebUI's source event, for its own chat page."""

@@ -11,7 +11,7 @@ import msgspec
 from fastapi import FastAPI
 
 from app.chat import ChatRequest
-from app.routes.completions import ChatCompletion
+from app.routes.completions import ChatCompletion, ChatCompletionChunk
 from app.routes.dependencies import errors
 from app.routes.documents import UPLOAD_SCHEMAS
 from app.routes.front import CHAT_PATH, OPEN_PATHS
@@ -46,11 +46,13 @@ def describe(api: FastAPI) -> None:
 def _complete(description: dict[str, Any]) -> dict[str, Any]:
     components = description.setdefault("components", {})
     schemas: dict[str, Schema] = components.setdefault("schemas", {})
-    (request, completion), found = msgspec.json.schema_components([ChatRequest, ChatCompletion], ref_template=_REF)
+    (request, completion, chunk), found = msgspec.json.schema_components(
+        [ChatRequest, ChatCompletion, ChatCompletionChunk], ref_template=_REF
+    )
     schemas.update(found)
     for model in UPLOAD_SCHEMAS:
         schemas[model.__name__] = model.model_json_schema(ref_template=_REF.replace("{name}", "{model}"))
-    description["paths"][CHAT_PATH] = {"post": _chat(request, completion)}
+    description["paths"][CHAT_PATH] = {"post": _chat(request, completion, chunk)}
     components["securitySchemes"] = {
         "key": {"type": "http", "scheme": "bearer", "description": "An API key: `hallmark keys create` makes one."}
     }
@@ -109,7 +111,12 @@ def _nested(given: Schema, name: str) -> Iterator[tuple[Schema, str]]:
             yield branch["items"], f"{name}Item"
 
 
-def _chat(request: Schema, completion: Schema) -> dict[str, Any]:
+def _event(content: Schema, **fields: Schema) -> Schema:
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
+    return {"type": "object", "properties": {"data": data, **fields}, "required": ["data", *fields]}
+
+
+def _chat(request: Schema, completion: Schema, chunk: Schema) -> dict[str, Any]:
     responses = {
         str(status): {
             "description": meaning["description"],
@@ -120,6 +127,15 @@ def _chat(request: Schema, completion: Schema) -> dict[str, Any]:
     headers = {
         "x-prediction-id": {"description": "Ask `/v1/predictions/{id}` for the record.", "schema": {"type": "string"}},
         "x-release": {"description": "The release that answered, `name@number`.", "schema": {"type": "string"}},
+    }
+    error = {"$ref": _REF.format(name="ErrorEnvelope")}
+    event = {
+        "description": "One server-sent event: a chunk, an error when the answer broke off, or the end mark `[DONE]`.",
+        "anyOf": [
+            {"type": "object", "properties": {"data": {"const": "[DONE]"}}, "required": ["data"]},
+            _event(chunk),
+            _event(error, event={"const": "error"}),
+        ],
     }
     return {
         "operationId": "create_chat_completion",
@@ -134,7 +150,7 @@ def _chat(request: Schema, completion: Schema) -> dict[str, Any]:
                 "headers": headers,
                 "content": {
                     "application/json": {"schema": completion},
-                    "text/event-stream": {"schema": {"type": "string"}},
+                    "text/event-stream": {"schema": event},
                 },
             },
             **responses,
