@@ -112,9 +112,11 @@ async def open_service(
             timeout_seconds=settings.limits.request_timeout_seconds,
             public_url=public_url,
         )
+        largest_body_bytes = settings.limits.max_document_bytes * 2  # In base64, or in a form, a document grows.
         yield Front(
-            create_api(services, max_body_bytes=settings.limits.max_document_bytes * 2),
+            create_api(services, max_body_bytes=largest_body_bytes),
             chat=chat,
+            max_body_bytes=largest_body_bytes,
             access=access,
             links=links,
             metrics=metrics,

@@ -11,7 +11,7 @@ from time import perf_counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.access import Access, Caller
-from app.errors import ServiceError
+from app.errors import PayloadTooLarge, ServiceError
 from app.links import PassageLinks
 from app.predictions import uuid7
 from app.routes.errors import MethodNotAllowed, envelope, error_headers
@@ -36,15 +36,17 @@ class Front:
         links: PassageLinks,
         metrics: Metrics,
         log: Log,
+        max_body_bytes: int,
         open_paths: Iterable[str] = (),
     ) -> None:
-        """`open_paths` are added to those that need no key."""
+        """`max_body_bytes` is for every route but the chat route; `open_paths` are added to those that need no key."""
         self._app = app
         self._chat = chat
         self._access = access
         self._links = links
         self._metrics = metrics
         self._log = log
+        self._max_body_bytes = max_body_bytes
         self._open = OPEN_PATHS | frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,6 +78,7 @@ class Front:
                 caller = state["caller"] = await self._identify(scope)
             if scope["path"] == CHAT_PATH:
                 raise MethodNotAllowed("POST")
+            self._check_length(scope)
             await self._app(scope, receive, noting)
         except ServiceError as error:
             await respond(noting, error, request_id)
@@ -84,6 +87,12 @@ class Front:
             route = getattr(scope.get("route"), "path", "unmatched")
             self._metrics.request(route, status, seconds)
             self._log.access(scope["method"], route, status, seconds, tenant=caller.tenant if caller else "")
+
+    def _check_length(self, scope: Scope) -> None:
+        """Refuse a body by its own word; one that does not say its length is cut off by FastAPI's limit."""
+        length = header(scope, b"content-length")
+        if length is not None and length.isdigit() and int(length) > self._max_body_bytes:
+            raise PayloadTooLarge(f"A body may have {self._max_body_bytes} bytes here.")
 
     async def _identify(self, scope: Scope) -> Caller:
         authorization = header(scope, b"authorization")
