@@ -64,8 +64,9 @@ _NEXT_LINE = re.compile(r"(?:\r\n?+|[\n\x85\u2028])[ \t]*+(?P<word>\S{0,24}+)")
 # Offsets are never negative, and None already means "cannot tell yet".
 _NOT_HERE = -1
 _LINE_BREAKS = "\n\r\f\v\x85\u2028\u2029"
+_LINE_BREAK = re.compile(f"[{_LINE_BREAKS}]")
 _BLOCK_LINE = re.compile(r"[ \t]*(?:#{1,6}[ \t]|\|)")
-_BLOCK_WORD = re.compile(r"(?:[-*+•‣◦▪●·–—]|\d{1,3}[.)]|\(?[a-zA-Z\d]\)|#{1,6}|[-*_=]{3,})\Z|>|\||`{3}|~{3}")
+_BLOCK_WORD = re.compile(r"(?:[-*+•‣◦▪●·–—]|\d{1,2}[.)]|\(?[a-zA-Z\d]\)|#{1,6}|[-*_=]{3,})\Z|>|\||`{3}|~{3}")
 _ENUMERATOR = re.compile(r"(?:[-*+•‣◦▪●·>–—]\s+)*(?:\*\*)?\(?(?:\d{1,3}(?:\.\d{1,3})*|[A-Za-z]|[ivxlIVXL]{1,5})\Z")
 _FENCE = re.compile(r"(?P<fence>`{3,}+|~{3,}+)(?P<info>[^\n\r]*+)(?P<end>[\n\r]|\Z)")
 _SPACE = re.compile(r"\s*+")
@@ -108,11 +109,13 @@ def _first_end(text: str, start: int, final: bool) -> int | None:
             return _fence_end(text, fence, final)
         if not final:
             return None
+    # Where a sentence begins inside a line, how long that line is cannot be told: it may be full.
+    mid_line = first > start and not _LINE_BREAK.search(text, start, first)
     line_start = first
     for candidate in _CANDIDATE.finditer(text, first):
         if candidate[0][0] in _LINE_BREAKS:
-            end = _line_break_end(text, line_start, candidate.start(), final)
-            line_start = candidate.end()
+            end = _line_break_end(text, line_start, candidate.start(), final, may_have_room=not mid_line)
+            line_start, mid_line = candidate.end(), False
         else:
             end = _full_stop_end(text, first, candidate, final)
         if end != _NOT_HERE:
@@ -175,7 +178,7 @@ def _word_before(text: str, first: int, end: int) -> str:
     return text[start:end].lstrip(".")
 
 
-def _line_break_end(text: str, line_start: int, at: int, final: bool) -> int | None:
+def _line_break_end(text: str, line_start: int, at: int, final: bool, *, may_have_room: bool) -> int | None:
     end = _without_space(text, at)
     if _BLANK_LINE.match(text, at):
         return end
@@ -189,7 +192,7 @@ def _line_break_end(text: str, line_start: int, at: int, final: bool) -> int | N
     line = text[line_start:at]
     if line.endswith(("  ", "\\")) or _BLOCK_LINE.match(line) or _BLOCK_WORD.match(word):
         return end
-    has_room = len(line.strip()) + 1 + len(word) < _NARROWEST_WRAP
+    has_room = may_have_room and len(line.strip()) + 1 + len(word) < _NARROWEST_WRAP
     return end if has_room and not word[0].islower() else _NOT_HERE
 
 

@@ -57,6 +57,14 @@ def test_wide_full_stops_need_no_space(expected: list[str]) -> None:
         ("Hard break  \nnext line", ["Hard break", "next line"]),
         ("| a | b |\n|---|---|\n| 1 | 2 |", ["| a | b |", "|---|---|", "| 1 | 2 |"]),
         ("Name: Ann\nAge: 3", ["Name: Ann", "Age: 3"]),
+        (
+            "Every sentence is checked before it is sent. Set\n`check` to skip it",
+            ["Every sentence is checked before it is sent.", "Set\n`check` to skip it"],
+        ),
+        (
+            "A revoked key is refused at once, with status\n401. It stays revoked",
+            ["A revoked key is refused at once, with status\n401.", "It stays revoked"],
+        ),
     ],
 )
 def test_lines_that_mean_something_end_sentences(text: str, expected: list[str]) -> None:
