@@ -419,9 +419,9 @@ def _lean_stream(act: Tokens, model: str) -> bytes:
     return _lean["stream"]
 
 
-async def _serve(port: int, tokens: int, delay_seconds: float) -> None:
-    answer = Tokens(*(f" token{i}" for i in range(tokens)), finish="length", delay_seconds=delay_seconds)
-    async with FakeTGI(default=answer, port=port, lean=True) as fake:
+async def _serve(port: int, pieces: list[str], delay_seconds: float) -> None:
+    answer = Tokens(*pieces, finish="length", delay_seconds=delay_seconds)
+    async with FakeTGI(default=answer, port=port, lean=True, max_total_tokens=8192) as fake:
         print(fake.url, flush=True)
         await asyncio.Event().wait()
 
@@ -430,15 +430,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A stand-in TGI that answers every chat with the same tokens.")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--answer", help="what to answer, a token a word, instead of so many tokens")
     parser.add_argument("--delay-ms", type=float, default=0.0, help="before each streamed token")
     given = parser.parse_args()
+    words = given.answer.split() if given.answer else [f"token{i}" for i in range(given.tokens)]
+    pieces = [f" {word}" for word in words]
     with contextlib.suppress(KeyboardInterrupt):
         try:
             import uvloop
         except ImportError:
-            asyncio.run(_serve(given.port, given.tokens, given.delay_ms / 1000))
+            asyncio.run(_serve(given.port, pieces, given.delay_ms / 1000))
         else:
-            uvloop.run(_serve(given.port, given.tokens, given.delay_ms / 1000))
+            uvloop.run(_serve(given.port, pieces, given.delay_ms / 1000))
 
 
 if __name__ == "__main__":

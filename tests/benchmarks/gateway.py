@@ -33,6 +33,14 @@ import uvloop
 TOKENS = 64
 PROMPT = "Which of the passages says when the office opens on Fridays? " * 32
 
+# 64 words in four sentences that every passage of the benchmark supports: what is measured is an answer that stands.
+ANSWER = (
+    "The door of the great hall opens at nine in the morning on every working day of the week. "
+    "Visitors show their ticket at the desk beside the stairs and leave their coats with the porter. "
+    "The keeper of the keys may change the rule after a vote of the council held in the spring. "
+    "Nobody enters after the evening bell has been rung."
+)
+
 BUDGET = {  # Microseconds of CPU, and milliseconds added at one caller.
     "json_cpu_us": 150,
     "stream_cpu_us": 400,
@@ -166,7 +174,7 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
                 "OTEL_TRACES_SAMPLER_ARG": str(given.sampled),
             }
             with contextlib.ExitStack() as stack:
-                engine_url, _ = stack.enter_context(child("tests.fake_tgi", "--tokens", str(TOKENS)))
+                engine_url, _ = stack.enter_context(child("tests.fake_tgi", "--answer", ANSWER))
                 serve = ("tests.benchmarks.gateway", "--serve", folder, "--engine", engine_url)
                 line, process = stack.enter_context(child(*serve, "--passages", str(given.passages), env=env))
                 started = json.loads(line)
@@ -178,6 +186,7 @@ async def compare(
     given: argparse.Namespace, direct: Target, gateway: Target, process: psutil.Process
 ) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    numbers = iter(range(10**9))  # No question is asked twice: a cached vector costs nothing.
     for name, stream, retrieval in (
         ("json", False, False),
         ("stream", True, False),
@@ -188,26 +197,16 @@ async def compare(
             continue
         count = given.requests if not retrieval else max(200, given.requests // 8)
         rows: dict[str, list[float]] = {"direct_p50": [], "p50": [], "p99": [], "cpu": [], "cpu1": [], "rate": []}
-        numbers = iter(range(10**9))
         for _ in range(given.rounds):
-
-            def batch(target: Target, number: int, retrieval: bool | None = retrieval) -> list[bytes]:
-                if not retrieval:
-                    return [target.request(stream=stream, retrieval=retrieval)] * number
-                return [
-                    target.request(stream=stream, retrieval=retrieval, question=question(next(numbers)))
-                    for _ in range(number)
-                ]
-
             few = max(100, count // 8)
-            alone = await load(direct, batch(direct, few, None), 1)
+            alone = await load(direct, batch(direct, few, stream=stream), 1)
             rows["direct_p50"].append(statistics.median(alone) * 1e3)
             before = cpu_seconds(process)
-            one = await load(gateway, batch(gateway, few), 1)
+            one = await load(gateway, batch(gateway, few, stream=stream, retrieval=retrieval, numbers=numbers), 1)
             rows["cpu1"].append((cpu_seconds(process) - before) / few * 1e6)
             rows["p50"].append(statistics.median(one) * 1e3)
-            await load(direct, batch(direct, few, None), given.concurrency)
-            requests = batch(gateway, count)
+            await load(direct, batch(direct, few, stream=stream), given.concurrency)
+            requests = batch(gateway, count, stream=stream, retrieval=retrieval, numbers=numbers)
             before, started = cpu_seconds(process), time.perf_counter()
             many = await load(gateway, requests, given.concurrency)
             rows["rate"].append(count / (time.perf_counter() - started))
@@ -227,6 +226,16 @@ async def compare(
         }
         print(name, found[name], flush=True)
     return found
+
+
+def batch(
+    target: Target, count: int, *, stream: bool, retrieval: bool | None = None, numbers: Iterator[int] | None = None
+) -> list[bytes]:
+    """Requests to send: with retrieval each asks something else."""
+    if not retrieval or numbers is None:
+        return [target.request(stream=stream, retrieval=retrieval)] * count
+    asked = [question(next(numbers)) for _ in range(count)]
+    return [target.request(stream=stream, retrieval=True, question=text) for text in asked]
 
 
 def question(number: int) -> str:
@@ -289,8 +298,7 @@ async def fill(url: str, key: str, passages: int) -> None:
     async with httpx.AsyncClient(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=600) as client:
         while made < passages:
             text = "\n\n".join(
-                f"# Section {made + at}\n\n"
-                + f"The {question(made + at)[9:-1]} is answered here: the door of hall {made + at} opens at nine. " * 6
+                f"# Section {made + at}\n\n" + f"The {question(made + at)[9:-1]} is answered here. {ANSWER} "
                 for at in range(500)
             )
             added = await client.post("/v1/documents", json={"name": f"{made}.md", "text": text})
