@@ -93,7 +93,7 @@ class Candidate:
     rank_score: float
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=2048)
 def read(passage: Passage) -> Reading:
     """Read a passage; the same passages come back for many questions, so that the last few are kept."""
     spans = tuple(sentences(passage.text))

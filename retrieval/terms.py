@@ -133,7 +133,7 @@ def terms(text: str) -> Terms:
 def _read(text: str) -> Iterator[tuple[str, str]]:
     """Yield (kind, term) in order: word, number, name, identifier, negation, clause, or also (vocabulary only)."""
     plain = _NO_NEGATION.sub(" ", text)
-    tokens = [(str(token.lastgroup), token[0]) for token in _TOKEN.finditer(plain)]
+    tokens = [(token.lastgroup or "", token[0]) for token in _TOKEN.finditer(plain)]
     first, at = True, 0
     while at < len(tokens):
         kind, word = tokens[at]
@@ -182,8 +182,13 @@ def normal_number(written: str, *, trim: bool = False) -> str:
     return plain
 
 
-def _word(word: str, first: bool) -> Iterator[tuple[str, str]]:
-    """Yield the terms of one word that is not a number; `first` says that a capital means nothing here."""
+@lru_cache(maxsize=50_000)
+def _word(word: str, first: bool) -> tuple[tuple[str, str], ...]:
+    """Return the terms of one word that is not a number; `first` says that a capital means nothing here."""
+    return tuple(_terms_of(word, first))
+
+
+def _terms_of(word: str, first: bool) -> Iterator[tuple[str, str]]:
     if (contraction := _CONTRACTION.search(word)) is not None:
         if contraction[0][0] in "nN":
             yield "negation", ""
