@@ -44,6 +44,16 @@ PassageNumber = Annotated[int, Path(ge=1, le=2**31)]
 
 
 _UPLOAD_BODY = {
+    # openapi-python-client 0.29 forgets an import where an operation has two kinds of body and no optional parameter.
+    "parameters": [
+        {
+            "name": "traceparent",
+            "in": "header",
+            "required": False,
+            "description": "The trace this upload belongs to (W3C Trace Context).",
+            "schema": {"type": "string"},
+        }
+    ],
     "requestBody": {
         "required": True,
         "content": {
