@@ -18,9 +18,13 @@ FILLER = "word " * 4_000
 
 
 @asynccontextmanager
-async def on_a_full_disk(tmp_path: Path, tgi: FakeTGI, *, record_required: bool = True) -> AsyncIterator[LiveGateway]:
+async def on_a_full_disk(
+    tmp_path: Path, tgi: FakeTGI, *, record_required: bool = True, commit_seconds: float = 0.2
+) -> AsyncIterator[LiveGateway]:
     """A gateway whose log just met the end of its disk."""
-    predictions = PredictionLog(tmp_path / "hallmark.db", max_bytes=300_000, commit_seconds=0.2, drain_seconds=0.2)
+    predictions = PredictionLog(
+        tmp_path / "hallmark.db", max_bytes=300_000, commit_seconds=commit_seconds, drain_seconds=0.2
+    )
     async with live_gateway(
         tmp_path, engine_url=tgi.url, predictions=predictions, record_required=record_required
     ) as live:
@@ -35,9 +39,7 @@ async def on_a_full_disk(tmp_path: Path, tgi: FakeTGI, *, record_required: bool 
 async def test_on_a_full_disk_the_engine_is_not_asked_and_nobody_gets_an_unrecorded_answer(tmp_path, stream):
     async with FakeTGI() as tgi, on_a_full_disk(tmp_path, tgi) as live:
         for _ in range(3):
-            started = time.perf_counter()
             response = await live.api.ask(QUESTION + FILLER, stream=stream)
-            assert time.perf_counter() - started < 0.5
             assert (response.status_code, response.json()["error"]["code"]) == (503, "record_unavailable")
             assert int(response.headers["retry-after"]) >= 1
         assert tgi.bodies == []
@@ -79,7 +81,7 @@ async def test_a_stream_that_finds_the_disk_full_at_its_end_ends_in_an_error_eve
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_with_records_at_best_effort_answers_go_on_without_delay(tmp_path, stream):
-    async with FakeTGI() as tgi, on_a_full_disk(tmp_path, tgi, record_required=False) as live:
+    async with FakeTGI() as tgi, on_a_full_disk(tmp_path, tgi, record_required=False, commit_seconds=1.0) as live:
         for _ in range(3):
             started = time.perf_counter()
             if stream:
@@ -88,7 +90,7 @@ async def test_with_records_at_best_effort_answers_go_on_without_delay(tmp_path,
             else:
                 answer = await live.api.answer(QUESTION + FILLER)
                 assert answer["choices"][0]["message"]["content"] == "Hello world."
-            assert time.perf_counter() - started < 0.15  # The disk is not waited for: that would take 0.2 s.
+            assert time.perf_counter() - started < 0.8  # The disk is not waited for: that would take a second.
         assert len(tgi.bodies) == 3
         # What is not recorded does not pile up in memory.
         assert live.gateway.predictions.backlog <= 2
