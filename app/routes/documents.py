@@ -60,7 +60,7 @@ _UPLOAD_BODY = {
             "application/json": {"schema": {"$ref": "#/components/schemas/DocumentUpload"}},
             "multipart/form-data": {"schema": {"$ref": "#/components/schemas/DocumentFile"}},
         },
-    }
+    },
 }
 UPLOAD_SCHEMAS = (DocumentUpload, DocumentFile)
 """What `_UPLOAD_BODY` refers to and FastAPI cannot see."""
