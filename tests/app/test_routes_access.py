@@ -1,0 +1,136 @@
+"""Every route, from its description: closed without a key, closed to other tenants, closed without the scope."""
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from app.main import create_api
+from app.routes.front import OPEN_PATHS
+from tests.fake_tgi import FakeTGI
+from tests.service import EVERYTHING, Api, Service, live_service
+
+SCOPES = {
+    "chat": ["POST /v1/chat/completions", "GET /v1/models", "GET /v1/models/{model}", "POST /v1/embeddings"],
+    "documents:read": [
+        "GET /v1/documents",
+        "GET /v1/documents/{document_id}",
+        "GET /v1/documents/{document_id}/source",
+        "GET /v1/documents/{document_id}/passages",
+        "GET /v1/documents/{document_id}/passages/{n}",
+        "POST /v1/search",
+    ],
+    "documents:write": ["POST /v1/documents", "DELETE /v1/documents/{document_id}"],
+    "predictions:read": ["GET /v1/predictions", "GET /v1/predictions/{prediction_id}"],
+    "metrics": ["GET /metrics"],
+    "": ["GET /v1/me"],
+}
+NEEDED = {route: scope for scope, routes in SCOPES.items() for route in routes}
+BODIES = {
+    "POST /v1/chat/completions": {"model": "hallmark", "messages": [{"role": "user", "content": "Hello"}]},
+    "POST /v1/embeddings": {"model": "hashing", "input": "x"},
+    "POST /v1/search": {"query": "gold"},
+    "POST /v1/documents": {"name": "mine.txt", "text": "My own text."},
+}
+ROUTES = [
+    f"{method.upper()} {path}"
+    for path, methods in create_api().openapi()["paths"].items()
+    for method in methods
+    if path not in OPEN_PATHS
+]
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def service(tmp_path_factory) -> AsyncIterator[Service]:
+    async with (
+        FakeTGI() as tgi,
+        live_service(tmp_path_factory.mktemp("access"), engine_url=tgi.url, tenants=2) as service,
+    ):
+        yield service
+
+
+@pytest.fixture(scope="module")
+async def owner(service: Service) -> AsyncIterator[Api]:
+    async with service.tenant() as api:
+        yield api
+
+
+@pytest.fixture(scope="module")
+async def things(owner: Api) -> dict[str, str]:
+    """What the owner has, by the name of the path's parameter."""
+    document = await owner.add("gold.txt", "A hallmark is a stamp on gold.")
+    answer = await owner.answer("What is a hallmark?")
+    return {"document_id": document["id"], "prediction_id": answer["id"], "n": "1", "model": "hallmark"}
+
+
+@pytest.fixture(scope="module")
+async def keys(service: Service) -> dict[str, str]:
+    """For each scope a key that has all but this one."""
+    return {
+        scope: service.new_key(scopes=tuple(each for each in EVERYTHING if each != scope)) for scope in SCOPES if scope
+    }
+
+
+async def call(client: httpx.AsyncClient, route: str, things: dict[str, str]) -> httpx.Response:
+    method, path = route.split(" ")
+    return await client.request(method, path.format(**things), json=BODIES.get(route))
+
+
+def test_the_scope_of_every_route_is_known():
+    assert set(NEEDED) == set(ROUTES)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+async def test_a_route_is_closed_without_a_valid_key(service, things, route):
+    for header in ({}, {"authorization": "Bearer hm_aaaaaaaa_wrong"}, {"authorization": "Basic YTpi"}):
+        async with httpx.AsyncClient(base_url=service.url, headers=header, trust_env=False) as client:
+            response = await call(client, route, things)
+        error = response.json()["error"]
+        assert (response.status_code, error["code"]) == (401, "invalid_api_key")
+        assert response.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("route", [route for route in ROUTES if NEEDED[route]])
+async def test_a_route_is_closed_to_a_key_without_its_scope(service, things, keys, route):
+    async with service.client(keys[NEEDED[route]]) as client:
+        response = await call(client, route, things)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (403, "insufficient_scope")
+    assert f"'{NEEDED[route]}'" in error["message"]
+
+
+@pytest.mark.parametrize("route", [route for route in ROUTES if "_id}" in route])
+async def test_what_belongs_to_another_tenant_does_not_exist(service, owner, things, route):
+    unknown = {**things, "document_id": "nobodys", "prediction_id": "01900000-0000-7000-8000-000000000000"}
+    async with service.client(service.new_key(tenant="stranger")) as stranger:
+        response = await call(stranger, route, things)
+        absent = await call(stranger, route, unknown)
+    assert response.status_code == absent.status_code == 404
+    shown, expected = response.json()["error"], absent.json()["error"]
+    for name in ("document_id", "prediction_id"):
+        shown["message"] = shown["message"].replace(things[name], "...")
+        expected["message"] = expected["message"].replace(unknown[name], "...")
+    assert {**shown, "request_id": ""} == {**expected, "request_id": ""}
+    assert (
+        await call(owner.client, route.replace("DELETE", "GET"), things)
+    ).status_code == 200  # The owner's is there.
+
+
+async def test_lists_and_searches_show_a_tenant_only_its_own(service, things):
+    async with service.client(service.new_key(tenant="stranger")) as stranger:
+        assert (await stranger.get("/v1/documents")).json()["data"] == []
+        assert (await stranger.get("/v1/predictions")).json()["data"] == []
+        assert (await stranger.post("/v1/search", json={"query": "hallmark gold"})).json()["hits"] == []
+        answer = (await call(stranger, "POST /v1/chat/completions", things)).json()
+    assert answer["retrieval"] == "empty"
+
+
+async def test_an_admin_may_do_everything(service, things):
+    async with service.client(service.new_key(tenant="boss", scopes=("admin",))) as boss:
+        statuses = {route: (await call(boss, route, things)).status_code for route in ROUTES}
+    assert set(statuses.values()) <= {200, 201, 404}
