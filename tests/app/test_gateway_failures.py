@@ -4,14 +4,16 @@ import asyncio
 import json
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
+from app.engines import EngineInfo
 from app.engines.tgi import TGIEngine, Timeouts
+from app.messages import Generation, Piece
 from retrieval.documents import Scope, SearchMode, SearchResult
 from tests.fake_tgi import Act, Drop, FakeTGI, Hang, Refuse, Reply, Tokens
 from tests.service import CHAT, Api, Service, live_gateway, live_service, until
@@ -393,3 +395,53 @@ async def test_every_ending_closes_its_trace_once_and_names_what_went_wrong(tmp_
             ("failed", "engine_error"): 1,
             ("cancelled", "incomplete_response"): 1,
         }
+
+
+class OddEngine:
+    """An engine adapter that breaks its promises."""
+
+    def __init__(self, *, raises: Exception | None = None) -> None:
+        self.raises = raises
+
+    async def generate(self, generation: Generation) -> AsyncGenerator[list[Piece], None]:
+        yield [Piece(text="Hello")]
+        if self.raises is not None:
+            raise self.raises
+
+    async def describe(self) -> EngineInfo:
+        raise AssertionError
+
+    async def count_tokens(self, text: str) -> int:
+        raise AssertionError
+
+    async def healthy(self) -> bool:
+        raise AssertionError
+
+    async def aclose(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_an_answer_without_an_end_is_none_whatever_the_adapter_says(tmp_path, stream):
+    async with live_gateway(tmp_path, engine_url="", engine=OddEngine()) as live:
+        answered = await (live.api.stream(QUESTION) if stream else live.api.ask(QUESTION))
+        error = answered.error if stream else answered.json()["error"]
+        assert error["code"] == "engine_interrupted"
+        (record,) = await live.records()
+        assert (record.outcome, record.error_code, record.answer) == ("failed", "engine_interrupted", "Hello")
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_a_defect_of_ours_is_a_500_that_tells_nothing_of_the_inside(tmp_path, stream):
+    engine = OddEngine(raises=ZeroDivisionError("the secret of the inside"))
+    async with live_gateway(tmp_path, engine_url="", engine=engine) as live:
+        answered = await (live.api.stream(QUESTION) if stream else live.api.ask(QUESTION))
+        response = answered.response if stream else answered
+        error = answered.error if stream else answered.json()["error"]
+        assert (response.status_code, error["code"]) == (200 if stream else 500, "internal_error")
+        assert "inside" not in str(error)
+        (record,) = await live.records()
+        assert (record.outcome, record.error_code) == ("failed", "internal_error")
+        assert error["request_id"] == record.id
+        assert live.counts == {("200" if stream else "500", "failed"): 1}
+        assert live.gateway.in_flight == 0
