@@ -12,6 +12,7 @@ import msgspec
 
 from app.engines.failures import refusal
 from app.engines.stops import StopCutter
+from app.engines.toolcalls import ToolCalls
 from app.errors import EngineError, EngineGarbage, EngineInterrupted, EngineUnavailable, ServiceError
 from app.messages import FinishReason, Piece, Usage
 
@@ -107,6 +108,7 @@ class StreamReader:
         self._finish: str | None = None
         self._usage: Usage | None = None
         self._has_tool_calls = False
+        self._tool_calls = ToolCalls()
 
     @property
     def is_finished(self) -> bool:
@@ -217,7 +219,7 @@ class StreamReader:
         text = (said.content if said is not None else choice.text) or ""
         calls = None
         if said is not None and said.tool_calls:
-            calls = _tool_calls(said.tool_calls)
+            calls = self._tool_calls.read(said.tool_calls)
             self._has_tool_calls = True
         if choice.finish_reason:
             self._end_with(choice.finish_reason)
@@ -277,7 +279,7 @@ def read_answer(body: bytes, *, stops: Sequence[str] = (), choice: int = 0) -> P
     said = found.message
     if said is None and found.text is None:
         raise EngineGarbage("the engine's answer holds no message")
-    calls = _tool_calls(said.tool_calls) if said is not None and said.tool_calls else None
+    calls = ToolCalls().read(said.tool_calls) if said is not None and said.tool_calls else None
     text, reason = _cut_whole((said.content if said is not None else found.text) or "", found.finish_reason, stops)
     if reason in _ABORTED:
         raise EngineError("the engine aborted the answer")
@@ -334,20 +336,3 @@ def _usage(counts: _Counts) -> Usage:
     return Usage(
         prompt_tokens=prompt, completion_tokens=completion, total_tokens=counts.total_tokens or prompt + completion
     )
-
-
-def _tool_calls(calls: Any) -> list[dict[str, Any]]:
-    """Bring tool calls into OpenAI's streaming shape.
-
-    TGI 2 sends one object for a list and arguments as an object; TGI 3 sends nulls for what a delta lacks.
-    """
-    cleaned = []
-    for index, call in enumerate(calls if isinstance(calls, list) else [calls]):
-        if not isinstance(call, dict) or not isinstance(call.get("function", {}), dict):
-            raise EngineGarbage("the engine sent a tool call that is not an object")
-        function = {key: value for key, value in call.get("function", {}).items() if value is not None}
-        if not isinstance(function.get("arguments", ""), str):
-            function["arguments"] = msgspec.json.encode(function["arguments"]).decode()
-        kept = {key: value for key, value in call.items() if value is not None}
-        cleaned.append({"index": index, **kept, "function": function})
-    return cleaned

@@ -1,6 +1,7 @@
 """OpenAI's own Python SDK, unchanged, against the live service: only `base_url` and the key are ours."""
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +14,7 @@ from openai import AsyncOpenAI, OpenAI
 from openai.types.chat import ChatCompletionMessage
 from openai.types.chat.chat_completion_message import Annotation
 
-from tests.fake_tgi import FakeTGI, Refuse, Tokens, ToolCall
+from tests.fake_tgi import FakeTGI, Refuse, Reply, Tokens, ToolCall
 from tests.service import Api, Service, live_service
 
 KETTLE = """# Aurora kettle
@@ -165,7 +166,7 @@ async def test_a_tool_call_is_typed(client, tgi):
     assert choice.finish_reason == "tool_calls"
     (call,) = choice.message.tool_calls
     assert (call.type, call.function.name, call.function.arguments) == ("function", "weather", '{"city":"Oslo"}')
-    assert call.id
+    assert re.fullmatch("call_[0-9a-f]{24}", call.id)
 
 
 async def test_a_streamed_tool_call_is_put_together_by_the_helper(client, tgi):
@@ -175,8 +176,27 @@ async def test_a_streamed_tool_call_is_put_together_by_the_helper(client, tgi):
     ) as stream:
         final = await stream.get_final_completion()
     (call,) = final.choices[0].message.tool_calls
-    assert (call.function.name, call.function.arguments) == ("weather", '{"city":"Oslo"}')
+    assert (call.type, call.function.name, call.function.arguments) == ("function", "weather", '{"city":"Oslo"}')
+    assert re.fullmatch("call_[0-9a-f]{24}", call.id)
     assert final.choices[0].finish_reason == "tool_calls"
+
+
+async def test_what_an_engine_repeats_in_every_delta_of_a_call_is_not_doubled_by_the_helper(client, tgi):
+    def event(arguments: str) -> bytes:
+        function = {"name": "weather", "arguments": arguments}
+        call = {"index": 0, "id": "0", "type": "function", "function": function}
+        choice = {"index": 0, "delta": {"role": "assistant", "tool_calls": [call]}}
+        return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
+
+    sse = map(event, ('{"city":', '"Oslo"', "}"))
+    tgi.script(Reply(*sse, b"data: [DONE]\n\n", content_type="text/event-stream"))
+    async with client.chat.completions.stream(
+        model="hallmark", messages=QUESTION, tools=[WEATHER], extra_body=PLAIN
+    ) as stream:
+        final = await stream.get_final_completion()
+    (call,) = final.choices[0].message.tool_calls
+    assert (call.type, call.function.name, call.function.arguments) == ("function", "weather", '{"city":"Oslo"}')
+    assert re.fullmatch("call_[0-9a-f]{24}", call.id)
 
 
 async def test_a_wrong_key_is_an_authentication_error(everyone):

@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 import gc
+import re
 import tracemalloc
 
 import pytest
 import uvloop
 
 from app.engines.tgi import TGIEngine
+from app.engines.toolcalls import ToolCalls
 from app.errors import ContextTooLong, EngineError, EngineInterrupted, EngineUnavailable, Overloaded
 from app.messages import Generation, Message, Sampling
 from tests.fake_tgi import FakeTGI, Hang, Refuse, Reply, Tokens, ToolCall
@@ -231,12 +233,37 @@ async def test_tool_calls_stream_in_openais_shape():
         engine = TGIEngine(tgi.url)
         pieces = await pieces_of(engine, ask())
         await engine.aclose()
-    calls = [piece.tool_calls[0] for piece in pieces if piece.tool_calls]
-    assert calls == [
-        {"index": 0, "id": "1", "type": "function", "function": {"name": "weather", "arguments": "{"}},
-        {"index": 0, "id": "1", "type": "function", "function": {"arguments": '"city":"Ulm"}'}},
-    ]
+    first, second = [piece.tool_calls[0] for piece in pieces if piece.tool_calls]
+    assert re.fullmatch("call_[0-9a-f]{24}", first.pop("id"))
+    assert first == {"index": 0, "type": "function", "function": {"name": "weather", "arguments": "{"}}
+    assert second == {"index": 0, "function": {"arguments": '"city":"Ulm"}'}}
     assert pieces[-1].finish_reason == "tool_calls"
+
+
+def test_each_call_of_a_stream_says_its_id_type_and_name_once():
+    def delta(index, **fields):
+        function = {"name": fields.pop("name", None), "arguments": "x"}
+        return {"index": index, "type": "function", "function": function, **fields}
+
+    calls = ToolCalls()
+    read = [
+        *calls.read([delta(0, id="call_a", name="f")]),
+        *calls.read([delta(0, id="call_a", name="f"), delta(1, id="call_b", name=None)]),
+        *calls.read([delta(1, id="call_b", name="g")]),
+        *calls.read([delta(2, id="call_a", name="f")]),
+    ]
+    assert [call.get("id") for call in read[:4]] == ["call_a", None, "call_b", None]
+    assert [call["function"].get("name") for call in read] == ["f", None, None, "g", "f"]
+    assert [call.get("type") for call in read] == ["function", None, "function", None, "function"]
+    assert [call["function"]["arguments"] for call in read] == ["x"] * 5
+    # An id that another call of the answer has is none.
+    assert read[4]["id"] not in ("call_a", "call_b")
+
+
+@pytest.mark.parametrize("given", ["0", "1", "", None, 7])
+def test_an_id_that_other_answers_have_too_is_replaced_by_a_unique_one(given):
+    ids = {ToolCalls().read([{"id": given, "function": {"name": "f"}}])[0]["id"] for _ in range(20)}
+    assert len(ids) == 20
 
 
 async def test_tool_calls_of_tgi_2_are_read_too():
