@@ -4,6 +4,9 @@ Only `app.main` and `app.cli` read it; every other part is handed the plain valu
 OpenTelemetry SDK (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_TRACES_SAMPLER`, ...) are read by that SDK itself.
 """
 
+import os
+from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
@@ -100,7 +103,11 @@ class LimitSettings(Section):
 
     max_body_bytes: int = Field(2_000_000, ge=1_000, description="Largest JSON body.")
     max_document_bytes: int = Field(50_000_000, ge=1_000, description="Largest uploaded document.")
-    max_concurrent_answers: int = Field(512, ge=1, description="Chat requests in flight; one more gets 429.")
+    max_concurrent_answers: int = Field(
+        256,
+        ge=1,
+        description="Chat requests in flight; one more gets 429. More than `engine.max_connections` help little.",
+    )
     request_timeout_seconds: float = Field(600.0, gt=0, description="Longest life of one answer.")
 
 
@@ -147,3 +154,18 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Read the environment before the file, so that one run can override it."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+_NOT_SETTINGS = frozenset({"HALLMARK_URL", "HALLMARK_API_KEY"})
+"""What the command line reads as a client."""
+
+
+def unknown_variables() -> Iterator[tuple[str, str | None]]:
+    """Give each variable of the environment that looks like a setting and is none, with the one that may be meant."""
+    known = set(_NOT_SETTINGS)
+    for name, field in Settings.model_fields.items():
+        inner = type(field.default).model_fields if isinstance(field.default, Section) else {}
+        known |= {f"HALLMARK_{name}_{each}".upper() for each in inner} or {f"HALLMARK_{name}".upper()}
+    for variable in sorted(os.environ):  # noqa: TID251 - this module is where the environment is read.
+        if variable.startswith("HALLMARK_") and variable not in known:
+            yield variable, next(iter(get_close_matches(variable, known, n=1, cutoff=0.8)), None)

@@ -34,8 +34,8 @@ class Address:
 class Pool:
     """At most `max_connections` connections to one address, kept open between exchanges.
 
-    As many callers again may wait for one; further ones get `PoolExhausted` at once. Nothing is opened before the
-    first exchange.
+    `max_waiting` callers, by default as many again, may wait `pool_seconds` for one; further ones get `PoolExhausted`
+    at once. Nothing is opened before the first exchange.
     """
 
     def __init__(
@@ -45,12 +45,14 @@ class Pool:
         max_connections: int = 128,
         connect_seconds: float = 5.0,
         pool_seconds: float = 2.0,
+        max_waiting: int | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._address = address
         self._max_connections = max_connections
         self._connect_seconds = connect_seconds
         self._pool_seconds = pool_seconds
+        self._max_waiting = max_connections if max_waiting is None else max_waiting
         self._tls = tls
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()
@@ -62,8 +64,9 @@ class Pool:
     async def exchange(self, request: bytes, deadline: float) -> Response:
         """Send one whole request and return once the response's head is in.
 
-        `deadline` is on the loop's clock. Repeated once, on a new connection, when a kept connection turns out to
-        have been closed by the server before it sent a byte: the server never saw the request.
+        `deadline` is on the loop's clock. Repeated once, on a new connection, when a kept connection closes before the
+        server sent a byte. Nearly always the server had closed it for its idleness and never saw the request; a
+        server that died on this very request looks the same, and the repetition then meets whatever took its place.
         """
         connection = await self._acquire()
         was_kept = connection.was_kept
@@ -110,7 +113,7 @@ class Pool:
 
     async def _wait_for_one(self) -> "Connection | None":
         """Wait for a connection to be handed over, or for None: the right to open one (already counted)."""
-        if len(self._waiters) >= self._max_connections:
+        if len(self._waiters) >= self._max_waiting:
             raise PoolExhausted("too many callers wait for a connection to the engine")
         waiter: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)

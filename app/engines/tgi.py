@@ -32,6 +32,7 @@ from app.messages import Generation, Piece
 _MAX_ANSWER_BYTES = 32 * 1024 * 1024
 _MAX_REFUSAL_BYTES = 64 * 1024
 _LINGER_SECONDS = 0.1
+_PROBE_CONNECTIONS = 4
 _JSON = b"application/json"
 _EVENT_STREAM = b"text/event-stream"
 
@@ -44,11 +45,12 @@ class Timeouts:
 
     `first_token_seconds` runs from the request to a stream's first event, `between_tokens_seconds` from one event
     to the next (keep-alive comments do not count), `answer_seconds` to the end of an answer that is not streamed,
-    `probe_seconds` to the end of any other call.
+    `probe_seconds` to the end of any other call. `pool_seconds` is how long an answer waits for a connection: short,
+    because who is told at once that all are busy can ask elsewhere.
     """
 
     connect_seconds: float = 5.0
-    pool_seconds: float = 2.0
+    pool_seconds: float = 0.05
     first_token_seconds: float = 60.0
     between_tokens_seconds: float = 30.0
     answer_seconds: float = 300.0
@@ -88,6 +90,14 @@ class TGIEngine:
             connect_seconds=timeouts.connect_seconds,
             pool_seconds=timeouts.pool_seconds,
         )
+        # Whatever is no answer goes its own way: an engine busy with answers is as ready as before.
+        self._probes = Pool(
+            Address.of(base_url),
+            max_connections=_PROBE_CONNECTIONS,
+            connect_seconds=timeouts.connect_seconds,
+            pool_seconds=timeouts.probe_seconds,
+            max_waiting=max_connections,
+        )
         self._prepare_heads(base_url, token)
 
     def _prepare_heads(self, base_url: str, token: str | None) -> None:
@@ -110,7 +120,7 @@ class TGIEngine:
         clock = asyncio.get_running_loop().time
         seconds = self._timeouts.first_token_seconds if generation.stream else self._timeouts.answer_seconds
         deadline = clock() + seconds
-        response = await self._send(_request(self._chat_head, body, generation.traceparent), deadline)
+        response = await _send(self._pool, _request(self._chat_head, body, generation.traceparent), deadline)
         try:
             if response.status != 200:
                 raise await _refusal(response, deadline)
@@ -182,6 +192,7 @@ class TGIEngine:
 
     async def aclose(self) -> None:
         """Close every connection; answers in flight are interrupted."""
+        await self._probes.aclose()
         await self._pool.aclose()
 
     async def _model_for(self, adapter: str | None) -> str:
@@ -216,7 +227,7 @@ class TGIEngine:
         head = _head(method, self._prefix + path, self._headers)
         try:
             async with asyncio.timeout(seconds):
-                response = await self._send(_request(head, body, None), deadline)
+                response = await _send(self._probes, _request(head, body, None), deadline)
                 try:
                     if response.status != 200:
                         raise await _refusal(response, deadline)
@@ -225,12 +236,6 @@ class TGIEngine:
                     response.close()
         except TimeoutError as error:
             raise EngineTimeout("the engine did not answer in time") from error
-
-    async def _send(self, request: bytes, deadline: float) -> Response:
-        try:
-            return await self._pool.exchange(request, deadline)
-        except WireError as error:
-            raise broken(error, has_begun=False) from error
 
 
 class _Settings(msgspec.Struct):
@@ -264,6 +269,13 @@ class _Models(msgspec.Struct):
 class _Counted(msgspec.Struct):
     count: int | None = None
     tokens: list[Any] = []
+
+
+async def _send(pool: Pool, request: bytes, deadline: float) -> Response:
+    try:
+        return await pool.exchange(request, deadline)
+    except WireError as error:
+        raise broken(error, has_begun=False) from error
 
 
 async def _next(response: Response, reader: StreamReader, deadline: float) -> list[Piece]:
