@@ -1,6 +1,7 @@
 """Running the service under uvicorn: open its parts, listen, stop cleanly."""
 
 import asyncio
+import logging
 import socket
 
 import uvicorn
@@ -35,6 +36,7 @@ async def serve_until_stopped(settings: Settings) -> None:
         StartFailure: the port is taken, the data directory is in use, or the collection does not fit the settings.
     """
     log = logs.configure(settings.log_level.upper(), settings.log_format)
+    logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
     try:
         listener = _listen(settings.host, settings.port)
         try:
@@ -49,6 +51,8 @@ async def serve_until_stopped(settings: Settings) -> None:
                     timeout_graceful_shutdown=GRACE_SECONDS,
                     h11_max_incomplete_event_size=65_536,
                 )
+                listener.listen()  # From here on connections are taken, though not yet served.
+                logging.getLogger(__name__).info("Serving on %s", _address(listener))
                 await uvicorn.Server(config).serve(sockets=[listener])
         finally:
             listener.close()
@@ -69,3 +73,8 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise StartFailure(f"cannot listen on {host}:{port}: {error.strerror}. Choose another with --port.") from error
     return listener
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
