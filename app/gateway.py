@@ -14,17 +14,17 @@ from time import perf_counter
 from typing import Any, Literal
 
 from app.access import Caller
-from app.chat import ChatRequest, RetrievalOptions
+from app.chat import ChatRequest
 from app.engines import Engine, EngineInfo
 from app.errors import EngineInterrupted, EngineTimeout, Overloaded, RecordUnavailable, ServiceError
-from app.grounding import Search, chosen_plan, citation_facts, find_grounds, fit_prompt, hit_facts
-from app.messages import FinishReason, Generation, Message, Piece, Usage
+from app.grounding import Search, citation_facts, find_grounds, fit_prompt, hit_facts, plan_for
+from app.messages import FinishReason, Generation, Message, Piece, Usage, whole_tool_calls
 from app.predictions import Outcome, Prediction, PredictionLog, uuid7
 from app.prompts import question_of, search_query
 from app.releases import Release, Releases
 from observability import genai
 from observability.traces import RequestTrace
-from retrieval.citations import AnswerChecker, CheckPolicy, Citation, Verdict, plain_marker
+from retrieval.citations import AnswerChecker, Citation, Verdict, plain_marker
 from retrieval.documents import Hit, Passage, Scope
 
 INFO_SECONDS = 60.0
@@ -43,6 +43,16 @@ class Conclusion:
     """What the engine was shown, where its own numbers were kept: `[n]` is the n-th of them."""
 
 
+StopReason = Literal["client_left", "timeout"]
+
+# What a cancellation goes on record as, by who asked for it: nobody who said so is the service itself, stopping.
+_CANCELLED: dict[StopReason | None, tuple[Outcome, str]] = {
+    "client_left": ("cancelled", "client_left"),
+    "timeout": ("failed", EngineTimeout.code),
+    None: ("interrupted", "shutdown"),
+}
+
+
 class Gateway:
     """Answers requests with the releases, the engine and the passages it was given."""
 
@@ -53,7 +63,6 @@ class Gateway:
         engine: Engine,
         search: Search | None,
         predictions: PredictionLog,
-        policy: CheckPolicy,
         max_concurrent: int = 512,
         record_required: bool = True,
     ) -> None:
@@ -61,7 +70,6 @@ class Gateway:
         self.engine = engine
         self.search = search
         self.predictions = predictions
-        self.policy = policy
         self.max_concurrent = max_concurrent
         self.record_required = record_required
         self.in_flight = 0
@@ -97,11 +105,10 @@ class Answering:
     def __init__(
         self, gateway: Gateway, request: ChatRequest, body: bytes, caller: Caller, release: Release, trace: RequestTrace
     ) -> None:
-        options = request.retrieval or RetrievalOptions()
         self.request = request
         self.release = release
         self.trace = trace
-        self.plan = chosen_plan(release.retrieval, options)
+        self.plan = plan_for(request, release.retrieval)
         self.sampling = request.sampling(max_tokens=release.max_tokens, temperature=release.temperature)
         self.prediction = Prediction(
             id=uuid7(),
@@ -122,7 +129,7 @@ class Answering:
             metadata=request.metadata,
             request=body,
         )
-        self._scope = Scope(caller.tenant, options.filter or {})
+        self._scope = Scope(caller.tenant, (request.retrieval and request.retrieval.filter) or {})
         self._gateway = gateway
         self._started = perf_counter()
         self.embed_seconds: float | None = None
@@ -135,12 +142,14 @@ class Answering:
         self.verdict: Verdict | None = None
         self.marker: Callable[[int, Passage], str] = plain_marker
         """How a citation is written into the answer; by default `[n]`."""
-        self._out_of_time = False
-        """The limit on this answer's life: it too cancels the work, and is told from a client that left."""
+        self._stopped: StopReason | None = None
 
-    def run_out_of_time(self) -> None:
-        """Note that the cancellation about to come is for the time it took, not for a client that left."""
-        self._out_of_time = True
+    def stop(self, reason: StopReason) -> bool:
+        """Note why the work is about to be cancelled; False when it is not to be: the answer is complete already."""
+        if reason == "timeout" and self.prediction.handed_over:
+            return False
+        self._stopped = self._stopped or reason
+        return True
 
     async def events(self) -> AsyncGenerator[list[Piece] | Conclusion, None]:
         """Answer: batches of pieces that arrived together, then one Conclusion.
@@ -167,10 +176,7 @@ class Answering:
             await self._recorded(gateway.predictions.close(prediction))
             yield conclusion
         except (asyncio.CancelledError, GeneratorExit):
-            if self._out_of_time:
-                self._break_off("failed", EngineTimeout.code)
-            else:
-                self._break_off("cancelled", "client_left")
+            self._break_off(*_CANCELLED[self._stopped])
             raise
         except ServiceError as error:
             self._break_off("failed", error.code)
@@ -216,18 +222,17 @@ class Answering:
             answer_tokens=self.sampling.max_tokens or 0,
             count_tokens=self._gateway.engine.count_tokens,
         )
-        if self.plan.check == "off":
+        self.prediction.messages = composed
+        check = self.plan.check
+        if check == "off":
             return self._generate(composed)
-        structured = self.request.tools or self.request.response_format or self.request.logprobs
-        # Structured text and per-token facts cannot be held back and rewritten by the sentence.
-        check: Literal["sentence", "end"] = "end" if structured else self.plan.check
         if check == "end":
             self._passages = [hit.passage for hit in hits]
         checker = AnswerChecker(
             # What was asked last: an answer to the turn before, which the search needs for its context, is a wrong one.
             question_of(messages),
             hits,
-            self._gateway.policy,
+            self.plan.policy,
             check=check,
             fallback=self.plan.fallback,
             abstention=self.plan.abstention,
@@ -243,7 +248,7 @@ class Answering:
         span = genai.start_retrieval(self.trace, collection=plan.collection, mode=plan.search, top_k=plan.top_k)
         started = perf_counter()
         try:
-            grounds = await find_grounds(search, self._scope, query, plan=plan, policy=self._gateway.policy)
+            grounds = await find_grounds(search, self._scope, query, plan=plan)
         except BaseException as error:
             genai.end_retrieval(span, error=error)
             raise
@@ -299,6 +304,7 @@ class Answering:
                     if prediction.queue_seconds is None:
                         prediction.queue_seconds = waited
                         genai.first_token(span)
+                    asked = 0.0
                     for piece in batch:
                         self._finish_reason = piece.finish_reason or self._finish_reason
                         self._usage = piece.usage or self._usage
@@ -308,7 +314,8 @@ class Answering:
             error = failure
             raise
         finally:
-            prediction.engine_seconds = waited + (perf_counter() - asked)
+            # What the consumer took between two batches is not the engine's time.
+            prediction.engine_seconds = waited + (perf_counter() - asked if asked else 0.0)
             usage = self._usage
             genai.end_generation(
                 span,
@@ -371,7 +378,7 @@ class Answering:
     def _note_answer(self) -> None:
         prediction, usage = self.prediction, self._usage
         prediction.answer = "".join(self._texts)
-        prediction.tool_calls = self._tool_calls or None
+        prediction.tool_calls = whole_tool_calls(self._tool_calls) or None
         prediction.prompt_tokens = usage.prompt_tokens
         prediction.completion_tokens = usage.completion_tokens
         prediction.total_seconds = perf_counter() - self._started

@@ -6,12 +6,12 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from app.chat import RetrievalOptions
+from app.chat import ChatRequest
 from app.errors import ContextTooLong, RetrievalUnavailable, from_retrieval
 from app.messages import Message
 from app.prompts import compose, prompt_bytes
 from app.releases import Prompt, RetrievalPlan
-from retrieval.citations import CheckPolicy, Citation, relevance
+from retrieval.citations import Citation, relevance
 from retrieval.documents import Hit, Scope, SearchMode, SearchResult
 from retrieval.errors import IndexMismatch, IndexUnavailable, RetrievalError
 
@@ -47,19 +47,28 @@ class Grounds:
     embed_seconds: float | None = None
 
 
-def chosen_plan(plan: RetrievalPlan, options: RetrievalOptions) -> RetrievalPlan:
-    """The release's plan with what the request chose instead."""
-    chosen = {
-        name: value
-        for name in ("mode", "top_k", "search", "check", "fallback")
-        if (value := getattr(options, name)) is not None
-    }
+def plan_for(request: ChatRequest, plan: RetrievalPlan) -> RetrievalPlan:
+    """The release's plan with what the request chose instead, fitted to the kind of answer asked for.
+
+    An answer for a program (a tool call, JSON) must not be replaced by a sentence for a person, and what follows a
+    tool's result rests on that result. Log-probabilities are of the tokens as they came.
+    """
+    chosen: dict[str, Any] = {}
+    if (options := request.retrieval) is not None:
+        names = ("mode", "top_k", "search", "check", "fallback")
+        chosen = {name: value for name in names if (value := getattr(options, name)) is not None}
+    structured = request.response_format is not None and request.response_format.get("type") != "text"
+    if request.messages[-1].role == "tool":
+        chosen |= {"check": "off", "fallback": "keep"}
+    elif request.tools or structured or request.logprobs:
+        if chosen.get("check", plan.check) == "sentence":
+            chosen["check"] = "end"
+        if not request.logprobs:
+            chosen["fallback"] = "keep"
     return msgspec.structs.replace(plan, **chosen) if chosen else plan
 
 
-async def find_grounds(
-    search: Search, scope: Scope, query: str, *, plan: RetrievalPlan, policy: CheckPolicy
-) -> Grounds:
+async def find_grounds(search: Search, scope: Scope, query: str, *, plan: RetrievalPlan) -> Grounds:
     """Search and judge.
 
     Nothing found at all means that the tenant has no documents (`empty`: a plain chat), unless the caller named a
@@ -79,10 +88,10 @@ async def find_grounds(
         ) from error
     except RetrievalError as error:
         raise from_retrieval(error, param="retrieval.filter") from error
-    hits = relevance(query, result.hits, policy).hits
+    hits = relevance(query, result.hits, plan.policy).hits
     outcome: GroundsOutcome = "used"
     if not hits:
-        insist = scope.filter or plan.mode == "required" if not result.hits else plan.fallback != "keep"
+        insist = plan.fallback != "keep" and (result.hits or scope.filter or plan.mode == "required")
         outcome = "irrelevant" if insist else "empty"
     return Grounds(outcome, tuple(hits), result.hits, result.index_version, result.embed_seconds)
 

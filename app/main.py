@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from app.access import Access
 from app.database import own_directory
-from app.engines import Engine
+from app.engines import Engine, EngineInfo
 from app.engines.local import EngineSettings
 from app.engines.supervisor import LocalEngineSupervisor
 from app.engines.tgi import TGIEngine, Timeouts
@@ -34,7 +34,6 @@ from app.settings import Settings
 from observability.logs import Log
 from observability.metrics import Metrics
 from observability.telemetry import Telemetry
-from retrieval.citations import CheckPolicy
 from retrieval.documents import ParseLimits
 from retrieval.edge import EdgeIndex
 from retrieval.embedder import Embedder, SentenceTransformerEmbedder
@@ -77,7 +76,6 @@ async def open_service(
             engine=engine,
             search=retriever,
             predictions=predictions,
-            policy=CheckPolicy(),
             max_concurrent=settings.limits.max_concurrent_answers,
             record_required=settings.record == "required",
         )
@@ -94,7 +92,7 @@ async def open_service(
             links=links,
             telemetry=telemetry,
             metrics=metrics,
-            checks=_checks(engine, release, retriever, predictions, metrics, supervisor),
+            checks=_checks(settings, engine, release, retriever, predictions, metrics, supervisor),
             embedding_names=tuple(dict.fromkeys((settings.retrieval.embedding_model, retriever.embedding_model))),
             collection=settings.qdrant.collection,
             max_document_bytes=settings.limits.max_document_bytes,
@@ -229,11 +227,13 @@ def _release(settings: Settings) -> Release:
             mode=wanted.retrieval,
             collection=settings.qdrant.collection,
             search=wanted.search,
+            fusion=settings.retrieval.fusion,
             top_k=wanted.top_k,
             check=wanted.check,
             fallback=wanted.fallback,
             abstention=wanted.abstention,
         ),
+        served_model=settings.engine.model,
         base_model=wanted.base_model or (settings.embedded.model if embedded else None),
         base_revision=wanted.base_revision,
         adapter=wanted.adapter,
@@ -245,6 +245,7 @@ def _release(settings: Settings) -> Release:
 
 
 def _checks(
+    settings: Settings,
     engine: Engine,
     release: Release,
     retriever: Retriever,
@@ -278,8 +279,18 @@ def _checks(
             info = await engine.describe()
         except ServiceError:
             return None  # The engine's own check says so.
-        if release.adapter and info.adapters and release.adapter not in info.adapters:
-            return f"the engine does not serve the adapter {release.adapter!r}; it serves {', '.join(info.adapters)}"
-        return None
+        return _disagreement(info, release, settings)
 
     return {"engine": check_engine, "release": check_release, "retrieval": check_retrieval, "record": check_record}
+
+
+def _disagreement(info: EngineInfo, release: Release, settings: Settings) -> str | None:
+    """What the engine serves otherwise than the release says it does."""
+    named = settings.release
+    if release.adapter and info.adapters and release.adapter not in info.adapters:
+        return f"the engine does not serve the adapter {release.adapter!r}; it serves {', '.join(info.adapters)}"
+    if named.base_model and named.base_model != info.model_id:
+        return f"the engine serves {info.model_id!r} where the release names {named.base_model!r}"
+    if named.base_revision and info.revision and named.base_revision != info.revision:
+        return f"the engine serves revision {info.revision!r} where the release names {named.base_revision!r}"
+    return None

@@ -85,3 +85,20 @@ class Generation(msgspec.Struct, frozen=True):
     response_format: dict[str, Any] | None = None
     stream: bool = False
     traceparent: str | None = None
+
+
+def whole_tool_calls(deltas: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Put OpenAI's streamed fragments of tool calls together: one entry a call, its arguments in one string."""
+    calls: dict[int, dict[str, Any]] = {}
+    for position, delta in enumerate(deltas):
+        index = delta.get("index", position)
+        function = delta.get("function") or {}
+        call = calls.get(index)
+        if call is None:
+            calls[index] = {
+                **{key: value for key, value in delta.items() if key != "index"},
+                "function": {**function, "arguments": function.get("arguments") or ""},
+            }
+        else:
+            call["function"]["arguments"] += function.get("arguments") or ""
+    return [calls[index] for index in sorted(calls)]

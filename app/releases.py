@@ -15,13 +15,27 @@ import msgspec
 
 from app import database
 from app.errors import ModelNotFound
+from retrieval.citations import CheckPolicy
+
+
+class BadRelease(Exception):
+    """A release that could not answer as it says."""
 
 
 class Prompt(msgspec.Struct, frozen=True):
-    """How a question and its passages become messages; `{sources}` and `{question}` are replaced in `template`."""
+    """How a question and its passages become messages; `{sources}` and `{question}` are replaced in `template`.
+
+    Raises:
+        BadRelease: the template lacks one of them, so that the engine would never see it.
+    """
 
     version: str
     template: str
+
+    def __post_init__(self) -> None:
+        for slot in ("{sources}", "{question}"):
+            if slot not in self.template:
+                raise BadRelease(f"The prompt template {self.version!r} has no {slot}: put it where they belong.")
 
 
 class RetrievalPlan(msgspec.Struct, frozen=True):
@@ -30,7 +44,9 @@ class RetrievalPlan(msgspec.Struct, frozen=True):
     mode: Literal["off", "auto", "required"] = "auto"
     collection: str = "hallmark"
     search: Literal["hybrid", "dense", "sparse"] = "hybrid"
+    fusion: Literal["dbsf", "rrf"] = "dbsf"
     top_k: int = 5
+    policy: CheckPolicy = CheckPolicy()
     check: Literal["sentence", "end", "off"] = "sentence"
     fallback: Literal["extract", "abstain", "keep"] = "extract"
     abstention: str = "I can't answer that from the documents I have."
@@ -44,6 +60,8 @@ class Release(msgspec.Struct, frozen=True, dict=True):
     engine: str
     prompt: Prompt
     retrieval: RetrievalPlan = RetrievalPlan()
+    served_model: str | None = None
+    """The name the engine is asked for instead of its own base model's."""
     base_model: str | None = None
     base_revision: str | None = None
     adapter: str | None = None

@@ -10,6 +10,7 @@ import uvloop
 from app.database import DataDirectoryBusy, SchemaTooNew
 from app.errors import ServiceError
 from app.main import open_service
+from app.releases import BadRelease
 from app.settings import Settings
 from observability import logs
 from observability.telemetry import ExporterMisconfigured
@@ -56,7 +57,15 @@ async def serve_until_stopped(settings: Settings) -> None:
                 await uvicorn.Server(config).serve(sockets=[listener])
         finally:
             listener.close()
-    except (DataDirectoryBusy, SchemaTooNew, ServiceError, RetrievalError, ExporterMisconfigured, OSError) as error:
+    except (
+        BadRelease,
+        DataDirectoryBusy,
+        SchemaTooNew,
+        ServiceError,
+        RetrievalError,
+        ExporterMisconfigured,
+        OSError,
+    ) as error:
         raise StartFailure(str(error)) from error
     finally:
         await asyncio.to_thread(log.close)

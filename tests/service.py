@@ -38,7 +38,6 @@ from app.settings import Settings
 from observability import logs
 from observability.metrics import Metrics
 from observability.telemetry import Telemetry
-from retrieval.citations import CheckPolicy
 from retrieval.embedder import Embedder, HashingEmbedder
 
 EVERYTHING = ("chat", "documents:read", "documents:write", "predictions:read", "metrics")
@@ -344,7 +343,6 @@ async def live_gateway(
             engine=engine,
             search=search,
             predictions=predictions,
-            policy=CheckPolicy(),
             max_concurrent=max_concurrent,
             record_required=record_required,
         )

@@ -76,7 +76,8 @@ class Prediction(msgspec.Struct, kw_only=True):
     completion_tokens: int | None = None
     retrieve_seconds: float | None = None
     queue_seconds: float | None = None
-    """From the engine being called to its first byte, less what it says it spent on the prompt."""
+    """From the engine being called to the first it sent: its queue and its reading of the prompt, and of an answer
+    that is not streamed the writing too."""
     first_token_seconds: float | None = None
     """From the request's arrival."""
     engine_seconds: float | None = None
@@ -90,7 +91,7 @@ class Prediction(msgspec.Struct, kw_only=True):
     request: Any = None
     """The caller's body: its JSON bytes, or anything msgspec encodes; read back as `msgspec.Raw`."""
     messages: list[Any] | None = None
-    """The prompt as the engine got it."""
+    """The prompt as the engine got it, where passages were put into it; else it got those of the request."""
     question: str | None = None
     answer: str | None = None
     handed_over: bool = False

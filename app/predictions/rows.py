@@ -17,7 +17,7 @@ _REQUEST = COLUMNS.index("request")
 _CONTENT_COLUMNS = tuple(COLUMNS.index(name) for name in ("tool_calls", "request", "messages", "question", "answer"))
 _QUOTING_COLUMNS = tuple(COLUMNS.index(name) for name in ("passages", "citations"))
 # The strings of a passage or citation that name it; every other string of it may be somebody's text.
-_NAMES = frozenset({"id", "passage_id", "document_id", "document_version", "verdict", "support", "index_version"})
+_NAMES = frozenset({"id", "passage_id", "document_id", "document_version", "status", "index_version"})
 
 _quoted = {name: f'"{name}"' for name in COLUMNS}
 SELECT = f"SELECT {', '.join(_quoted.values())} FROM predictions"  # noqa: S608 - our own column names.

@@ -110,7 +110,7 @@ class ChatRoute:
         if style == "markdown":
             answering.marker = lambda n, passage: f"[[{n}]]({link(passage)})"
         completion = Completion(answering.request, prediction, answering.release, link=link, style=style)
-        watch = Watch(receive, self._timeout_seconds, on_timeout=answering.run_out_of_time)
+        watch = Watch(receive, self._timeout_seconds, stop=answering.stop)
         try:
             async with aclosing(answering.events()) as events:
                 if prediction.stream:
@@ -118,9 +118,9 @@ class ChatRoute:
                 else:
                     await self._whole(events, completion, answering, reply)
         except asyncio.CancelledError:
-            if not (watch.hung_up or watch.timed_out) or watch.task.uncancel():
+            if watch.reason is None or watch.task.uncancel():
                 raise
-            if watch.timed_out:
+            if watch.reason == "timeout":
                 raise EngineTimeout(f"The answer took longer than {self._timeout_seconds:g} seconds.") from None
         finally:
             watch.close()

@@ -11,7 +11,7 @@ import msgspec
 
 from app.chat import ChatRequest, CitationStyle
 from app.gateway import Conclusion
-from app.messages import FinishReason, Piece, Usage
+from app.messages import FinishReason, Piece, Usage, whole_tool_calls
 from app.predictions import Prediction
 from app.releases import Release
 from retrieval.citations import Citation, Verdict
@@ -167,9 +167,7 @@ class Completion:
         message: dict[str, Any] = {"role": "assistant", "content": "".join([piece.text for piece in pieces])}
         tool_calls = [call for piece in pieces for call in piece.tool_calls or ()]
         if tool_calls:
-            message["tool_calls"] = [
-                {key: value for key, value in call.items() if key != "index"} for call in tool_calls
-            ]
+            message["tool_calls"] = whole_tool_calls(tool_calls)
             message["content"] = message["content"] or None
         if conclusion.citations:
             message["annotations"] = [annotation(citation, self._link) for citation in conclusion.citations]

@@ -282,7 +282,7 @@ class EmbeddingResponse(BaseModel):
 class PredictionObject(BaseModel):
     """A prediction on record: who asked what of which release, what it rested on, what came of it.
 
-    With `store` false, all that the caller or a document said is null.
+    With `store` false, all that was said by the caller, the engine or a document is left out; `metadata` stays.
     """
 
     id: str
@@ -319,7 +319,9 @@ class PredictionObject(BaseModel):
     citations: list[dict[str, Any]] | None = None
     tool_calls: list[dict[str, Any]] | None = None
     request: Any = Field(None, description="The request's body as it came.")
-    messages: list[Any] | None = Field(None, description="The prompt as the engine got it.")
+    messages: list[Any] | None = Field(
+        None, description="The prompt as the engine got it, where passages were put into it."
+    )
     question: str | None = None
     answer: str | None = None
 

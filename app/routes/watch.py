@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 from starlette.types import Receive
 
+from app.gateway import StopReason
+
 PATIENCE_SECONDS = 0.05
 """How long an answer may take before its client is watched: a shorter one is not worth a task of its own."""
 
@@ -12,18 +14,18 @@ PATIENCE_SECONDS = 0.05
 class Watch:
     """Cancels the current task when the client leaves or after `timeout_seconds`; close it when the answer is out."""
 
-    def __init__(self, receive: Receive, timeout_seconds: float, *, on_timeout: Callable[[], None]) -> None:
-        """`on_timeout` is called before the task is cancelled for its time."""
+    def __init__(self, receive: Receive, timeout_seconds: float, *, stop: Callable[[StopReason], bool]) -> None:
+        """`stop` is told why before the task is cancelled, and may say that it is not to be."""
         task = asyncio.current_task()
         assert task is not None, "an answer is given inside a task"
         self.task = task
         self._receive = receive
         self._timeout_seconds = timeout_seconds
-        self._on_timeout = on_timeout
+        self._stop = stop
         self._watcher: asyncio.Task[None] | None = None
         self._timer = task.get_loop().call_later(min(PATIENCE_SECONDS, timeout_seconds), self._begin)
-        self.hung_up = False
-        self.timed_out = False
+        self.reason: StopReason | None = None
+        """Why the task was cancelled; None when it was not, or by somebody else."""
 
     def close(self) -> None:
         """Stop watching."""
@@ -39,10 +41,12 @@ class Watch:
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self.hung_up = True
-        self.task.cancel()
+        self._cancel("client_left")
 
     def _expire(self) -> None:
-        self.timed_out = True
-        self._on_timeout()
-        self.task.cancel()
+        self._cancel("timeout")
+
+    def _cancel(self, reason: StopReason) -> None:
+        if self.reason is None and self._stop(reason):
+            self.reason = reason
+            self.task.cancel()

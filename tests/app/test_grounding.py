@@ -4,13 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.chat import RetrievalOptions
+from app.chat import ChatRequest, RetrievalOptions
 from app.errors import ContextTooLong, InvalidRequest, RetrievalUnavailable
-from app.grounding import TEMPLATE_TOKENS, chosen_plan, find_grounds, fit_prompt
+from app.grounding import TEMPLATE_TOKENS, find_grounds, fit_prompt, plan_for
 from app.messages import Message
 from app.prompts import prompt_bytes
 from app.releases import Prompt, RetrievalPlan
-from retrieval.citations import CheckPolicy
 from retrieval.documents import Hit, Passage, Scope, SearchMode, SearchResult
 from retrieval.errors import IndexMismatch, IndexUnavailable, InvalidFilter, RetrievalError
 
@@ -56,7 +55,7 @@ OTHER = hit("Nothing of the kind.", 2, cosine=0.0)
         ((), {}, {}, "empty", ()),
         ((), {}, {"a": 1}, "irrelevant", ()),
         ((), {"mode": "required"}, {}, "irrelevant", ()),
-        ((), {"fallback": "keep"}, {"a": 1}, "irrelevant", ()),
+        ((), {"fallback": "keep"}, {"a": 1}, "empty", ()),
         ((IndexUnavailable("down"),), {}, {}, "unavailable", ()),
         ((IndexMismatch("other embedder"),), {}, {}, "unavailable", ()),
     ],
@@ -64,7 +63,7 @@ OTHER = hit("Nothing of the kind.", 2, cosine=0.0)
 async def test_what_was_found_decides_how_the_request_is_answered(found, plan, filtered, outcome, shown):
     search = Search(*found)
     scope = Scope("acme", filtered)
-    grounds = await find_grounds(search, scope, QUESTION, plan=RetrievalPlan(top_k=3, **plan), policy=CheckPolicy())
+    grounds = await find_grounds(search, scope, QUESTION, plan=RetrievalPlan(top_k=3, **plan))
     assert (grounds.outcome, grounds.hits) == (outcome, shown)
     assert search.asked == [(scope, QUESTION, 3, "hybrid")]
     if outcome != "unavailable":
@@ -75,17 +74,13 @@ async def test_what_was_found_decides_how_the_request_is_answered(found, plan, f
 @pytest.mark.parametrize("error", [IndexUnavailable("down"), IndexMismatch("other embedder")])
 async def test_an_index_that_is_required_and_down_is_a_503_to_retry(error):
     with pytest.raises(RetrievalUnavailable) as raised:
-        await find_grounds(
-            Search(error), Scope("acme"), QUESTION, plan=RetrievalPlan(mode="required"), policy=CheckPolicy()
-        )
+        await find_grounds(Search(error), Scope("acme"), QUESTION, plan=RetrievalPlan(mode="required"))
     assert raised.value.retry_after_seconds
 
 
 async def test_a_bad_filter_is_the_caller_s_mistake_and_names_the_field():
     with pytest.raises(InvalidRequest, match="bad") as raised:
-        await find_grounds(
-            Search(InvalidFilter("bad")), Scope("acme"), QUESTION, plan=RetrievalPlan(), policy=CheckPolicy()
-        )
+        await find_grounds(Search(InvalidFilter("bad")), Scope("acme"), QUESTION, plan=RetrievalPlan())
     assert raised.value.param == "retrieval.filter"
 
 
@@ -94,14 +89,44 @@ async def test_a_bad_filter_is_the_caller_s_mistake_and_names_the_field():
     [("mode", "off"), ("top_k", 9), ("search", "dense"), ("check", "end"), ("fallback", "keep")],
 )
 def test_a_request_may_choose_what_the_release_leaves_open(field, value):
-    plan = chosen_plan(RetrievalPlan(), RetrievalOptions(**{field: value}))
+    plan = plan_for(asking(retrieval=RetrievalOptions(**{field: value})), RetrievalPlan())
     assert getattr(plan, field) == value
     assert plan == RetrievalPlan(**{field: value})
 
 
 def test_a_request_that_chooses_nothing_gets_the_release_s_plan():
     plan = RetrievalPlan(top_k=7)
-    assert chosen_plan(plan, RetrievalOptions()) is plan
+    assert plan_for(asking(retrieval=RetrievalOptions()), plan) is plan
+
+
+def asking(*messages: Message, **chosen: object) -> ChatRequest:
+    return ChatRequest(model="m", messages=list(messages) or [Message(role="user", content=QUESTION)], **chosen)
+
+
+TOOL = {"type": "function", "function": {"name": "weather"}}
+
+
+@pytest.mark.parametrize(
+    ("request_", "check", "fallback"),
+    [
+        (asking(), "sentence", "extract"),
+        (asking(response_format={"type": "text"}), "sentence", "extract"),
+        (asking(response_format={"type": "json_object"}), "end", "keep"),
+        (asking(tools=[TOOL]), "end", "keep"),
+        (asking(tools=[TOOL], retrieval=RetrievalOptions(check="off")), "off", "keep"),
+        (asking(logprobs=True), "end", "extract"),
+        (asking(Message(role="user", content=QUESTION), Message(role="tool", content="9 degrees")), "off", "keep"),
+    ],
+)
+def test_an_answer_for_a_program_is_never_rewritten_for_a_person(request_, check, fallback):
+    plan = plan_for(request_, RetrievalPlan())
+    assert (plan.check, plan.fallback) == (check, fallback)
+
+
+async def test_nothing_relevant_for_a_program_is_no_reason_to_abstain():
+    plan = plan_for(asking(tools=[TOOL]), RetrievalPlan())
+    search = Search(hit("The moon is made of rock.", cosine=0.0))
+    assert (await find_grounds(search, Scope("acme"), QUESTION, plan=plan)).outcome == "empty"
 
 
 class Counter:

@@ -312,7 +312,7 @@ def _full_of_content(**facts) -> Prediction:
                 "heading_path": [heading],
             }
         ],
-        citations=[{"n": 1, "start": 3, "end": 9, "quote": quote, "support": "weak", "passage_id": "doc-1/4"}],
+        citations=[{"n": 1, "start": 3, "end": 9, "quote": quote, "status": "weak", "passage_id": "doc-1/4"}],
         metadata={"ticket": "kept"},
         completion_tokens=5,
         **facts,
@@ -337,7 +337,7 @@ async def test_without_store_no_content_reaches_any_file(path, store):
     assert (read.store, read.completion_tokens, read.metadata) == (store, 5, {"ticket": "kept"})
     if not store:
         assert read.passages == [{"document_id": "doc-1", "n": 4, "score": 0.7, "page": None}]
-        assert read.citations == [{"n": 1, "start": 3, "end": 9, "support": "weak", "passage_id": "doc-1/4"}]
+        assert read.citations == [{"n": 1, "start": 3, "end": 9, "status": "weak", "passage_id": "doc-1/4"}]
         assert (read.request, read.messages, read.question, read.answer, read.tool_calls) == (None,) * 5
 
 

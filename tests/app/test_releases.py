@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import ModelNotFound
-from app.releases import Prompt, Release, Releases, RetrievalPlan, enroll
+from app.releases import BadRelease, Prompt, Release, Releases, RetrievalPlan, enroll
+from retrieval.citations import CheckPolicy
 
 RELEASE = Release("hallmark", 1, "tgi", Prompt("answer-1", "{sources} {question}"), base_model="org/base")
 
@@ -21,6 +22,8 @@ CHANGES = {
     "prompt version": {"prompt": Prompt("answer-2", "{sources} {question}")},
     "prompt text": {"prompt": Prompt("answer-1", "{question} {sources}")},
     "retrieval": {"retrieval": RetrievalPlan(top_k=6)},
+    "thresholds": {"retrieval": RetrievalPlan(policy=CheckPolicy(supported_share=0.9))},
+    "served model": {"served_model": "tuned"},
     "base model": {"base_model": "org/other"},
     "base revision": {"base_revision": "abc"},
     "adapter": {"adapter": "support"},
@@ -41,6 +44,12 @@ def test_every_part_of_a_release_is_among_those_changes():
     assert changed == set(Release.__struct_fields__) - {"number"}
 
 
+@pytest.mark.parametrize("template", ["Only {question}", "Only {sources}", ""])
+def test_a_prompt_that_would_hide_the_passages_or_the_question_is_refused(template):
+    with pytest.raises(BadRelease, match=r"\{(sources|question)\}"):
+        Prompt("p", template)
+
+
 @given(st.integers(1, 10**6))
 def test_the_number_is_no_part_of_the_digest(number):
     assert msgspec.structs.replace(RELEASE, number=number).digest == RELEASE.digest
@@ -50,7 +59,7 @@ def test_the_number_is_no_part_of_the_digest(number):
 def test_whoever_holds_the_parts_can_verify_the_digest(template, notes, temperature, top_k):
     release = msgspec.structs.replace(
         RELEASE,
-        prompt=Prompt("p", template),
+        prompt=Prompt("p", f"{template}{{sources}}{{question}}"),
         notes=notes,
         temperature=temperature,
         retrieval=RetrievalPlan(top_k=top_k),

@@ -57,7 +57,7 @@ def starts(tmp_path: Path) -> list[Any]:
 
 async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in another process.
+        while not condition():
             await asyncio.sleep(0.01)
 
 
