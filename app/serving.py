@@ -2,7 +2,10 @@
 
 import asyncio
 import logging
+import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import uvicorn
 import uvloop
@@ -22,6 +25,22 @@ GRACE_SECONDS = 20
 
 class StartFailure(Exception):
     """The service cannot start; the message says why and what would help."""
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but a signal stops it and no more: uvicorn itself raises it again and so ends the process at once."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        for number in numbers:
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
 
 
 def run(settings: Settings) -> None:
@@ -54,7 +73,7 @@ async def serve_until_stopped(settings: Settings) -> None:
                 )
                 listener.listen()  # From here on connections are taken, though not yet served.
                 logging.getLogger(__name__).info("Serving on %s", _address(listener))
-                await uvicorn.Server(config).serve(sockets=[listener])
+                await _Server(config).serve(sockets=[listener])
         finally:
             listener.close()
     except (
