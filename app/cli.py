@@ -16,7 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from app.client import Client, ServiceFailure
-from app.settings import Settings
+from app.errors import InvalidRequest, ServiceError
+from app.settings import Settings, unknown_variables
 from app.terminal import err, load, out, show_sources
 
 app = typer.Typer(
@@ -40,10 +41,13 @@ def main() -> None:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Tell a failure in one line, and exit with 1."""
+    """Tell a failure in one line, and exit with 1, or with 2 where the command was wrong."""
     try:
         yield
-    except ServiceFailure as error:
+    except InvalidRequest as error:
+        err.print(f"[red]error:[/] {escape(error.message)}")
+        raise typer.Exit(2) from None
+    except (ServiceFailure, ServiceError, OSError) as error:
         err.print(f"[red]error:[/] {escape(str(error))}")
         raise typer.Exit(1) from None
 
@@ -56,7 +60,9 @@ def load_settings(**given: Any) -> Settings:
         for problem in error.errors(include_url=False):
             name = ".".join(str(part) for part in problem["loc"])
             err.print(f"[red]setting {escape(name)}:[/] {escape(problem['msg'])}")
-        raise typer.Exit(2) from None
+    except ValueError as error:  # hallmark.toml is no TOML, or a variable that holds a list no JSON.
+        err.print(f"[red]settings:[/] {escape(str(error))}")
+    raise typer.Exit(2)
 
 
 @app.command()
@@ -76,7 +82,10 @@ def serve(
     if settings.engine.url is None and not settings.embedded.enabled:
         err.print("[red]no engine:[/] set HALLMARK_ENGINE_URL to a running one, or start with --local-engine.")
         raise typer.Exit(2)
-    from app.serving import StartFailure, run  # noqa: PLC0415 - the other commands need no server.
+    for name, meant in unknown_variables():
+        hint = f"; did you mean {meant}?" if meant else ", and is ignored."
+        err.print(f"[yellow]warning:[/] {escape(name)} is no setting{hint}")
+    from app.serving import StartFailure, run
 
     try:
         run(settings)
@@ -128,11 +137,13 @@ def ask(
     """Ask a question and show the answer as it comes, with its sources."""
     with explained(), Client(url, key) as client:
         ending: dict[str, Any] = {}
-        for chunk in client.stream(question, model=model):
-            for choice in chunk.get("choices", ()):
-                out.print(escape(choice["delta"].get("content") or ""), end="", soft_wrap=True)
-            ending = chunk if "citations" in chunk else ending
-        out.print()
+        try:
+            for chunk in client.stream(question, model=model):
+                for choice in chunk.get("choices", ()):
+                    out.out(choice["delta"].get("content") or "", end="", highlight=False)
+                ending = chunk if "citations" in chunk else ending
+        finally:
+            out.print()
         show_sources(out, ending)
 
 
@@ -145,15 +156,11 @@ def create(
 ) -> None:
     """Make a key and print it, once: only its hash is kept."""
     from app.access import create_key
-    from app.errors import InvalidRequest
 
-    try:
+    with explained():
         key, secret = create_key(
             _database(data_dir), name=name, tenant=tenant, scopes=scope or ["chat", "documents:read"]
         )
-    except InvalidRequest as error:
-        err.print(f"[red]error:[/] {escape(error.message)}")
-        raise typer.Exit(2) from None
     err.print(f"key {key.id} for tenant {escape(tenant)}: {', '.join(key.scopes)}. It is shown this once:")
     out.print(secret, soft_wrap=True)
 
@@ -164,7 +171,9 @@ def list_all(data_dir: Annotated[Path | None, typer.Option(help="The service's d
     from app.access import list_keys
 
     table = Table("id", "name", "tenant", "scopes", "state")
-    for key in list_keys(_database(data_dir)):
+    with explained():
+        found = list_keys(_database(data_dir))
+    for key in found:
         state = "revoked" if key.revoked_at else "active"
         table.add_row(key.id, escape(key.name), escape(key.tenant), ", ".join(key.scopes), state)
     out.print(table)
@@ -177,13 +186,9 @@ def revoke(
 ) -> None:
     """Revoke a key; a running service refuses it within about a second."""
     from app.access import revoke_key
-    from app.errors import NotFound
 
-    try:
+    with explained():
         revoke_key(_database(data_dir), key_id)
-    except NotFound as error:
-        err.print(f"[red]error:[/] {escape(error.message)}")
-        raise typer.Exit(1) from None
     out.print(f"{key_id} is revoked")
 
 

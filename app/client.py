@@ -17,6 +17,10 @@ class ServiceFailure(Exception):
     """The service refused or could not be reached; the message is for the person at the terminal."""
 
 
+class Refusal(ServiceFailure):
+    """The service will not have this one document; it may have others."""
+
+
 class Client:
     """Talks to one service with one key; use it in a `with` block."""
 
@@ -70,9 +74,19 @@ class Client:
         raise ServiceFailure(f"{self.url} did not become ready: {missing}.")
 
     def add(self, path: Path, name: str) -> dict[str, Any]:
-        """Upload one file under `name`."""
-        body = {"name": name, "content_base64": base64.b64encode(path.read_bytes()).decode()}
-        return self._call("POST", "/v1/documents", json=body)
+        """Upload one file under `name`.
+
+        Raises:
+            Refusal: the file cannot be read, here or there.
+            ServiceFailure: the service cannot be reached, or takes no documents with this key.
+        """
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise Refusal(f"It cannot be read: {error.strerror}.") from error
+        return self._call(
+            "POST", "/v1/documents", json={"name": name, "content_base64": base64.b64encode(content).decode()}
+        )
 
     def ask(self, question: str, *, model: str) -> dict[str, Any]:
         """Ask one question and wait for the whole answer."""
@@ -115,8 +129,9 @@ def _question(question: str, model: str, *, stream: bool) -> dict[str, Any]:
 
 
 def _failure(response: httpx.Response) -> ServiceFailure:
+    kind = Refusal if response.status_code in (400, 413, 415, 422) else ServiceFailure
     try:
         error = response.json()["error"]
-        return ServiceFailure(f"{error['message']} ({error['code']}, status {response.status_code})")
+        return kind(f"{error['message']} ({error['code']}, status {response.status_code})")
     except (ValueError, KeyError, TypeError):
         return ServiceFailure(f"The service answered with status {response.status_code}.")

@@ -168,4 +168,5 @@ def unknown_variables() -> Iterator[tuple[str, str | None]]:
         known |= {f"HALLMARK_{name}_{each}".upper() for each in inner} or {f"HALLMARK_{name}".upper()}
     for variable in sorted(os.environ):  # noqa: TID251 - this module is where the environment is read.
         if variable.startswith("HALLMARK_") and variable not in known:
-            yield variable, next(iter(get_close_matches(variable, known, n=1, cutoff=0.8)), None)
+            near = get_close_matches(variable[9:], [name[9:] for name in known], n=1, cutoff=0.7)
+            yield variable, f"HALLMARK_{near[0]}" if near else None

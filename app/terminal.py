@@ -8,10 +8,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from app.client import Client, ServiceFailure
+from app.client import Client, Refusal, ServiceFailure
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# What a document or a model says is shown as it is: `:key:` is not a picture of one.
+out = Console(highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 SUFFIXES = frozenset({".md", ".markdown", ".txt", ".text", ".html", ".htm", ".pdf", ".docx"})
 """What `ingest` picks from a folder."""
@@ -36,7 +37,7 @@ def load(client: Client, paths: list[Path]) -> int:
             progress.update(task, description=f"loading {escape(name)}")
             try:
                 outcome = client.add(path, name)["outcome"]
-            except ServiceFailure as error:
+            except Refusal as error:
                 outcome = "refused"
                 progress.console.print(f"[red]{escape(name)}:[/] {escape(str(error))}")
             counts[outcome] = counts.get(outcome, 0) + 1

@@ -1,0 +1,202 @@
+"""The command line: keys, settings, and what `serve` says before it serves."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from app.access import list_keys
+from app.cli import app
+from app.database import own_directory
+from app.main import create_api
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str | Path, env: dict[str, str] | None = None) -> Result:
+    """Run a command in this process."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env=env)
+
+
+def process(*arguments: str | Path, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command as a person would."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HALLMARK_", "OTEL_"))}
+    return subprocess.run(
+        [sys.executable, "-m", "app", *map(str, arguments)],
+        cwd=cwd,
+        env={**clean, "PYTHONPATH": str(ROOT), **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+
+
+# --- keys ---
+
+
+def test_a_key_is_printed_once_listed_and_revoked(tmp_path):
+    made = run("keys", "create", "chat page", "--tenant", "acme", "--scope", "chat", "--data-dir", tmp_path)
+    assert made.exit_code == 0, made.output
+    secret = made.stdout.strip()
+    assert re.fullmatch(r"hm_[a-z2-7]{8}_[a-z2-7]{52}", secret)
+    assert "acme: chat" in made.stderr
+    key_id = secret.split("_")[1]
+
+    listed = run("keys", "list", "--data-dir", tmp_path)
+    assert listed.exit_code == 0
+    assert re.search(rf"{key_id}.*chat page.*acme.*chat.*active", listed.stdout)
+    assert secret.split("_")[2] not in listed.stdout
+
+    revoked = run("keys", "revoke", key_id, "--data-dir", tmp_path)
+    assert (revoked.exit_code, revoked.stdout) == (0, f"{key_id} is revoked\n")
+    assert "revoked" in run("keys", "list", "--data-dir", tmp_path).stdout
+    assert list_keys(tmp_path / "hallmark.db")[0].revoked_at is not None
+
+
+def test_a_key_is_for_reading_and_asking_unless_said_otherwise(tmp_path):
+    run("keys", "create", "plain", "--data-dir", tmp_path)
+    run("keys", "create", "two", "--scope", "metrics", "--scope", "admin", "--data-dir", tmp_path)
+    assert [key.scopes for key in list_keys(tmp_path / "hallmark.db")] == [
+        ("chat", "documents:read"),
+        ("admin", "metrics"),
+    ]
+
+
+def test_names_are_shown_as_they_are(tmp_path):
+    run("keys", "create", "[red]:key:[/]", "--data-dir", tmp_path)
+    assert "[red]:key:[/]" in run("keys", "list", "--data-dir", tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("create", "x", "--scope", "everything"), "no scope 'everything'"),
+        (("create", "x", "--tenant", " "), "tenant must not be empty"),
+        (("create", ""), "name must not be empty"),
+    ],
+)
+def test_a_wrong_key_is_refused_with_2(tmp_path, arguments, said):
+    result = run("keys", *arguments, "--data-dir", tmp_path)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert result.stdout == ""
+
+
+def test_an_unknown_key_cannot_be_revoked(tmp_path):
+    result = run("keys", "revoke", "nobodys", "--data-dir", tmp_path)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "no API key 'nobodys'" in result.stderr
+
+
+def test_a_data_directory_that_cannot_be_is_told(tmp_path):
+    (tmp_path / "file").write_text("I am no directory")
+    result = run("keys", "list", "--data-dir", tmp_path / "file")
+    assert result.exit_code == 1
+    assert "file" in result.stderr
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "hallmark.db").write_bytes(b"I am no database" * 100)
+    result = run("keys", "list", "--data-dir", tmp_path / "data")
+    assert result.exit_code == 1
+    assert "cannot be used" in result.stderr
+
+
+# --- settings ---
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"HALLMARK_PORT": "eighty"}, "setting port:"),
+        ({"HALLMARK_ENGINE_DIALECT": "gpt"}, "setting engine.dialect:"),
+        ({"HALLMARK_ENGINE_URRL": "http://x"}, "setting engine.urrl:"),
+        ({"HALLMARK_RETRIEVAL_PASSAGE_TOKENS": "9"}, "setting retrieval.passage_tokens:"),
+        ({"HALLMARK_ENGINE_ADAPTERS": "[broken"}, "engine"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_wrong_setting_is_named_and_exits_with_2(tmp_path, env, said):
+    result = run("serve", "--data-dir", tmp_path, env=env)
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+def test_a_wrong_settings_file_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for text, said in (("port = 1\n[limits]\nmax = 1\n", "limits.max"), ("port = = 1", "settings:")):
+        (tmp_path / "hallmark.toml").write_text(text)
+        result = run("serve")
+        assert result.exit_code == 2
+        assert said in result.stderr
+
+
+def test_the_environment_goes_before_the_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hallmark.toml").write_text('data_dir = "from-file"\nport = "no number"\n')
+    result = run("keys", "create", "x", env={"HALLMARK_PORT": "8081"})
+    assert result.exit_code == 0
+    assert (tmp_path / "from-file" / "hallmark.db").exists()
+
+
+# --- serve ---
+
+
+def test_serving_needs_an_engine(tmp_path):
+    result = run("serve", "--data-dir", tmp_path)
+    assert result.exit_code == 2
+    assert "HALLMARK_ENGINE_URL" in result.stderr
+    assert "--local-engine" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_taken_port_is_told_before_anything_is_opened(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        env = {"HALLMARK_ENGINE_URL": "http://127.0.0.1:1", "HALLMARK_PROT": "1", "HALLMARK_XYZZY": "1"}
+        done = process("serve", "--port", port, "--data-dir", "data", cwd=tmp_path, env=env)
+    assert done.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+    assert "--port" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "data").exists()
+    # A typo in a variable does not go unnoticed.
+    assert "HALLMARK_PROT is no setting; did you mean HALLMARK_PORT?" in done.stderr
+    assert "HALLMARK_XYZZY is no setting, and is ignored." in done.stderr
+    assert done.stderr.count("is no setting") == 2
+
+
+def test_a_data_directory_in_use_is_told(tmp_path):
+    with own_directory(tmp_path / "data"):
+        env = {"HALLMARK_ENGINE_URL": "http://127.0.0.1:1"}
+        done = process("serve", "--port", "0", "--data-dir", "data", cwd=tmp_path, env=env)
+    assert done.returncode == 1
+    assert "cannot start:" in done.stderr
+    assert "data" in done.stderr.partition("cannot start:")[2]
+    assert "Traceback" not in done.stderr
+
+
+# --- the rest ---
+
+
+def test_the_description_is_printed_as_it_is_served(tmp_path):
+    done = process("openapi", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == create_api().openapi()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [(), ("keys",)])
+def test_without_a_command_the_commands_are_shown(arguments: tuple[Any, ...]):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "Commands" in result.output
+
+
+def test_an_unknown_command_is_refused():
+    assert run("fly").exit_code == 2

@@ -1,0 +1,261 @@
+"""The commands that talk to a service, against a live one."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from typer.testing import CliRunner, Result
+
+from app.cli import app
+from app.client import Client
+from tests.fake_tgi import FakeTGI, Refuse, Tokens
+from tests.service import Service, live_service, until
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+async def tgi() -> AsyncIterator[FakeTGI]:
+    async with FakeTGI(default=Tokens("A hallmark is a", " stamp on gold.")) as tgi:
+        yield tgi
+
+
+@pytest.fixture
+async def service(tgi: FakeTGI, tmp_path: Path) -> AsyncIterator[Service]:
+    async with live_service(tmp_path / "data", engine_url=tgi.url) as service:
+        yield service
+
+
+async def run(*arguments: str | Path) -> Result:
+    """Run a command beside the service, which lives on this thread's loop."""
+    return await asyncio.to_thread(CliRunner().invoke, app, [str(argument) for argument in arguments])
+
+
+def at(service: Service, key: str | None = None) -> tuple[str, ...]:
+    return ("--url", service.url, "--key", key or service.key)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "papers"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "gold.md").write_text("# Gold\n\nA hallmark is a stamp on gold.")
+    (folder / "deep" / "tea.txt").write_text("Green tea is brewed at eighty degrees.")
+    (folder / "notes.bin").write_bytes(b"not for reading")
+    return folder
+
+
+# --- ingest ---
+
+
+async def test_a_folder_is_loaded_with_its_own_names(service, folder):
+    first = await run("ingest", folder, *at(service))
+    assert (first.exit_code, first.stdout) == (0, "2 created\n"), first.output
+    assert "documents loaded" in first.stderr
+    async with service.client() as client:
+        documents = (await client.get("/v1/documents")).json()["data"]
+    assert {document["name"] for document in documents} == {"gold.md", "deep/tea.txt"}
+
+    (folder / "gold.md").write_text("# Gold\n\nA hallmark is a stamp on gold and silver.")
+    again = await run("ingest", folder, *at(service))
+    assert (again.exit_code, again.stdout) == (0, "1 replaced, 1 unchanged\n")
+
+
+async def test_a_bad_file_is_told_and_the_others_are_loaded(service, folder):
+    (folder / "broken.pdf").write_bytes(b"%PDF-1.7 no more")
+    (folder / "empty[1].md").write_bytes(b"")
+    result = await run("ingest", folder, *at(service))
+    assert result.exit_code == 1
+    assert result.stdout == "2 created, 2 refused\n"
+    assert "broken.pdf:" in result.stderr
+    assert "empty[1].md:" in result.stderr
+    assert "(unreadable_document, status 422)" in result.stderr.replace("\n", " ")
+
+
+async def test_a_file_that_cannot_be_read_is_told(service, folder):
+    (folder / "odd.txt").symlink_to("/proc/self/mem")  # Reading it fails, for root as well.
+    result = await run("ingest", folder, *at(service))
+    assert (result.exit_code, result.stdout) == (1, "2 created, 1 refused\n")
+    assert "odd.txt: It cannot be read" in result.stderr.replace("\n", " ")
+
+
+async def test_single_files_are_loaded_whatever_their_suffix(service, folder):
+    result = await run("ingest", folder / "gold.md", folder / "notes.bin", *at(service))
+    assert (result.exit_code, result.stdout) == (0, "2 created\n")
+
+
+async def test_what_cannot_go_on_stops_at_once(service, folder):
+    for number in range(20):
+        (folder / f"{number}.txt").write_text("x")
+    reader = service.new_key(scopes=("documents:read",))
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        nowhere = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    for arguments, said in (
+        (at(service, "hm_aaaaaaaa_wrong"), "invalid_api_key"),
+        (at(service, reader), "insufficient_scope"),
+        (("--url", nowhere, "--key", "k"), "cannot be reached"),
+    ):
+        result = await run("ingest", folder, *arguments)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr.count(said) == 1
+
+
+async def test_a_folder_without_documents_is_a_mistake(service, tmp_path):
+    (tmp_path / "nothing").mkdir()
+    result = await run("ingest", tmp_path / "nothing", *at(service))
+    assert result.exit_code == 1
+    assert "no document" in result.stderr
+    assert (await run("ingest", tmp_path / "absent", *at(service))).exit_code == 2
+
+
+# --- ask ---
+
+
+async def test_an_answer_is_shown_with_what_it_rests_on(service, folder):
+    await run("ingest", folder, *at(service))
+    result = await run("ask", "What is a hallmark?", *at(service))
+    assert result.exit_code == 0, result.output
+    answer, sources = result.stdout.split("\n", 1)
+    assert answer == "A hallmark is a stamp on gold [1]."
+    assert "[1] Gold - Gold (supported)" in sources
+    assert '"A hallmark is a stamp on gold."' in sources
+    url = re.search(rf"{service.url}/v1/documents/\S+", sources)
+    assert url is not None
+    async with httpx.AsyncClient(trust_env=False) as browser:
+        assert (await browser.get(url[0])).status_code == 200
+
+
+async def test_an_answer_is_shown_as_it_comes(service, tgi):
+    hold = asyncio.Event()
+    tgi.script(Tokens("First", " second", gates={1: hold}))
+
+    def ask() -> list[str]:
+        with Client(service.url, service.key) as client:
+            texts = []
+            for chunk in client.stream("Hello", model="hallmark"):
+                texts += [choice["delta"].get("content") for choice in chunk["choices"]]
+                if texts[-1] == "First":
+                    loop.call_soon_threadsafe(hold.set)
+            return [text for text in texts if text]
+
+    loop = asyncio.get_running_loop()
+    assert await asyncio.to_thread(ask) == ["First", " second"]
+
+
+async def test_words_of_the_model_are_not_markup(service, tgi):
+    tgi.script(Tokens("[red]stop[/red] :key: [", "/", "] done"))
+    result = await run("ask", "Hello", *at(service))
+    assert (result.exit_code, result.stdout) == (0, "[red]stop[/red] :key: [/] done\n")
+
+
+async def test_an_abstention_says_why(service, folder):
+    await run("ingest", folder, *at(service))
+    result = await run("ask", "Who won the election in Peru in 1985?", *at(service))
+    assert result.exit_code == 0
+    assert "abstained (nothing relevant)" in result.stdout
+
+
+async def test_a_refusal_is_told(service, tgi):
+    unknown = await run("ask", "Hello", "--model", "gpt-4", *at(service))
+    assert (unknown.exit_code, unknown.stdout) == (1, "\n")
+    assert "model_not_found" in unknown.stderr
+    tgi.default = lambda body: Refuse.overloaded()
+    busy = await run("ask", "Hello", *at(service))
+    assert busy.exit_code == 1
+    assert "(overloaded, status 429)" in busy.stderr
+
+
+async def test_an_answer_that_breaks_off_is_told_after_what_came(service, tgi):
+    sent = asyncio.Event()
+    tgi.script(Tokens("One", " two", fail_after=1, gates={1: sent}))
+    asking = asyncio.create_task(run("ask", "Hello", *at(service)))
+    async with service.client() as client:
+
+        async def answering() -> bool:
+            return "hallmark_requests_in_flight 1.0" in (await client.get("/metrics")).text
+
+        await until(answering)
+    sent.set()
+    result = await asking
+    assert result.exit_code == 1
+    assert "engine" in result.stderr
+
+
+async def test_a_command_without_a_key_says_how_to_give_one(service):
+    result = await run("ask", "Hello", "--url", service.url)
+    assert result.exit_code == 2
+    assert "--key" in result.stderr
+
+
+# --- demo ---
+
+
+async def test_the_demo_loads_asks_and_shows_the_key(service, folder):
+    arguments = ("demo", "--url", service.url, "--examples", folder, "--data-dir", service.data_dir)
+    first = await run(*arguments)
+    assert first.exit_code == 0, first.output
+    assert "2 created" in first.stdout
+    assert first.stdout.count("Q ") == first.stdout.count("A ") == 2
+    assert re.search(r"prediction [0-9a-f-]{36}, release digest [0-9a-f]{12}", first.stdout)
+    key = re.search(r"API key: (hm_\S+)", first.stdout)
+    assert key is not None
+    async with service.client(key[1]) as client:
+        assert (await client.get("/v1/me")).json()["name"] == "demo"
+    assert (service.data_dir / "demo.key").stat().st_mode & 0o777 == 0o600
+
+    again = await run(*arguments)
+    assert "2 unchanged" in again.stdout
+    assert f"API key: {key[1]}" in again.stdout
+
+
+async def test_the_demo_without_examples_or_service_says_so(service, tmp_path):
+    absent = await run("demo", "--url", service.url, "--examples", tmp_path / "absent", "--data-dir", service.data_dir)
+    assert absent.exit_code == 1
+    assert "--examples" in absent.stderr
+
+
+# --- openapi, serve ---
+
+
+async def test_the_description_is_the_one_that_is_served(service):
+    result = await run("openapi")
+    async with service.client() as client:
+        assert json.loads(result.stdout) == (await client.get("/openapi.json")).json()
+
+
+@pytest.mark.slow
+async def test_a_service_is_started_asked_and_stopped(tgi, folder, tmp_path):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HALLMARK_", "OTEL_"))}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "app", "serve", "--port", "0", "--data-dir", str(tmp_path / "served")),
+        env={**clean, "HALLMARK_ENGINE_URL": tgi.url, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(50):
+            while not (found := re.search(rb"Serving on (http://[0-9.:]+)", await process.stderr.readline())):
+                pass
+        url = found[1].decode()
+        key = (await run("keys", "create", "x", *SCOPES, "--data-dir", tmp_path / "served")).stdout.strip()
+        loaded = await run("ingest", folder, "--url", url, "--key", key)
+        asked = await run("ask", "What is a hallmark?", "--url", url, "--key", key)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        rest = (await process.communicate())[1]
+    assert (loaded.exit_code, loaded.stdout) == (0, "2 created\n"), loaded.output
+    assert asked.stdout.startswith("A hallmark is a stamp on gold [1].")
+    assert process.returncode == 0
+    assert b"Traceback" not in rest
+
+
+SCOPES = ("--scope", "chat", "--scope", "documents:read", "--scope", "documents:write")
