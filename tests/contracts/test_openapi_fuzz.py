@@ -11,21 +11,24 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.fake_tgi import FakeTGI
-from tests.service import Api, Service, live_service
+from tests.fake_tgi import Drop, FakeTGI, Refuse, Reply, Tokens
+from tests.service import CHAT, Api, Service, live_service
 
 # A description cannot say all that is refused: "one of these two fields", "a file of a kind that is read".
 UNSAID = "positive_data_acceptance"
 POSITIVE = ("--mode", "positive")
+CONFORMANCE = "status_code_conformance,content_type_conformance,response_schema_conformance"
 
 
 @dataclass
 class Target:
+    tgi: FakeTGI
     service: Service
     api: Api
     directory: Path
@@ -109,7 +112,7 @@ async def target(tmp_path: Path) -> AsyncIterator[Target]:
         live_service(tmp_path / "data", engine_url=tgi.url, log_stream=log) as service,
         service.client() as client,
     ):
-        yield Target(service, Api(client, "default", service.key), tmp_path, log)
+        yield Target(tgi, service, Api(client, "default", service.key), tmp_path, log)
     failed = [line for line in log.getvalue().splitlines() if b'"level":"ERROR"' in line]
     assert not failed, failed[0][:2_000]
 
@@ -128,11 +131,33 @@ async def test_random_requests_with_real_names_get_what_is_described(target: Tar
 
 
 async def test_without_a_key_every_route_but_the_open_ones_is_closed(target: Target) -> None:
-    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     source = f"{target.service.url}/openapi.json"
+    checks = f"not_a_server_error,{CONFORMANCE}"
     await target.fuzz(source, "--phases", "coverage", *POSITIVE, checks=checks, key=False)
     succeeded = {route for route, status in target.answered() if status < 400}
     assert succeeded <= {"/openapi.json", "/healthz", "/readyz", "unmatched"}
+
+
+async def test_an_engine_that_fails_in_every_way_gets_the_statuses_and_events_described(target: Target) -> None:
+    failures = cycle(
+        (
+            Drop,
+            Drop,  # The first may have met a kept connection, for which there is a second try.
+            Refuse.failed,
+            Refuse.overloaded,
+            Refuse.too_long,
+            lambda: Tokens("A hallmark", " is", fail_after=1),
+            lambda: Tokens("A hallmark", " is", cut_after=1),
+            lambda: Reply(b"<html></html>", content_type="text/html"),
+            lambda: Tokens("A hallmark", " is"),
+        )
+    )
+    source = await target.with_real_names()
+    target.tgi.default = lambda body: next(failures)()
+    options = ("--include-operation-id", "create_chat_completion", "--phases", "fuzzing", "--max-examples", "60")
+    await target.fuzz(source, *options, *POSITIVE, checks=f"{CONFORMANCE},response_headers_conformance")
+    statuses = {status for route, status in target.answered() if route == CHAT}
+    assert statuses >= {200, 400, 429, 502, 503}
 
 
 @pytest.mark.slow
