@@ -1,17 +1,18 @@
 """The chat request as callers send it: OpenAI's body with the optional extras `retrieval`, `metadata`, `store`, `user`.
 
-Decoded once, strictly typed and bounded by msgspec, straight from the request's bytes. Fields that are not
-listed are ignored, as OpenAI's own servers ignore what they do not know.
+Decoded once, strictly typed and bounded by msgspec, straight from the request's bytes. What OpenAI has deprecated is
+brought into its present form. A field that is not listed here is ignored: SDKs send some that only OpenAI's servers
+have a use for. One that asks for another answer than the caller would get is refused by name.
 """
 
 import re
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from app.errors import InvalidRequest
 from app.messages import Message, Sampling
+from app.turns import check_turns
 
 CheckMode = Literal["sentence", "end", "off"]
 CitationStyle = Literal["annotations", "markdown", "openwebui"]
@@ -47,16 +48,17 @@ class ChatRequest(msgspec.Struct, frozen=True):
     max_tokens: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
     max_completion_tokens: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    top_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     frequency_penalty: Annotated[float, msgspec.Meta(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, msgspec.Meta(ge=-2, le=2)] | None = None
-    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
+    seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: str | Annotated[list[str], msgspec.Meta(max_length=4)] | None = None
     n: Annotated[int, msgspec.Meta(ge=1, le=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -81,12 +83,22 @@ class ChatRequest(msgspec.Struct, frozen=True):
         )
 
 
-_DECODE = msgspec.json.Decoder(ChatRequest).decode
+class _Sent(ChatRequest, frozen=True):
+    """What a caller may send beside it, to be refused: an answer that ignores it is not the one that was asked for."""
+
+    functions: Any = None
+    logit_bias: Any = None
+    modalities: Any = None
+    audio: Any = None
+    web_search_options: Any = None
+
+
+_DECODE = msgspec.json.Decoder(_Sent).decode
 _PATH = re.compile(r" - at `\$\.?([^`]*)`$")
 
 
-def decode_chat_request(body: bytes) -> ChatRequest:
-    """Decode and check a request's body.
+def decode_chat_request(body: bytes, *, remote_images: bool = False) -> ChatRequest:
+    """Decode and check a request's body; without `remote_images` its images must be `data:` URLs.
 
     Raises:
         InvalidRequest: names the field and what it should be.
@@ -99,7 +111,7 @@ def decode_chat_request(body: bytes) -> ChatRequest:
         raise InvalidRequest(
             f"The body is not valid JSON: {error}. Send an object as OpenAI's API describes it."
         ) from None
-    _check(request)
+    _check(request, remote_images=remote_images)
     return request
 
 
@@ -116,35 +128,34 @@ def invalid_field(error: msgspec.ValidationError) -> InvalidRequest:
     return InvalidRequest(f"{where}{reason}.", param=param or None)
 
 
-def _check(request: ChatRequest) -> None:
+def _check(request: _Sent, *, remote_images: bool) -> None:
     """Check what a type cannot say."""
     if request.max_tokens is not None and request.max_completion_tokens is not None:
         raise InvalidRequest("Send `max_completion_tokens` or `max_tokens`, not both.", param="max_tokens")
-    if request.messages[-1].role == "assistant" and not request.messages[-1].text:
-        raise InvalidRequest("`messages`: the last message is an empty assistant turn.", param="messages")
-    for index, message in enumerate(request.messages):
-        if message.content is None and not message.tool_calls:
-            raise InvalidRequest(
-                f"`messages[{index}].content` is missing: only an assistant turn with `tool_calls` may leave it out.",
-                param=f"messages[{index}].content",
-            )
-        if isinstance(message.content, list):
-            _check_parts(message.content, index)
-    if request.metadata is not None:
+    check_turns(request.messages, remote_images=remote_images)
+    _refuse_unsupported(request)
+    if request.metadata:
         _check_metadata(request.metadata)
 
 
-def _check_parts(parts: list[dict[str, Any]], index: int) -> None:
-    for at, part in enumerate(parts):
-        where = f"messages[{index}].content[{at}]"
-        kind = part.get("type")
-        if kind not in ("text", "image_url"):
-            raise InvalidRequest(f"`{where}.type` is {kind!r}; `text` and `image_url` are read.", param=where)
-        if kind == "text" and not isinstance(part.get("text"), str):
-            raise InvalidRequest(f"`{where}.text` must be a string.", param=where)
+def _refuse_unsupported(request: _Sent) -> None:
+    if request.functions:
+        raise InvalidRequest("`functions` is not supported: send them as `tools`.", param="functions")
+    if request.logit_bias:
+        raise InvalidRequest("`logit_bias` is not supported: leave it out.", param="logit_bias")
+    if request.modalities not in (None, [], ["text"]):
+        raise InvalidRequest("`modalities`: answers are text; leave it out.", param="modalities")
+    if request.audio is not None:
+        raise InvalidRequest("`audio` is not supported: answers are text.", param="audio")
+    if request.web_search_options is not None:
+        raise InvalidRequest(
+            "`web_search_options` is not supported: answers rest on your own documents.", param="web_search_options"
+        )
 
 
-def _check_metadata(metadata: Mapping[str, Any]) -> None:
+def _check_metadata(metadata: dict[str, Any]) -> None:
+    for key in [key for key, value in metadata.items() if value is None]:
+        del metadata[key]
     if len(metadata) > 16:
         raise InvalidRequest("`metadata` may hold 16 keys at most.", param="metadata")
     for key, value in metadata.items():

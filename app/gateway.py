@@ -290,6 +290,7 @@ class Answering:
             sampling=sampling,
             tools=request.tools,
             tool_choice=request.tool_choice,
+            parallel_tool_calls=request.parallel_tool_calls,
             response_format=request.response_format,
             stream=prediction.stream,
             traceparent=self.trace.traceparent_under(span),

@@ -109,6 +109,7 @@ async def open_service(
             max_body_bytes=settings.limits.max_body_bytes,
             timeout_seconds=settings.limits.request_timeout_seconds,
             public_url=public_url,
+            remote_images=settings.limits.remote_images,
         )
         largest_body_bytes = settings.limits.max_document_bytes * 2  # In base64, or in a form, a document grows.
         yield Front(
@@ -182,6 +183,7 @@ async def _engine(settings: Settings, supervisor: LocalEngineSupervisor | None, 
             connect_seconds=given.connect_timeout_seconds,
             first_token_seconds=given.first_token_timeout_seconds,
             between_tokens_seconds=given.between_tokens_timeout_seconds,
+            answer_seconds=settings.limits.request_timeout_seconds,
         ),
         max_connections=given.max_connections,
     )

@@ -39,11 +39,13 @@ class Message(msgspec.Struct, omit_defaults=True):
     `content` is a string, a list of typed parts, or absent (an assistant turn that only calls tools).
     """
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[dict[str, Any]] | None = None
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
+    function_call: dict[str, Any] | None = None
+    """Deprecated, as the role `function` is: no engine is sent either (see `app.turns`)."""
 
     @property
     def text(self) -> str:
@@ -82,6 +84,7 @@ class Generation(msgspec.Struct, frozen=True):
     sampling: Sampling = Sampling()
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
     stream: bool = False
     traceparent: str | None = None

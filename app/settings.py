@@ -109,6 +109,9 @@ class LimitSettings(Section):
         description="Chat requests in flight; one more gets 429. More than `engine.max_connections` help little.",
     )
     request_timeout_seconds: float = Field(600.0, gt=0, description="Longest life of one answer.")
+    remote_images: bool = Field(
+        False, description="Let callers send images by URL: the engine fetches them, from whatever it can reach."
+    )
 
 
 class Settings(BaseSettings):

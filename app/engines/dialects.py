@@ -6,12 +6,15 @@ field's name. Nulls are never sent.
 """
 
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from app.errors import InvalidRequest
 from app.messages import Generation, Message
 
+# What servers take in place of 0: it keeps the likeliest token alone, which is what 0 means.
 _SMALLEST_TOP_P = 1e-6
+_IMAGE_MARK, _NO_IMAGE_MARK = "![](", "![ ]("
 _U64 = (1 << 64) - 1
 _ALIKE = ("max_tokens", "temperature", "frequency_penalty")
 _AS_OPENAI = (*_ALIKE, "presence_penalty", "top_p", "seed")
@@ -27,6 +30,7 @@ class Dialect:
     `passed`: the sampling fields sent as they are. TGI's presence_penalty is not among them: it becomes a
     repetition penalty of value + 2, so that 0 already distorts the answer.
     `is_tgi`: the request rules of TGI's router apply (see `_for_tgi`).
+    `knows_developers`: the role `developer` is passed; chat templates know none, and read `system`.
     """
 
     name: str
@@ -35,6 +39,7 @@ class Dialect:
     lists_adapters: bool = True
     leaves_stops: bool = False
     is_tgi: bool = False
+    knows_developers: bool = False
     passed: tuple[str, ...] = _AS_OPENAI
     max_stops: int | None = None
     max_top_logprobs: int | None = None
@@ -86,28 +91,32 @@ DIALECTS: dict[str, Dialect] = {
             info_path="/props",
             tokenize_field="content",
         ),
-        Dialect("openai", health_path="/v1/models", tokenize_path=None),
+        Dialect("openai", knows_developers=True, health_path="/v1/models", tokenize_path=None),
     )
 }
 
 
 def payload(dialect: Dialect, generation: Generation, model: str) -> dict[str, Any]:
     """Return the body of the chat request; raises InvalidRequest naming a field this kind of server cannot serve."""
-    body: dict[str, Any] = {"model": model, "messages": generation.messages, "stream": generation.stream}
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": _messages(dialect, generation.messages),
+        "stream": generation.stream,
+    }
     if generation.stream:
         body["stream_options"] = {"include_usage": True}
     sampling = generation.sampling
     for name in dialect.passed:
         if (value := getattr(sampling, name)) is not None:
             body[name] = value
+    if sampling.top_p == 0 and "top_p" in body:
+        body["top_p"] = _SMALLEST_TOP_P
     if sampling.stop:
         body["stop"] = _stops(dialect, sampling.stop)
     if sampling.logprobs:
         body.update(_logprobs(dialect, sampling.top_logprobs))
     if generation.tools:
-        body["tools"] = generation.tools
-        if generation.tool_choice is not None:
-            body["tool_choice"] = generation.tool_choice
+        body.update(_tools(dialect, generation))
     response_format = generation.response_format
     if dialect.is_tgi:
         _for_tgi(body, generation)
@@ -115,6 +124,49 @@ def payload(dialect: Dialect, generation: Generation, model: str) -> dict[str, A
     if response_format is not None:
         body["response_format"] = response_format
     return body
+
+
+def _messages(dialect: Dialect, messages: list[Message]) -> list[Message]:
+    if not dialect.knows_developers and any(message.role == "developer" for message in messages):
+        messages = [
+            Message("system", message.content, message.name) if message.role == "developer" else message
+            for message in messages
+        ]
+    return [_without_image_marks(message) for message in messages] if dialect.is_tgi else messages
+
+
+def _without_image_marks(message: Message) -> Message:
+    """Write what TGI would take for an image so that it stays text.
+
+    In front of a vision model TGI turns an image part into `![](url)`, and then fetches whatever stands in such marks
+    anywhere in the prompt, a passage's text and a user's included. Texts side by side are joined, so that no mark is
+    made of two of them.
+    """
+    content = message.content
+    if content is None or (isinstance(content, str) and _IMAGE_MARK not in content):
+        return message
+    safe: str | list[dict[str, Any]]
+    if isinstance(content, str):
+        safe = content.replace(_IMAGE_MARK, _NO_IMAGE_MARK)
+    else:
+        safe = []
+        for is_text, parts in groupby(content, key=lambda part: part.get("type") == "text"):
+            if is_text:
+                text = "\n".join(part["text"] for part in parts)
+                safe.append({"type": "text", "text": text.replace(_IMAGE_MARK, _NO_IMAGE_MARK)})
+            else:
+                safe += parts
+    return Message(message.role, safe, message.name, message.tool_calls, message.tool_call_id)
+
+
+def _tools(dialect: Dialect, generation: Generation) -> dict[str, Any]:
+    tools: dict[str, Any] = {"tools": generation.tools}
+    if generation.tool_choice is not None:
+        tools["tool_choice"] = generation.tool_choice
+    if generation.parallel_tool_calls is not None and not dialect.is_tgi:
+        # TGI calls one tool at most, and is not told of the rest.
+        tools["parallel_tool_calls"] = generation.parallel_tool_calls
+    return tools
 
 
 def _stops(dialect: Dialect, stops: tuple[str, ...]) -> tuple[str, ...]:
@@ -138,17 +190,10 @@ def _for_tgi(body: dict[str, Any], generation: Generation) -> None:
     sampling = generation.sampling
     top_p = sampling.top_p
     if top_p is not None and top_p < 1:
-        # TGI wants a value above 0; the smallest keeps the likeliest token alone, which is what 0 means.
         body["top_p"] = max(top_p, _SMALLEST_TOP_P)
     if sampling.seed is not None:
         # TGI reads an unsigned number, OpenAI a signed one.
         body["seed"] = sampling.seed & _U64
-    if any(message.role == "developer" for message in generation.messages):
-        # Chat templates know no developer.
-        body["messages"] = [
-            Message("system", message.content, message.name) if message.role == "developer" else message
-            for message in generation.messages
-        ]
 
 
 def _tgi_grammar(response_format: dict[str, Any] | None) -> dict[str, Any] | None:

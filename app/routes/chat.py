@@ -53,6 +53,7 @@ class ChatRoute:
         max_body_bytes: int,
         timeout_seconds: float,
         public_url: str | None = None,
+        remote_images: bool = False,
     ) -> None:
         self._gateway = gateway
         self._access = access
@@ -63,6 +64,7 @@ class ChatRoute:
         self._max_body_bytes = max_body_bytes
         self._timeout_seconds = timeout_seconds
         self._public_url = public_url
+        self._remote_images = remote_images
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; whatever happens, its telemetry ends once and with the status that was sent."""
@@ -89,7 +91,8 @@ class ChatRoute:
         caller = await self._access.admit(headers.get(b"authorization"))
         caller.require("chat")
         body = await read_body(headers, receive, self._max_body_bytes)
-        answering = self._gateway.begin(decode_chat_request(body), body, caller, trace)
+        request = decode_chat_request(body, remote_images=self._remote_images)
+        answering = self._gateway.begin(request, body, caller, trace)
         conversation = headers.get(b"x-conversation-id") or headers.get(b"x-openwebui-chat-id")
         if conversation:
             answering.prediction.conversation = conversation.decode("latin-1")[:512]

@@ -66,6 +66,10 @@ def user(content: Any) -> dict[str, Any]:
     return {"role": "user", "content": content}
 
 
+def image(image_url: Any) -> dict[str, Any]:
+    return {"messages": [user([{"type": "image_url", "image_url": image_url}])]}
+
+
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "model is a number": ({"model": 7}, "model"),
     "model is empty": ({"model": ""}, "model"),
@@ -80,6 +84,17 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "content is no part": ({"messages": [user([7])]}, "messages[0].content[0]"),
     "a part of another type": ({"messages": [user([{"type": "video"}])]}, "messages[0].content[0]"),
     "a part without its text": ({"messages": [user([{"type": "text"}])]}, "messages[0].content[0]"),
+    "a part without a type": ({"messages": [user([{"text": "Hello"}])]}, "messages[0].content[0]"),
+    "an image that is a text": (image("data:image/png;base64,AA"), "messages[0].content[0].image_url"),
+    "an image without a URL": (image({"detail": "low"}), "messages[0].content[0].image_url"),
+    "an image from the network": (image({"url": "http://169.254.169.254/"}), "messages[0].content[0].image_url.url"),
+    "an image from a file": (image({"url": "file:///etc/passwd"}), "messages[0].content[0].image_url.url"),
+    "functions": ({"functions": [{"name": "f"}]}, "functions"),
+    "logit_bias": ({"logit_bias": {"50256": -100}}, "logit_bias"),
+    "a spoken answer": ({"modalities": ["text", "audio"]}, "modalities"),
+    "a voice": ({"audio": {"voice": "alloy"}}, "audio"),
+    "a search of the web": ({"web_search_options": {}}, "web_search_options"),
+    "a tool's turn without content": ({"messages": [{"role": "tool", "tool_call_id": "1"}]}, "messages[0].content"),
     "an empty assistant turn": ({"messages": [user("Hi"), {"role": "assistant", "content": ""}]}, "messages"),
     "max_tokens is zero": ({"max_tokens": 0}, "max_tokens"),
     "max_tokens is a text": ({"max_tokens": "9"}, "max_tokens"),
@@ -87,11 +102,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "both limits": ({"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens"),
     "temperature is cold": ({"temperature": -0.1}, "temperature"),
     "temperature is hot": ({"temperature": 2.1}, "temperature"),
-    "top_p is zero": ({"top_p": 0}, "top_p"),
+    "top_p is negative": ({"top_p": -0.1}, "top_p"),
     "top_p is large": ({"top_p": 1.1}, "top_p"),
     "frequency_penalty": ({"frequency_penalty": 3}, "frequency_penalty"),
     "presence_penalty": ({"presence_penalty": "x"}, "presence_penalty"),
-    "seed is negative": ({"seed": -1}, "seed"),
     "seed is a fraction": ({"seed": 0.5}, "seed"),
     "seed is too large": ({"seed": 2**63}, "seed"),
     "stop is a number": ({"stop": 1}, "stop"),
@@ -136,6 +150,69 @@ async def test_every_wrong_field_is_a_400_that_names_it(api, tgi, fields, param)
     assert param.partition("[")[0].partition(".")[0] in error["message"]
     assert await api.records(0) == []
     assert tgi.bodies == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"seed": -1},
+        {"top_p": 0},
+        {"metadata": {"a": None}},
+        {"functions": [], "logit_bias": {}, "modalities": ["text"], "parallel_tool_calls": False},
+        {"functions": None, "logit_bias": None, "modalities": None, "audio": None, "metadata": None},
+        {"service_tier": "auto", "prompt_cache_key": "x", "anything": {"else": 1}},
+        image({"url": "data:image/png;base64,AA", "detail": "low"}),
+    ],
+    ids=" ".join,
+)
+async def test_what_openai_takes_is_answered(api, tgi, fields):
+    response = await api.client.post(CHAT, json={**api.body(QUESTION), **fields})
+    assert response.status_code == 200, response.text
+    assert len(tgi.bodies) == 1
+    assert await api.record()
+
+
+async def test_metadata_without_a_value_is_left_out(api, tgi):
+    await api.answer(QUESTION, metadata={"a": None, "b": "kept"})
+    assert (await api.record())["metadata"] == {"b": "kept"}
+
+
+async def test_turns_that_openai_has_deprecated_reach_the_engine_in_their_present_form(api, tgi):
+    called = {"name": "f", "arguments": "{}"}
+    turns = [
+        user("Hello"),
+        {"role": "assistant", "content": None, "refusal": None},
+        user("Call f"),
+        {"role": "assistant", "content": None, "function_call": called},
+        {"role": "function", "name": "f", "content": "42"},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "I can't."}]},
+        {"role": "developer", "content": "Be brief."},
+        user("Why?"),
+    ]
+    await api.answer(turns)
+    call = {"id": "call_function_3", "type": "function", "function": called}
+    assert tgi.bodies[0]["messages"] == [
+        user("Hello"),
+        {"role": "assistant", "content": ""},
+        user("Call f"),
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "42", "name": "f", "tool_call_id": "call_function_3"},
+        {"role": "assistant", "content": [{"type": "text", "text": "I can't."}]},
+        {"role": "system", "content": "Be brief."},
+        user("Why?"),
+    ]
+
+
+async def test_images_by_url_are_passed_on_only_where_the_settings_say_so(tmp_path):
+    settings = {"limits": {"remote_images": True}}
+    fields = image({"url": "https://images.example/cat.png"})
+    async with (
+        FakeTGI() as tgi,
+        live_service(tmp_path, engine_url=tgi.url, settings=settings) as service,
+        service.client() as client,
+    ):
+        assert (await client.post(CHAT, json={"model": "hallmark", **fields})).status_code == 200
+        assert tgi.bodies[0]["messages"] == fields["messages"]
 
 
 @pytest.mark.parametrize("name", ["model", "messages"])

@@ -152,15 +152,37 @@ async def test_the_stand_in_accepts_the_hardest_request_the_adapter_can_make():
         await engine.aclose()
 
 
-def test_a_top_p_of_zero_keeps_the_likeliest_token_on_tgi():
-    assert 0 < sent("tgi", ask(sampling=Sampling(top_p=0.0)))["top_p"] < 1e-4
-    assert sent("vllm", ask(sampling=Sampling(top_p=0.0)))["top_p"] == 0.0
+@pytest.mark.parametrize("dialect", list(DIALECTS))
+def test_a_top_p_of_zero_keeps_the_likeliest_token(dialect):
+    assert 0 < sent(dialect, ask(sampling=Sampling(top_p=0.0)))["top_p"] < 1e-4
 
 
-def test_a_developers_turn_is_a_system_turn_on_tgi():
+@pytest.mark.parametrize("dialect", list(DIALECTS))
+def test_a_developers_turn_is_a_system_turn_but_for_openai_itself(dialect):
     generation = Generation([Message("developer", "be brief"), Message("user", "hello")])
-    assert [message["role"] for message in sent("tgi", generation)["messages"]] == ["system", "user"]
-    assert [message["role"] for message in sent("vllm", generation)["messages"]] == ["developer", "user"]
+    role = "developer" if dialect == "openai" else "system"
+    assert sent(dialect, generation)["messages"][0] == {"role": role, "content": "be brief"}
+
+
+@pytest.mark.parametrize("dialect", list(DIALECTS))
+def test_parallel_tool_calls_is_passed_to_servers_that_can_make_several(dialect):
+    body = sent(dialect, ask(tools=[TOOL], parallel_tool_calls=False))
+    assert body.get("parallel_tool_calls") == (None if dialect in ("tgi", "embedded") else False)
+    assert "parallel_tool_calls" not in sent(dialect, ask(parallel_tool_calls=False))
+
+
+def test_no_text_becomes_an_image_that_tgi_would_fetch():
+    link = "![](http://169.254.169.254/latest)"
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}
+    texts = [{"type": "text", "text": part} for part in ("see ![", "](http://10.0.0.1/)", f"and {link}")]
+    turns = [Message("user", f"Read {link}."), Message("user", [*texts, image, texts[2]]), Message("user", "as it is")]
+    first, second, third = (message["content"] for message in sent("tgi", Generation(turns))["messages"])
+    assert first == "Read ![ ](http://169.254.169.254/latest)."
+    assert [part["type"] for part in second] == ["text", "image_url", "text"]
+    assert second[1] == image
+    assert "![](" not in "".join(part.get("text", "") for part in second)
+    assert third == "as it is"
+    assert sent("vllm", Generation(turns))["messages"][0]["content"] == f"Read {link}."
 
 
 @pytest.mark.parametrize("dialect", ["tgi", "embedded"])
