@@ -249,6 +249,13 @@ async def test_a_service_is_started_asked_and_stopped(tgi, folder, tmp_path):
         key = (await run("keys", "create", "x", *SCOPES, "--data-dir", tmp_path / "served")).stdout.strip()
         loaded = await run("ingest", folder, "--url", url, "--key", key)
         asked = await run("ask", "What is a hallmark?", "--url", url, "--key", key)
+        async with httpx.AsyncClient(
+            base_url=url, headers={"authorization": f"Bearer {key}"}, trust_env=False
+        ) as client:
+            for model in ("all-minilm-l6-v2", "sentence-transformers/all-MiniLM-L6-v2"):
+                embedded = (await client.post("/v1/embeddings", json={"model": model, "input": "a kettle"})).json()
+                assert (embedded["model"], len(embedded["data"][0]["embedding"])) == (model, 384)
+                assert embedded["usage"]["prompt_tokens"] == 2
     finally:
         process.send_signal(signal.SIGTERM)
         rest = (await process.communicate())[1]
