@@ -30,6 +30,9 @@ from retrieval.documents import Hit, Passage, Scope
 INFO_SECONDS = 60.0
 """How long an engine's description of its limits is believed before it is asked again."""
 
+NO_INFO_SECONDS = 5.0
+"""How long an engine that did not describe itself is not asked again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Conclusion:
@@ -90,13 +93,14 @@ class Gateway:
 
     async def token_limit(self) -> int | None:
         """Tokens a prompt and its answer may have together; None when the engine does not say."""
-        if self._info is None or perf_counter() > self._info_until:
+        if perf_counter() > self._info_until:
             try:
                 self._info = await self.engine.describe()
                 self._info_until = perf_counter() + INFO_SECONDS
             except ServiceError:
-                return None  # The call itself is about to tell what is wrong with the engine.
-        return self._info.max_total_tokens or self._info.max_input_tokens
+                # The call itself is about to tell what is wrong with the engine; what it said before still holds.
+                self._info_until = perf_counter() + NO_INFO_SECONDS
+        return (self._info.max_total_tokens or self._info.max_input_tokens) if self._info else None
 
 
 class Answering:

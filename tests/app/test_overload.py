@@ -3,11 +3,13 @@
 import asyncio
 import time
 
+from app.engines import EngineInfo
 from app.engines.tgi import TGIEngine
+from app.errors import EngineUnavailable
 from app.messages import Generation, Message
 from app.settings import Settings
 from tests.fake_tgi import FakeTGI, Tokens
-from tests.service import Api, live_service
+from tests.service import Api, live_gateway, live_service
 
 PLAIN = {"mode": "off"}
 
@@ -67,3 +69,29 @@ async def test_more_questions_than_their_connections_take_turns():
 def test_as_many_answers_are_let_in_as_the_engine_has_connections():
     settings = Settings()
     assert settings.limits.max_concurrent_answers == settings.engine.max_connections
+
+
+class Unwilling(TGIEngine):
+    """An engine that has not said what it serves, and counts how often it was asked."""
+
+    asked = 0
+    info: EngineInfo | None = None
+
+    async def describe(self) -> EngineInfo:
+        self.asked += 1
+        if self.info is None:
+            raise EngineUnavailable("not now")
+        return self.info
+
+
+async def test_an_engine_that_does_not_tell_its_limits_is_not_asked_for_every_request(tmp_path):
+    async with FakeTGI() as tgi:
+        engine = Unwilling(tgi.url)
+        async with live_gateway(tmp_path, engine_url=tgi.url, engine=engine) as live:
+            assert [await live.gateway.token_limit() for _ in range(3)] == [None] * 3
+            assert engine.asked == 1
+        engine.info = EngineInfo("m", max_total_tokens=7)
+        async with live_gateway(tmp_path, engine_url=tgi.url, engine=engine) as live:
+            assert [await live.gateway.token_limit() for _ in range(3)] == [7] * 3
+            assert engine.asked == 2
+        await engine.aclose()
