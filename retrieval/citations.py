@@ -301,12 +301,12 @@ class AnswerChecker:
             self._conclude("abstained", reason)
             self._held.clear()
             return " ".join(self._write("", each) for each in self._said)
-        extract = await self._judge.extract() if self._fallback == "extract" else None
+        extracts = await self._judge.extract() if self._fallback == "extract" else []
         self._held.clear()
-        if extract is None:
+        if not extracts:
             self._conclude("abstained", reason)
             return self._abstention
-        replacement = self._write("", extract)
+        replacement = "".join(self._write("\n\n" if is_code(each.text) else " ", each) for each in extracts)
         self._conclude("replaced", reason)
         return replacement
 

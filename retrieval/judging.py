@@ -6,20 +6,29 @@ they leave a doubt.
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Literal
 
 from retrieval.abstention import CheckPolicy, engine_abstains, is_polar, says_nothing, split_yes_no
 from retrieval.documents import Hit
 from retrieval.errors import RetrievalError
-from retrieval.markers import Marker, claim_text, is_code, read_markers, split_lead_in
+from retrieval.markers import Marker, cells, claim_text, is_code, is_item, read_markers, split_lead_in
 from retrieval.support import Candidate, Evidence, Focus, Support, contradicts
 from retrieval.terms import Terms, terms, word_set
 
+_Place = tuple[int, int, int]  # A hit, and the first and the last of its sentences.
 Similarity = Callable[[str, list[str]], Awaitable[list[float]]]
 Status = Literal["supported", "weak", "unsupported"]
 
 # Of so many likeliest sentences the cosine picks the extractive answer.
-_EXTRACT_CANDIDATES = 6
+_EXTRACT_CANDIDATES = 8
+# What the cosine of the question and a sentence under its headings adds to the words' score, and how near to the best
+# the second best must come to be quoted too. On 800 questions of SQuAD the best holds the answer for 76 %, the two
+# for 84 %; any weights from 0.5 to 1 and 0.1 to 0.25 do within 2 %.
+_EXTRACT_COSINE = 0.75
+_EXTRACT_TIE = 0.2
+# What follows a sentence that ends in a colon belongs to it, to so many lines.
+_LONGEST_LIST = 8
 _PRONOUNS = word_set(
     "it this that these those they he she its their his her such both each however also therefore then thus"
 )
@@ -75,18 +84,26 @@ class Judge:
             written_markers=written_markers,
         )
 
-    async def extract(self) -> Finding | None:
-        """Return the sentence of the passages that answers the question best, cited, or None when none fits it."""
+    async def extract(self) -> list[Finding]:
+        """Return the sentence of the passages that answers the question best, or two, cited; empty when none fits."""
         candidates = self._evidence.candidates()[:_EXTRACT_CANDIDATES]
-        cosines = await self._cosines(self._question, candidates)
+        texts = [self._evidence.under_headings(each) for each in candidates]
         ranked = sorted(
-            zip(candidates, cosines, strict=True), key=lambda pair: -(pair[0].rank_score + (pair[1] or 0.0))
+            (
+                (each.rank_score + _EXTRACT_COSINE * (cosine or 0.0), each, cosine)
+                for each, cosine in zip(candidates, await self._cosines(self._question, texts), strict=True)
+            ),
+            key=lambda one: -one[0],
         )
-        for candidate, cosine in ranked:
-            fit = self._evidence.focus(candidate.hit, candidate.start, candidate.end, cosine)
-            if _reaches(fit, self._policy.extract_focus, self._policy.extract_focus_words):
-                return self._quotation(candidate)
-        return None
+        fitting = [(score, each) for score, each, cosine in ranked if self._fits(each, cosine)]
+        most = 1 if is_polar(self._question) else 2
+        places = [self._whole(each) for score, each in fitting[:most] if score >= fitting[0][0] - _EXTRACT_TIE]
+        return [self._quotation(*place) for place in _joined(places)]
+
+    def _fits(self, candidate: Candidate, cosine: float | None) -> bool:
+        """Tell whether a sentence that no engine chose is about what was asked, and can be the answer."""
+        fit = self._evidence.focus(candidate.hit, candidate.start, candidate.end, cosine)
+        return candidate.suits > -1.0 and _reaches(fit, self._policy.extract_focus, self._policy.extract_focus_words)
 
     async def _weigh(self, text: str, markers: tuple[Marker, ...], own: tuple[int, ...], focused: bool) -> Finding:
         yes_no, said = split_yes_no(claim_text(text, markers)) if is_polar(self._question) else (None, "")
@@ -117,7 +134,7 @@ class Judge:
         if len(pair) == 2 and share >= self._policy.supported_share:
             return "weak", pair
         if sound and self._weak(sound[0]):
-            (cosine,) = await self._cosines(said, sound[:1])
+            (cosine,) = await self._cosines(said, [self._passage_text(sound[0].hit, sound[0].start, sound[0].end)])
             if cosine is None or cosine >= self._policy.cosine:
                 return "weak", [sound[0]]
         return "unsupported", list(found[:1])
@@ -130,15 +147,14 @@ class Judge:
         fits = [self._evidence.focus(each.hit, each.start, each.end) for each in kept]
         return any(_reaches(fit, self._policy.focus, self._policy.focus_words) for fit in fits)
 
-    async def _cosines(self, text: str, places: Sequence[Support | Candidate]) -> list[float | None]:
-        """Return the cosine of `text` to each place, None where no embedder answers: the words then decide alone."""
-        if self._similarity is None or not places:
-            return [None] * len(places)
-        texts = [self._passage_text(each.hit, each.start, each.end) for each in places]
+    async def _cosines(self, text: str, texts: list[str]) -> list[float | None]:
+        """Return the cosine of `text` to each, None where no embedder answers: the words then decide alone."""
+        if self._similarity is None or not texts:
+            return [None] * len(texts)
         try:
             return list(await self._similarity(text, texts))
         except RetrievalError:
-            return [None] * len(places)
+            return [None] * len(texts)
 
     def _bare_yes_no(self, yes_no: Literal["yes", "no"], text: str, markers: tuple[Marker, ...]) -> Finding:
         """Keep a lone "Yes" only where one place says all that was asked, a lone "No" only where it denies it."""
@@ -196,24 +212,54 @@ class Judge:
             supports=by_hit,
         )
 
-    def _quotation(self, candidate: Candidate) -> Finding:
-        """Make a passage's sentence the answer, with the one before it where it would not be understood alone."""
+    def _whole(self, candidate: Candidate) -> _Place:
+        """Widen a sentence to what it cannot be understood without: a list after its colon, what "it" stands for."""
         reading = self._evidence.readings[candidate.hit]
-        place = [span[0] for span in reading.spans].index(candidate.start)
-        text = self._passage_text(candidate.hit, candidate.start, candidate.end)
-        start = candidate.start
-        if place and text.split(maxsplit=1)[0].lower().strip(",") in _PRONOUNS:
-            start = reading.spans[place - 1][0]
-        support = Support(candidate.hit, 1.0, start, candidate.end, frozenset())
+        texts = [self._passage_text(candidate.hit, *span) for span in reading.spans]
+        first = last = candidate.place
+        if first and (_leans(texts[first]) or (is_code(texts[first]) and texts[first - 1].endswith(":"))):
+            first -= 1
+        if texts[last].endswith(":") and last + 1 < len(texts):
+            last += 1
+            while (
+                last + 1 < len(texts)
+                and is_item(texts[last])
+                and is_item(texts[last + 1])
+                and last - first < _LONGEST_LIST
+            ):
+                last += 1
+        return candidate.hit, first, last
+
+    def _quotation(self, hit: int, first: int, last: int) -> Finding:
+        """Make sentences of a passage a sentence of the answer."""
+        reading = self._evidence.readings[hit]
+        start, end = reading.spans[first][0], reading.spans[last][1]
         return Finding(
             kind="claim",
-            text=_readable(self._passage_text(candidate.hit, start, candidate.end)),
+            text=self._readable(hit, first, last),
             status="supported",
             share=1.0,
-            cited=(candidate.hit,),
-            added=(candidate.hit,),
-            supports={candidate.hit: support},
+            cited=(hit,),
+            added=(hit,),
+            supports={hit: Support(hit, 1.0, start, end, frozenset())},
         )
+
+    def _readable(self, hit: int, first: int, last: int) -> str:
+        """Return a quote as a sentence of an answer: without its list mark, a table's cells named by their heads."""
+        reading = self._evidence.readings[hit]
+        quote = self._passage_text(hit, reading.spans[first][0], reading.spans[last][1])
+        texts = [self._passage_text(hit, *span) for span in reading.spans[first : last + 1]]
+        if any(is_code(text) for text in texts) or (len(texts) > 1 and any(is_item(text) for text in texts)):
+            return quote
+        line = " ".join(quote.split())
+        if not line.startswith("|"):
+            return claim_text(line, ())
+        top = first
+        while top and self._passage_text(hit, *reading.spans[top - 1]).startswith("|"):
+            top -= 1
+        heads = cells(self._passage_text(hit, *reading.spans[top])) if top < first else []
+        named = zip_longest(heads, cells(line), fillvalue="")
+        return ", ".join(f"{head}: {cell}" if head else cell for head, cell in named if cell)
 
     def _passage_text(self, hit: int, start: int, end: int) -> str:
         return self._hits[hit].passage.text[start:end]
@@ -228,11 +274,15 @@ def _without_yes_no(text: str) -> str:
     return rest[:1].upper() + rest[1:]
 
 
-def _readable(quote: str) -> str:
-    """Return a quote as a sentence of an answer: on one line, without its list mark, its cells parted by commas."""
-    if is_code(quote):
-        return quote
-    line = " ".join(quote.split())
-    if line.startswith("|"):
-        return ", ".join(cell.strip() for cell in line.strip("|").split("|") if cell.strip())
-    return claim_text(line, ())
+def _leans(text: str) -> bool:
+    """Tell whether a sentence points back within its first three words: "Use it as", "This means"."""
+    return any(word.lower().strip(",") in _PRONOUNS for word in text.split(maxsplit=3)[:3])
+
+
+def _joined(places: list[_Place]) -> list[_Place]:
+    """Make one place of two that touch."""
+    if len(places) == 2:
+        (hit, first, last), (other, start, end) = places
+        if hit == other and start <= last + 1 and first <= end + 1:
+            return [(hit, min(first, start), max(last, end))]
+    return places

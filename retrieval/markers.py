@@ -44,6 +44,17 @@ def is_code(text: str) -> bool:
     return _FENCE.match(text) is not None
 
 
+def is_item(text: str) -> bool:
+    """Tell whether a sentence is an item of a list or a row of a table."""
+    found = _BULLET.match(text)
+    return text.startswith("|") or (found is not None and bool(found[0]))
+
+
+def cells(row: str) -> list[str]:
+    """Return the cells of a table's row."""
+    return [cell.strip() for cell in row.strip().strip("|").split("|")]
+
+
 def read_markers(text: str) -> list[Marker]:
     """Find the markers of a sentence, in order; code has none."""
     if ("[" not in text and "【" not in text) or is_code(text):

@@ -8,10 +8,11 @@ states. Words of the question weigh less, because a wrong answer repeats them ju
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import log
 
+from retrieval.asking import asked
 from retrieval.documents import Hit, Passage
 from retrieval.sentences import sentences
 from retrieval.terms import Terms, terms, word_set
@@ -85,21 +86,40 @@ class Focus:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A sentence of a passage as an answer to the question; only the order of `rank_score` means something."""
+    """A sentence of a passage as an answer to the question; only the order of `rank_score` means something.
+
+    `suits` tells whether it holds the kind of thing that is asked for (`retrieval.asking`).
+    """
 
     hit: int
+    place: int
     start: int
     end: int
     rank_score: float
+    suits: float
 
 
 @lru_cache(maxsize=2048)
 def read(passage: Passage) -> Reading:
     """Read a passage; the same passages come back for many questions, so that the last few are kept."""
     spans = tuple(sentences(passage.text))
-    read_sentences = tuple(terms(passage.text[start:end]) for start, end in spans)
+    read_sentences = _with_table_heads([passage.text[start:end] for start, end in spans])
     head = terms("\n".join((passage.document_title, passage.document_name, *passage.heading_path))).vocabulary
     return Reading(spans, read_sentences, head, head.union(*(each.vocabulary for each in read_sentences)))
+
+
+def _with_table_heads(texts: Sequence[str]) -> tuple[Terms, ...]:
+    """Read sentences; a table's row also says what the table's first row says, since that names its cells."""
+    found = []
+    head: frozenset[str] = frozenset()
+    for text in texts:
+        read_text = terms(text)
+        if not text.startswith("|"):
+            head = frozenset()
+        elif not head:
+            head = read_text.vocabulary
+        found.append(replace(read_text, vocabulary=read_text.vocabulary | head) if head else read_text)
+    return tuple(found)
 
 
 class Evidence:
@@ -115,6 +135,11 @@ class Evidence:
         literal = self.question.names if polar else self.question.names | self.question.numbers
         purpose = _PURPOSE.search(question)
         self._must_stand = self.subject & literal.union(terms(purpose[0]).words if purpose else ())
+        self._asked = asked(question)
+        self._documents: dict[str, frozenset[str]] = {}
+        for hit, reading in zip(hits, self.readings, strict=True):
+            said = self._documents.get(hit.passage.document_id, frozenset())
+            self._documents[hit.passage.document_id] = said | reading.vocabulary
         self._weights = self._rarity()
 
     def support(self, claim: Terms, among: Iterable[int] | None = None) -> list[Support]:
@@ -141,7 +166,8 @@ class Evidence:
         """Return how well `start:end` of a passage fits the question; `cosine` is that of the question and the span.
 
         Words weigh by their rarity and count in the sentence, in it with its neighbours and headings, and in the whole
-        passage. A name or number of the question that the passage lacks altogether counts against it.
+        passage. A name or number of the question counts against it that stands in no passage found of its document:
+        a text names its subject once and goes on with "the service".
         """
         reading = self.readings[hit]
         places = [i for i, span in enumerate(reading.spans) if span[0] < end and start < span[1]]
@@ -153,7 +179,7 @@ class Evidence:
         shares = [_sum(self._weights, words & self.subject) for words in (here, near, reading.vocabulary)]
         total = sum(self._weights.values())
         words = (shares[0] / 4 + shares[1] / 4 + shares[2] / 2) / total
-        words -= _ABSENT_NAME * len(self._must_stand - reading.vocabulary)
+        words -= _ABSENT_NAME * len(self._must_stand - self._documents[self.hits[hit].passage.document_id])
         known = [each for each in (self._dense_score(hit), cosine) if each is not None]
         whole = _FOCUS_WORDS * words + _FOCUS_COSINE * sum(known) / len(known) if known else None
         return Focus(words, whole)
@@ -163,6 +189,11 @@ class Evidence:
         scores = [each.dense_score for each in self.hits if each.dense_score is not None]
         own = self.hits[hit].dense_score
         return own if own is not None or not scores else min(scores)
+
+    def under_headings(self, candidate: Candidate) -> str:
+        """Return a sentence with the title and headings it stands under, as passages are embedded."""
+        passage = self.hits[candidate.hit].passage
+        return replace(passage, text=passage.text[candidate.start : candidate.end]).embedded_text
 
     def candidates(self) -> list[Candidate]:
         """Return every sentence of every passage, the likeliest answer first."""
@@ -177,14 +208,18 @@ class Evidence:
     def _candidate(self, hit: int, place: int) -> Candidate:
         reading = self.readings[hit]
         start, end = reading.spans[place]
-        here = reading.sentences[place]
-        own = _sum(self._weights, here.vocabulary & self.subject) / (sum(self._weights.values()) or 1.0)
-        score = own + 0.5 * self.focus(hit, start, end).words - 0.03 * hit
-        if here.vocabulary <= self.question.vocabulary | reading.head or _is_label(
-            self.hits[hit].passage.text[start:end]
-        ):
-            score -= 0.5  # It repeats the question or is a heading: whatever answers it stands elsewhere.
-        return Candidate(hit, start, end, score)
+        text = self.hits[hit].passage.text[start:end]
+        here = reading.sentences[place].vocabulary
+        near = reading.head.union(*(each.vocabulary for each in reading.sentences[max(0, place - 1) : place + 2]))
+        total = sum(self._weights.values()) or 1.0
+        suits = self._asked.suits(text)
+        score = (
+            0.6 * _sum(self._weights, here & self.subject) + 0.35 * _sum(self._weights, near & self.subject)
+        ) / total
+        score += 0.35 * suits - 0.07 * hit
+        if here <= self.question.vocabulary | reading.head or _is_label(text):
+            score -= 0.25  # It repeats the question or is a heading: whatever answers it stands elsewhere.
+        return Candidate(hit, place, start, end, score, suits)
 
     def _support(self, claim: Terms, weights: dict[str, float], hit: int) -> Support:
         reading = self.readings[hit]

@@ -1,0 +1,139 @@
+"""What a question asks for - an amount, a time, a person, a reason, a value - and whether a text holds one.
+
+The main rule: these are cues, in English. A question of no known kind, or in another language, is suited by every text.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from retrieval.terms import stem, terms, word_set
+
+Kind = Literal["count", "extent", "time", "person", "reason", "value"]
+
+_QUESTION = re.compile(
+    r"\b(?:(?P<count>how (?:many|much))"
+    r"|(?P<extent>how (?:long|big|large|small|quickly|fast|soon|often|far|tall|old|high|deep|wide|heavy|late|early))"
+    r"|(?P<what>(?:what|which)(?: (?:kind|sort|type)s? of)?)|(?P<time>when)|(?P<person>who|whom|whose)"
+    r"|(?P<reason>why)|(?P<value>where|how))\b",
+    re.IGNORECASE,
+)
+_WORD = re.compile(r"[^\W\d_][\w-]*")
+# The verb or the preposition that ends "which NOUN": what follows is no part of the thing asked for.
+_ENDS_THING = word_set(
+    """is are was were do does did can could will would should has have had may might must shall be to of in on at by
+    for from with that it the a an i you we they he she if"""
+)
+_MEASURES = frozenset(
+    map(
+        stem,
+        word_set(
+            """size number percentage length dimension amount age height weight rate price cost speed distance share
+            limit total count duration period port version extension"""
+        ),
+    )
+)
+_TIMES = frozenset(map(stem, word_set("day date year month time century decade hour week")))
+_THING_IS = re.compile(
+    r"\s(?:is|are|was|were)\s(?:the|a|an)\s((?:[\w-]+\s){0,3}?[\w-]+)(?=\s(?:of|for|that)\s|\W*\Z)", re.IGNORECASE
+)
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_NUMBER_WORDS = word_set(
+    """two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
+    nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred hundreds thousand thousands million millions
+    billion billions half third quarter twice dozen zero none"""
+)
+# An amount without a number.
+_AMOUNT = re.compile(
+    r"\b(?:unlimited|free|for ?ever|indefinitely|immediately|permanently|no limit|as (?:many|much|long) as)\b",
+    re.IGNORECASE,
+)
+_MONTH = (
+    r"(?:january|february|march|april|may|june|july|august|september|october|november|december"
+    r"|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec)"
+)
+_DATE = re.compile(
+    rf"\b\d{{1,2}}(?:st|nd|rd|th)?\s{_MONTH}\b(?:\s\d{{4}})?|\b{_MONTH}\s\d{{1,2}}(?:st|nd|rd|th)?\b(?:,?\s\d{{4}})?"
+    rf"|\b{_MONTH}\s\d{{4}}\b|\b\d{{4}}-\d\d-\d\d\b",
+    re.IGNORECASE,
+)
+_CLOCK_OR_YEAR = re.compile(r"\b(?:\d{1,2}:\d\d|1\d{3}|20\d\d)\b")
+_CALENDAR = re.compile(
+    r"\b(?:(?:mon|tues|wednes|thurs|fri|satur|sun)days?|daily|weekly|monthly|yearly|midnight|noon|morning|evening|spring"
+    r"|summer|autumn|winter|before|after|until|during|when|while|once|as soon as|every)\b",
+    re.IGNORECASE,
+)
+_EXTENT = re.compile(
+    r"\d\s?-?\s?(?:ms|s|min|h|d|(?:milli|micro)?seconds?|minutes?|hours?|days?|weeks?|months?|years?|decades?|centur\w+"
+    r"|working days|tokens?|characters?|words?|pages?|(?:kilo|mega|giga|tera)?bytes?|[kmgt]i?b"
+    r"|(?:kilo|centi|milli)?met(?:er|re)s?|km|cm|mm|miles?|feet|foot|percent|%|million|billion|parameters?)\b",
+    re.IGNORECASE,
+)
+_REASON = re.compile(
+    r"\b(?:because|since|so|due to|owing to|in order to|therefore|otherwise|caused?|causes|reasons?|thus)\b",
+    re.IGNORECASE,
+)
+_CODE = re.compile(r"`[^`]+`|\w+_\w+|https?://\S+|(?<!\w)--\w[\w-]*|(?<!\w)/\w[\w/-]*|\b\w+@\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a question asks for, and the question's own words, which answer nothing."""
+
+    kind: Kind | None
+    known: frozenset[str]
+
+    def suits(self, text: str) -> float:
+        """Tell how well a text holds what is asked for: 1 it does, 0 nothing is known, -1 it cannot be the answer."""
+        match self.kind:
+            case "count":
+                return 1.0 if self._new_number(text) or _AMOUNT.search(text) else -1.0
+            case "extent":
+                told = self._new_number(text) or _AMOUNT.search(text)
+                return 1.0 if _EXTENT.search(text) else 0.3 if told else -1.0
+            case "time":
+                if _DATE.search(text) or _CLOCK_OR_YEAR.search(text):
+                    return 1.0
+                return 0.7 if _CALENDAR.search(text) else 0.3 if self._new_number(text) else -0.5
+            case "person":
+                return 1.0 if terms(text).names - self.known else -0.5
+            case "reason":
+                return 1.0 if _REASON.search(text) else 0.0
+            case "value":
+                new = _CODE.search(text) or self._new_number(text) or terms(text).names - self.known
+                return 0.5 if new else 0.0
+        return 0.0
+
+    def _new_number(self, text: str) -> bool:
+        """Tell whether a text holds a number that the question does not and that is no part of a date."""
+        plain = _DATE.sub(" ", text)
+        words = {word.lower() for word in _WORD.findall(plain)}
+        return bool(set(_NUMBER.findall(plain)) - self.known or (words & _NUMBER_WORDS) - self.known)
+
+
+@lru_cache(maxsize=512)
+def asked(question: str) -> Asked:
+    """Read what a question asks for."""
+    read = terms(question)
+    known = read.vocabulary | {word.lower() for word in _WORD.findall(question)} | set(_NUMBER.findall(question))
+    found = _QUESTION.search(question)
+    return Asked(_kind(question, found) if found else None, known)
+
+
+def _kind(question: str, found: re.Match[str]) -> Kind:
+    match found.lastgroup:
+        case "count" | "extent" | "time" | "person" | "reason" as kind:
+            return kind
+        case "value":
+            return "value"
+    thing: list[str] = []
+    for word in _WORD.findall(question[found.end() :]):
+        if word.lower() in _ENDS_THING or len(thing) == 3:
+            break
+        thing.append(stem(word.lower()))
+    if not thing and (says := _THING_IS.match(question, found.end())):
+        thing = [stem(word.lower()) for word in says[1].split()]
+    if set(thing) & _MEASURES:
+        return "count"
+    return "time" if set(thing) & _TIMES else "value"
