@@ -24,10 +24,11 @@ from app.gateway import Gateway
 from app.links import PassageLinks, load_secret
 from app.predictions import PredictionLog
 from app.prompts import ANSWER_PROMPT
+from app.readiness import Check, Problem, Readiness
 from app.releases import Prompt, Release, Releases, RetrievalPlan, enroll
 from app.routes import documents, errors, health, resources
 from app.routes.chat import ChatRoute
-from app.routes.dependencies import Check, Services
+from app.routes.dependencies import Services
 from app.routes.description import describe
 from app.routes.front import Front
 from app.settings import Settings
@@ -37,7 +38,7 @@ from observability.telemetry import Telemetry
 from retrieval.documents import ParseLimits
 from retrieval.edge import EdgeIndex
 from retrieval.embedder import Embedder, SentenceTransformerEmbedder
-from retrieval.errors import RetrievalError
+from retrieval.errors import IndexMismatch, RetrievalError
 from retrieval.index import Index
 from retrieval.parsers import Parser
 from retrieval.retriever import Retriever
@@ -92,7 +93,7 @@ async def open_service(
             links=links,
             telemetry=telemetry,
             metrics=metrics,
-            checks=_checks(settings, engine, release, retriever, predictions, metrics, supervisor),
+            readiness=Readiness(_checks(settings, engine, release, retriever, predictions, metrics, supervisor)),
             embedding_names=tuple(dict.fromkeys((settings.retrieval.embedding_model, retriever.embedding_model))),
             collection=settings.qdrant.collection,
             max_document_bytes=settings.limits.max_document_bytes,
@@ -257,31 +258,36 @@ def _checks(
 ) -> Mapping[str, Check]:
     """What `/readyz` asks of each part."""
 
-    async def check_engine() -> str | None:
-        up = await engine.healthy()
-        metrics.engine_up(release.engine, up)
+    async def check_engine() -> Problem | None:
+        up = False
+        try:
+            up = await engine.healthy()
+        finally:
+            metrics.engine_up(release.engine, up)
         if up:
             return None
         if supervisor is None:
-            return "the engine does not answer, or says that it is not healthy"
-        return f"the embedded engine ended with {supervisor.last_exit}" if supervisor.last_exit else "starting"
+            return Problem("the engine does not answer, or says that it is not healthy")
+        return Problem(f"the embedded engine ended with {supervisor.last_exit}" if supervisor.last_exit else "starting")
 
-    async def check_retrieval() -> str | None:
+    async def check_retrieval() -> Problem | None:
         try:
             await retriever.ready()
+        except IndexMismatch as error:
+            return Problem("the index does not fit the settings", str(error))
         except RetrievalError as error:
-            return str(error)
+            return Problem("the index does not answer", str(error))
         return None
 
-    async def check_record() -> str | None:
-        return None if predictions.healthy else "predictions cannot be recorded"
+    async def check_record() -> Problem | None:
+        return None if predictions.healthy else Problem("predictions cannot be recorded")
 
-    async def check_release() -> str | None:
+    async def check_release() -> Problem | None:
         try:
             info = await engine.describe()
         except ServiceError:
             return None  # The engine's own check says so.
-        return _disagreement(info, release, settings)
+        return Problem(found) if (found := _disagreement(info, release, settings)) else None
 
     return {"engine": check_engine, "release": check_release, "retrieval": check_retrieval, "record": check_record}
 

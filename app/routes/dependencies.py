@@ -1,6 +1,5 @@
 """What routes share: the caller that the door let in, the service's parts, and the errors a route may answer with."""
 
-from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -9,14 +8,12 @@ from fastapi import Depends, Request
 from app.access import Caller
 from app.links import PassageLinks
 from app.predictions import PredictionLog
+from app.readiness import Readiness
 from app.releases import Releases
 from app.routes.schemas import ErrorEnvelope
 from observability.metrics import Metrics
 from observability.telemetry import Telemetry
 from retrieval.retriever import Retriever
-
-Check = Callable[[], Awaitable[str | None]]
-"""Asks one part whether it is ready: None, or what is wrong; answers within a second or two by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +26,7 @@ class Services:
     links: PassageLinks
     telemetry: Telemetry
     metrics: Metrics
-    checks: Mapping[str, Check]
+    readiness: Readiness
     embedding_names: tuple[str, ...]
     """What the embedding model may be called: the name in the settings, and its full id."""
     collection: str

@@ -50,6 +50,12 @@ async def samples(client: httpx.AsyncClient) -> dict[str, float]:
     return totals
 
 
+async def readiness(client: httpx.AsyncClient, status: int) -> httpx.Response | None:
+    """The answer to a probe, once it has this status."""
+    response = await client.get("/readyz")
+    return response if response.status_code == status else None
+
+
 # --- health ---
 
 
@@ -64,14 +70,23 @@ async def test_health_and_readiness_need_no_key(anybody):
 async def test_an_unhealthy_engine_makes_the_service_unready_and_alive(anybody, tgi):
     tgi.is_healthy = False
     try:
-        ready = await anybody.get("/readyz")
+        ready = await until(lambda: readiness(anybody, 503))
         alive = await anybody.get("/healthz")
     finally:
         tgi.is_healthy = True
     assert (ready.status_code, ready.json()["status"]) == (503, "unready")
     assert [part for part, state in ready.json()["checks"].items() if state != "ok"] == ["engine"]
     assert alive.status_code == 200
-    assert (await anybody.get("/readyz")).status_code == 200
+    await until(lambda: readiness(anybody, 200))
+
+
+async def test_anonymous_probes_cost_the_engine_little(anybody, tgi):
+    await anybody.get("/readyz")
+    before = len(tgi.requests)
+    for _ in range(20):
+        assert (await anybody.get("/readyz")).status_code == 200
+    # Two calls for each second that passed, and none for a probe.
+    assert len(tgi.requests) - before <= 4
 
 
 async def test_a_service_without_its_engine_starts_and_says_what_is_missing(tmp_path):
