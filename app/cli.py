@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tomllib import TOMLDecodeError
 from typing import Annotated, Any
 
 import typer
@@ -60,7 +61,9 @@ def load_settings(**given: Any) -> Settings:
         for problem in error.errors(include_url=False):
             name = ".".join(str(part) for part in problem["loc"])
             err.print(f"[red]setting {escape(name)}:[/] {escape(problem['msg'])}")
-    except ValueError as error:  # hallmark.toml is no TOML, or a variable that holds a list no JSON.
+    except (TOMLDecodeError, UnicodeDecodeError) as error:
+        err.print(f"[red]hallmark.toml:[/] {escape(str(error))}")
+    except ValueError as error:  # A variable that holds a list is no JSON.
         err.print(f"[red]settings:[/] {escape(str(error))}")
     raise typer.Exit(2)
 

@@ -4,13 +4,14 @@
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from app.access import Access
@@ -113,7 +114,7 @@ async def open_service(
             remote_images=settings.limits.remote_images,
         )
         largest_body_bytes = settings.limits.max_document_bytes * 2  # In base64, or in a form, a document grows.
-        yield Front(
+        front = Front(
             create_api(services, max_body_bytes=largest_body_bytes),
             chat=chat,
             max_body_bytes=largest_body_bytes,
@@ -123,6 +124,7 @@ async def open_service(
             log=log,
             open_paths=("/metrics",) if settings.open_metrics else (),
         )
+        yield _for_browsers(front, settings.cors_origins) if settings.cors_origins else front
 
 
 def create_api(services: Services | None = None, *, max_body_bytes: int | None = None) -> FastAPI:
@@ -157,6 +159,17 @@ def create_api(services: Services | None = None, *, max_body_bytes: int | None =
     return api
 
 
+def _for_browsers(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """Let web pages of these origins call the service; a key is theirs to send, and no cookie is ever read."""
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=("GET", "POST", "DELETE"),
+        allow_headers=("*",),
+        expose_headers=("x-prediction-id", "x-request-id", "x-release", "retry-after"),
+    )
+
+
 async def _supervise(settings: Settings, parts: AsyncExitStack) -> LocalEngineSupervisor:
     embedded = settings.embedded
     return await parts.enter_async_context(
@@ -177,7 +190,7 @@ async def _engine(settings: Settings, supervisor: LocalEngineSupervisor | None, 
     engine = TGIEngine(
         supervisor.base_url if supervisor else given.url or "http://127.0.0.1:3000",
         dialect="embedded" if supervisor else given.dialect,
-        token=supervisor.token if supervisor else (given.token.get_secret_value() if given.token else None),
+        token=supervisor.token if supervisor else (given.token.get_secret_value().strip() if given.token else None),
         adapters=given.adapters,
         model=given.model,
         timeouts=Timeouts(

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import uvicorn
 import uvloop
 
-from app.database import DataDirectoryBusy, SchemaTooNew
+from app.database import CONNECT_ERRORS, DataDirectoryBusy
 from app.errors import ServiceError
 from app.main import open_service
 from app.releases import BadRelease
@@ -79,11 +79,10 @@ async def serve_until_stopped(settings: Settings) -> None:
     except (
         BadRelease,
         DataDirectoryBusy,
-        SchemaTooNew,
         ServiceError,
         RetrievalError,
         ExporterMisconfigured,
-        OSError,
+        *CONNECT_ERRORS,
     ) as error:
         raise StartFailure(str(error)) from error
     finally:

@@ -8,10 +8,31 @@ import os
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+
+def _http_url(url: str) -> str:
+    parts = urlsplit(url)
+    try:
+        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # The port is no number.
+        is_one = False
+    if not is_one or not url.isprintable() or " " in url:
+        raise ValueError("it must start with http:// or https:// and name a host, such as http://gpu-1:3000")
+    return url
+
+
+def _origin(origin: str) -> str:
+    if origin != "*" and (_http_url(origin) != origin or urlsplit(origin).path or urlsplit(origin).query):
+        raise ValueError("an origin is scheme, host and port without a path, such as https://chat.example.com")
+    return origin
+
+
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
 
 
 class Section(BaseModel):
@@ -23,7 +44,7 @@ class Section(BaseModel):
 class EngineSettings(Section):
     """The text-generation server that answers."""
 
-    url: str | None = Field(None, description="Base URL of a running engine. Unset with `--local-engine`.")
+    url: HttpUrl | None = Field(None, description="Base URL of a running engine. Unset with `--local-engine`.")
     dialect: Literal["tgi", "vllm", "sglang", "llamacpp", "openai", "embedded"] = Field(
         "tgi", description="Which server it is: each differs in details the adapter knows."
     )
@@ -49,15 +70,12 @@ class EmbeddedSettings(Section):
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     max_queue: int = Field(64, ge=1, description="Requests that may wait; one more is refused with 429.")
     max_batch: int = Field(16, ge=1, description="Sequences decoded together.")
-    ready_timeout_seconds: float = Field(
-        600.0, gt=0, description="How long `serve` waits for it at start; the first start converts the weights."
-    )
 
 
 class QdrantSettings(Section):
     """The vector index."""
 
-    url: str | None = Field(None, description="A Qdrant server; unset uses the index inside the process.")
+    url: HttpUrl | None = Field(None, description="A Qdrant server; unset uses the index inside the process.")
     api_key: SecretStr | None = None
     collection: str = Field("hallmark", pattern=r"^[A-Za-z0-9_-]{1,64}$")
 
@@ -129,7 +147,7 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path(".hallmark"), description="Everything kept on disk: records, keys, documents, index.")
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65535)
-    public_url: str | None = Field(
+    public_url: HttpUrl | None = Field(
         None, description="How clients reach the service; citation links start with it. Default: the request's Host."
     )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -138,6 +156,9 @@ class Settings(BaseSettings):
         "required", description="`required`: an answer that cannot be recorded is not given."
     )
     open_metrics: bool = Field(False, description="Serve `/metrics` without a key.")
+    cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(
+        (), description="Web pages that may call the API from a browser, by origin; `*` is any."
+    )
 
     engine: EngineSettings = EngineSettings()
     embedded: EmbeddedSettings = EmbeddedSettings()

@@ -4,8 +4,10 @@ import json
 import os
 import re
 import socket
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,7 @@ def test_a_data_directory_that_cannot_be_is_told(tmp_path):
         ({"HALLMARK_ENGINE_URRL": "http://x"}, "setting engine.urrl:"),
         ({"HALLMARK_RETRIEVAL_PASSAGE_TOKENS": "9"}, "setting retrieval.passage_tokens:"),
         ({"HALLMARK_ENGINE_ADAPTERS": "[broken"}, "engine"),
+        ({"HALLMARK_ENGINE_URL": "localhost:8000"}, "must start with http:// or https://"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -129,8 +132,12 @@ def test_a_wrong_setting_is_named_and_exits_with_2(tmp_path, env, said):
 
 def test_a_wrong_settings_file_is_told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for text, said in (("port = 1\n[limits]\nmax = 1\n", "limits.max"), ("port = = 1", "settings:")):
-        (tmp_path / "hallmark.toml").write_text(text)
+    for text, said in (
+        (b"port = 1\n[limits]\nmax = 1\n", "limits.max"),
+        (b"port = = 1", "hallmark.toml: Invalid value (at line 1"),
+        (b"\xff", "hallmark.toml: "),
+    ):
+        (tmp_path / "hallmark.toml").write_bytes(text)
         result = run("serve")
         assert result.exit_code == 2
         assert said in result.stderr
@@ -179,6 +186,28 @@ def test_a_data_directory_in_use_is_told(tmp_path):
     assert "cannot start:" in done.stderr
     assert "data" in done.stderr.partition("cannot start:")[2]
     assert "Traceback" not in done.stderr
+
+
+def test_a_database_that_is_none_is_told(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "hallmark.db").write_bytes(b"I am no database" * 100)
+    env = {"HALLMARK_ENGINE_URL": "http://127.0.0.1:1"}
+    done = process("serve", "--port", "0", "--data-dir", "data", cwd=tmp_path, env=env)
+    assert done.returncode == 1
+    assert "hallmark.db" in done.stderr.partition("cannot start:")[2]
+    assert "Traceback" not in done.stderr
+
+
+def test_tables_that_are_not_ours_are_told(tmp_path):
+    (tmp_path / "data").mkdir()
+    with closing(sqlite3.connect(tmp_path / "data" / "hallmark.db")) as connection:
+        connection.execute("CREATE TABLE predictions (id TEXT)")
+    for command in (("serve", "--port", "0"), ("keys", "list")):
+        env = {"HALLMARK_ENGINE_URL": "http://127.0.0.1:1"}
+        done = process(*command, "--data-dir", "data", cwd=tmp_path, env=env)
+        assert done.returncode == 1
+        assert "already exists" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 # --- the rest ---

@@ -117,6 +117,14 @@ async def test_an_adapter_that_the_engine_does_not_serve_makes_the_service_unrea
     assert "'legal'" in ready.json()["checks"]["release"]
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/openapi.json"])
+async def test_a_probe_may_ask_for_the_head_alone(anybody, path):
+    response = await anybody.head(path)
+    assert (response.status_code, response.content) == (200, b"")
+    assert response.headers["x-request-id"]
+    assert (await anybody.head("/v1/me")).status_code == 401
+
+
 # --- metrics ---
 
 

@@ -36,6 +36,7 @@ def test_nothing_needs_to_be_set():
         ("HALLMARK_LIMITS_MAX_CONCURRENT_ANSWERS", "3", "limits.max_concurrent_answers", 3),
         ("HALLMARK_RELEASE_CHECK", "end", "release.check", "end"),
         ("HALLMARK_RECORD", "best_effort", "record", "best_effort"),
+        ("HALLMARK_CORS_ORIGINS", '["https://a.example", "*"]', "cors_origins", ("https://a.example", "*")),
     ],
 )
 def test_a_variable_sets_one_setting_over_the_file_s(monkeypatch, variable, value, path, expected):
@@ -70,6 +71,12 @@ def test_the_file_sets_what_the_environment_leaves_open():
         ('record = "maybe"\n', "record"),
         ("[engine]\nconnect_timeout_seconds = 0\n", "engine.connect_timeout_seconds"),
         ('[qdrant]\ncollection = "a b"\n', "qdrant.collection"),
+        ('[engine]\nurl = "localhost:8000"\n', "engine.url"),
+        ('[engine]\nurl = "http://"\n', "engine.url"),
+        ('[engine]\nurl = "http://gpu:port"\n', "engine.url"),
+        ('[qdrant]\nurl = "qdrant:6333"\n', "qdrant.url"),
+        ('public_url = "answers.example.com"\n', "public_url"),
+        ('cors_origins = ["https://a.example/page"]\n', "cors_origins.0"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(text, named):
