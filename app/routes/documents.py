@@ -1,6 +1,5 @@
 """Documents in, passages out: `/v1/documents` and `/v1/search`."""
 
-import base64
 import binascii
 from collections.abc import Awaitable
 from time import perf_counter
@@ -8,6 +7,7 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import PlainTextResponse
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
@@ -36,6 +36,9 @@ from observability.metrics import Metrics
 from retrieval.documents import Ingested, Passage, Scope
 from retrieval.errors import RetrievalError
 
+_SMALL_BYTES = 65_536
+"""A body that is read quicker than a thread is asked to."""
+_STEP = 4 * 65_536
 _FORM_FIELD_BYTES = 1_000_000
 """Largest field of a form that is not the file."""
 
@@ -197,9 +200,11 @@ async def search(request: Request, services: ServicesDep, caller: CallerDep, bod
         result = await services.retriever.search(
             Scope(caller.tenant, body.filter or {}), body.query, top_k=body.top_k, mode=body.mode
         )
-    except RetrievalError as error:
+    except BaseException as error:
         genai.end_retrieval(span, error=error)
-        raise from_retrieval(error, param="filter") from error
+        if isinstance(error, RetrievalError):
+            raise from_retrieval(error, param="filter") from error
+        raise
     genai.end_retrieval(
         span, hits=len(result.hits), index_version=result.index_version, embed_seconds=result.embed_seconds
     )
@@ -239,7 +244,8 @@ async def _read_upload(request: Request, max_bytes: int) -> Upload:
     if kind == "multipart/form-data":
         upload = await _read_form(request)
     elif kind in ("application/json", ""):
-        upload = _read_json(await request.body())
+        body = await request.body()
+        upload = _read_json(body) if len(body) < _SMALL_BYTES else await run_in_threadpool(_read_json, body)
     else:
         raise UnsupportedMedia(f"`content-type` is {kind!r}; send application/json or multipart/form-data.")
     if len(upload.content) > max_bytes:
@@ -288,10 +294,22 @@ def _read_json(body: bytes) -> Upload:
         media_type = asked.media_type or (None if "." in asked.name else "text/plain")
         return Upload(asked.name, content, media_type, dict(asked.metadata))
     try:
-        content = base64.b64decode(asked.content_base64 or "", validate=True)
-    except (binascii.Error, ValueError) as error:
+        content = _from_base64(asked.content_base64 or "")
+    except ValueError as error:
         raise InvalidRequest("`content_base64` is not base64.", param="content_base64") from error
     return Upload(asked.name, content, asked.media_type, dict(asked.metadata))
+
+
+def _from_base64(text: str) -> bytes:
+    """Decode step by step: one call for the whole would keep the interpreter's lock, and every other request waiting.
+
+    Raises:
+        ValueError: it is not base64.
+    """
+    pieces = [binascii.a2b_base64(text[at : at + _STEP], strict_mode=True) for at in range(0, len(text), _STEP)]
+    if any(len(piece) != _STEP // 4 * 3 for piece in pieces[:-1]):
+        raise ValueError("padding in the middle")
+    return b"".join(pieces)
 
 
 def _readable(passage: Passage) -> str:

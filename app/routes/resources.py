@@ -22,7 +22,6 @@ from app.routes.schemas import (
     PredictionObject,
 )
 from observability import genai
-from retrieval.errors import IndexUnavailable
 
 routes = APIRouter()
 
@@ -56,7 +55,7 @@ async def create_embeddings(services: ServicesDep, caller: CallerDep, body: Embe
     )
     try:
         vectors = await services.retriever.embed(texts)
-    except IndexUnavailable as error:
+    except BaseException as error:
         span.end(error=error)
         raise
     span.end()

@@ -250,7 +250,7 @@ class EmbeddingRequest(Wire):
     input: EmbeddedText | Annotated[list[EmbeddedText], Field(min_length=1, max_length=MAX_TEXTS)] = Field(
         description="One text or several; token ids are not read."
     )
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = Field("float", description="Null is `float`.")
     dimensions: int | None = Field(None, ge=1, le=65_536, description="If given, what the model makes.")
     user: str | None = None
 

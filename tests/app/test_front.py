@@ -253,7 +253,7 @@ async def test_metrics_and_logs_name_routes_and_never_paths_keys_or_words(api, n
 
     async def written() -> bytes | None:
         lines = log_lines.getvalue()
-        return lines if b"/v1/search" in lines else None
+        return lines if b"/v1/search" in lines and b'"prediction_id"' in lines else None
 
     lines = await until(written)
     for shown in (metrics.encode(), lines):

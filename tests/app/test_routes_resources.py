@@ -214,6 +214,16 @@ async def test_embeddings_refuse_what_they_cannot_take(api, texts):
     assert refused(response, 400, "invalid_request", response.json()["error"]["param"]).startswith("`input")
 
 
+async def test_embeddings_without_a_wish_are_plain_numbers(api):
+    body = {"model": "hashing", "input": "a stamp"}
+    plain, null = [
+        (await api.client.post("/v1/embeddings", json=each)).json()["data"][0]["embedding"]
+        for each in (body, {**body, "encoding_format": None})
+    ]
+    assert isinstance(plain, list)
+    assert null == plain
+
+
 async def test_as_many_embeddings_as_the_limit_says_are_made(api):
     response = await api.client.post("/v1/embeddings", json={"model": "hashing", "input": ["x"] * 256})
     assert len(response.json()["data"]) == 256
