@@ -70,13 +70,18 @@ class _ChosenIds(RandomIdGenerator):
 def _wants_export(signal: str) -> bool:
     """Whether OTEL_* asks for this signal ("TRACES", "METRICS") over OTLP/HTTP.
 
+    Metrics are sent only where they are asked for by name: Prometheus has them at `/metrics`, and saying them twice
+    costs a request more than the rest of its telemetry together.
+
     Raises:
         ExporterMisconfigured: another exporter or protocol is asked for.
     """
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return False
-    exporter = (environ.get(f"OTEL_{signal}_EXPORTER") or "otlp").strip().lower()
-    endpoint = environ.get(f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    own_endpoint = environ.get(f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT")
+    unasked = "none" if signal == "METRICS" and not own_endpoint else "otlp"
+    exporter = (environ.get(f"OTEL_{signal}_EXPORTER") or unasked).strip().lower()
+    endpoint = own_endpoint or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
     if exporter == "none" or not endpoint:
         return False
     if exporter != "otlp":

@@ -109,8 +109,8 @@ class PredictionLog:
             raise _unavailable("is closed" if self._state == "closed" else "cannot write to its disk")
         if len(self._undurable) >= self._capacity:
             raise _unavailable("has as many records waiting for its disk as it may")
-        job = self._lingering[prediction.id] = self._undurable[prediction.id] = Job(copy(prediction))
-        job.prediction.outcome = "open"
+        # Copied only when it is handed over: most answers are closed before that.
+        self._lingering[prediction.id] = self._undurable[prediction.id] = Job(prediction)
         if self._linger_timer is None:
             self._linger_timer = self._loop.call_later(self._linger_seconds, self._linger_over)
 
@@ -124,7 +124,7 @@ class PredictionLog:
         if job is None:
             return
         if self._lingering.pop(prediction.id, None):
-            self._writer.put([job])
+            self._writer.put([_opening(job)])
         await self._durable(job)
 
     def close_nowait(self, prediction: Prediction) -> None:
@@ -218,7 +218,7 @@ class PredictionLog:
     def _linger_over(self) -> None:
         self._linger_timer = None
         if self._lingering:
-            self._writer.put(list(self._lingering.values()))
+            self._writer.put([_opening(job) for job in self._lingering.values()])
             self._lingering.clear()
 
     def _committed(self, jobs: list[Job]) -> None:
@@ -263,6 +263,13 @@ class PredictionLog:
                 else:
                     others = True
         return others
+
+
+def _opening(job: Job) -> Job:
+    """Fix an opening row as it is now: its prediction goes on changing."""
+    job.prediction = copy(job.prediction)
+    job.prediction.outcome = "open"
+    return job
 
 
 def _unavailable(what: str) -> RecordUnavailable:

@@ -3,6 +3,7 @@
 With `store` false, what the caller or a document said is dropped here, before anything is written anywhere.
 """
 
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -21,18 +22,30 @@ _NAMES = frozenset({"id", "passage_id", "document_id", "document_version", "stat
 
 _quoted = {name: f'"{name}"' for name in COLUMNS}
 SELECT = f"SELECT {', '.join(_quoted.values())} FROM predictions"  # noqa: S608 - our own column names.
-# A row that is finished stays as it is; one that was taken for interrupted may still turn out finished.
-UPSERT = (
-    f"INSERT INTO predictions ({', '.join(_quoted.values())}) VALUES ({', '.join('?' * len(COLUMNS))}) "  # noqa: S608
-    f"ON CONFLICT (tenant, id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _quoted.values())} "
-    "WHERE predictions.outcome IN ('open', 'interrupted')"
-)
 INTERRUPT_OPEN = "UPDATE predictions SET outcome = 'interrupted' WHERE outcome = 'open'"
+
+MAX_ROWS = 16
+"""Rows that one statement writes at most."""
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
 Row = list[Any]
+
+
+@lru_cache(maxsize=MAX_ROWS)
+def upsert(rows: int) -> str:
+    """The statement that writes so many rows at once.
+
+    One statement, because Python's lock is let go and fought for around every single one. A row that is finished stays
+    as it is; one that was taken for interrupted may still turn out finished.
+    """
+    values = f"({', '.join('?' * len(COLUMNS))})"
+    return (
+        f"INSERT INTO predictions ({', '.join(_quoted.values())}) VALUES {', '.join([values] * rows)} "  # noqa: S608
+        f"ON CONFLICT (tenant, id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _quoted.values())} "
+        "WHERE predictions.outcome IN ('open', 'interrupted')"
+    )
 
 
 def to_row(prediction: Prediction) -> Row:

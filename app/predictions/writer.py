@@ -10,7 +10,7 @@ from queue import Empty, SimpleQueue
 from typing import Literal, Protocol
 
 from app.predictions.prediction import Prediction
-from app.predictions.rows import INTERRUPT_OPEN, UPSERT, salvaged_row, to_row
+from app.predictions.rows import INTERRUPT_OPEN, MAX_ROWS, salvaged_row, to_row, upsert
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +134,10 @@ class Writer:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             try:
-                self._connection.executemany(UPSERT, map(to_row, predictions))
+                rows = [to_row(prediction) for prediction in predictions]
+                for at in range(0, len(rows), MAX_ROWS):
+                    part = rows[at : at + MAX_ROWS]
+                    self._connection.execute(upsert(len(part)), [value for row in part for value in row])
             except self.UNWRITABLE:
                 for prediction in predictions:
                     self._write_salvaging(prediction)
@@ -146,11 +149,11 @@ class Writer:
 
     def _write_salvaging(self, prediction: Prediction) -> None:
         try:
-            self._connection.execute(UPSERT, to_row(prediction))
+            self._connection.execute(upsert(1), to_row(prediction))
         except self.UNWRITABLE as error:
             log.error(  # noqa: TRY400 - a traceback could show content.
                 "Prediction %s is recorded without its content, which cannot be written (%s)",
                 prediction.id,
                 type(error).__name__,
             )
-            self._connection.execute(UPSERT, salvaged_row(prediction))
+            self._connection.execute(upsert(1), salvaged_row(prediction))

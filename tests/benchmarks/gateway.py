@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import platform
+import socket
 import statistics
 import subprocess
 import sys
@@ -248,10 +249,9 @@ def question(number: int) -> str:
 
 async def serve(given: argparse.Namespace) -> None:
     """Be the gateway under test: the real composition, with passages whose vectors cost nothing to make."""
-    import uvicorn
-
     from app.access import create_key
     from app.main import open_service
+    from app.serving import serve as serve_app
     from app.settings import Settings
     from observability import logs
     from retrieval.embedder import SentenceTransformerEmbedder
@@ -277,12 +277,11 @@ async def serve(given: argparse.Namespace) -> None:
     with (folder / "log").open("wb") as stream:
         log = logs.configure("INFO", "json", stream=stream)
         async with open_service(settings, log, embedder=CheapBulk()) as app:
-            config = uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan="off", server_header=False)
-            server = uvicorn.Server(config)
-            serving = asyncio.create_task(server.serve())
-            while not server.started:
-                await asyncio.sleep(0.01)
-            url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+            listener = socket.socket()
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            serving = asyncio.create_task(serve_app(app, listener))
             if given.passages:
                 await fill(url, key, given.passages)
             print(json.dumps({"url": url, "key": key}), flush=True)

@@ -86,6 +86,7 @@ def silent_url() -> Iterator[str]:
 def test_spans_and_metrics_reach_the_collector_as_otlp(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20collector-token")
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "otlp")
     telemetry = Telemetry(service_version="1.2.3", instance_id="i-1")
     trace = telemetry.begin(route=ROUTE)
     span = genai.start_generation(trace, model="m", provider="tgi", release="r@1", prediction_id="p")
@@ -108,9 +109,8 @@ def test_spans_and_metrics_reach_the_collector_as_otlp(collector: Collector, mon
     assert {headers["authorization"] for headers in collector.headers} == {"Bearer collector-token"}
 
 
-def test_metrics_export_can_be_off_while_traces_are_on(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_are_exported_only_when_they_are_asked_for(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
-    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
     telemetry = Telemetry(service_version="1")
     telemetry.begin(route=ROUTE).end(200)
     telemetry.close()
