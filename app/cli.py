@@ -5,8 +5,10 @@ Exit codes: 0 done, 1 the work failed (some of it, or the service refused), 2 th
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from tomllib import TOMLDecodeError
 from typing import Annotated, Any
@@ -33,6 +35,8 @@ app.add_typer(keys, name="keys")
 Url = Annotated[str, typer.Option("--url", envvar="HALLMARK_URL", help="Where the service runs.")]
 Key = Annotated[str, typer.Option("--key", envvar="HALLMARK_API_KEY", help="An API key of the service.")]
 Model = Annotated[str, typer.Option(help="The release to ask, by name or as `name@3`.")]
+
+_DAY_MILLISECONDS = 24 * 3600 * 1000
 
 
 def main() -> None:
@@ -115,7 +119,14 @@ def demo(
 
     settings = load_settings(data_dir=data_dir)
     with explained():
-        run_demo(out, url=url, examples=examples, data_dir=settings.data_dir.resolve(), start=start)
+        run_demo(
+            out,
+            url=url,
+            examples=examples,
+            data_dir=settings.data_dir.resolve(),
+            start=start,
+            local_engine=settings.engine.url is None,
+        )
 
 
 @app.command()
@@ -155,6 +166,7 @@ def create(
     name: Annotated[str, typer.Argument(help="What the key is for.")],
     tenant: Annotated[str, typer.Option(help="Whose documents and predictions it reaches.")] = "default",
     scope: Annotated[list[str] | None, typer.Option(help="What it may do; repeat for several.")] = None,
+    expires_in_days: Annotated[int | None, typer.Option(min=1, max=36_500, help="By default it never expires.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="The service's data directory.")] = None,
 ) -> None:
     """Make a key and print it, once: only its hash is kept."""
@@ -162,7 +174,11 @@ def create(
 
     with explained():
         key, secret = create_key(
-            _database(data_dir), name=name, tenant=tenant, scopes=scope or ["chat", "documents:read"]
+            _database(data_dir),
+            name=name,
+            tenant=tenant,
+            scopes=scope or ["chat", "documents:read"],
+            expires_at=_now() + expires_in_days * _DAY_MILLISECONDS if expires_in_days else None,
         )
     err.print(f"key {key.id} for tenant {escape(tenant)}: {', '.join(key.scopes)}. It is shown this once:")
     out.print(secret, soft_wrap=True)
@@ -178,6 +194,9 @@ def list_all(data_dir: Annotated[Path | None, typer.Option(help="The service's d
         found = list_keys(_database(data_dir))
     for key in found:
         state = "revoked" if key.revoked_at else "active"
+        if state == "active" and key.expires_at is not None:
+            day = datetime.fromtimestamp(key.expires_at / 1000, UTC).date()
+            state = f"expired {day}" if key.expires_at <= _now() else f"active until {day}"
         table.add_row(key.id, escape(key.name), escape(key.tenant), ", ".join(key.scopes), state)
     out.print(table)
 
@@ -203,6 +222,11 @@ def openapi() -> None:
     from app.main import create_api
 
     sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(create_api().openapi()), indent=2) + b"\n")
+
+
+def _now() -> int:
+    """Milliseconds since 1970, as keys count."""
+    return time.time_ns() // 1_000_000
 
 
 def _database(data_dir: Path | None) -> Path:

@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.markup import escape
@@ -22,15 +24,23 @@ START_SECONDS = 900.0
 """The first start converts the embedded engine's weights, on a slow machine for minutes."""
 
 
-def run_demo(console: Console, *, url: str, examples: Path, data_dir: Path, start: bool) -> None:
-    """Ask the two questions; raises ServiceFailure when the service cannot be reached or refuses."""
+def run_demo(
+    console: Console, *, url: str, examples: Path, data_dir: Path, start: bool, local_engine: bool = True
+) -> None:
+    """Ask the two questions; a service that is started has the embedded engine with `local_engine`.
+
+    Raises:
+        ServiceFailure: the service cannot be reached, or refuses.
+    """
     if not examples.is_dir():
         raise ServiceFailure(f"There is no folder {str(examples)!r}; name one with --examples.")
     data_dir.mkdir(parents=True, exist_ok=True)
     key = _demo_key(data_dir)
     with Client(url, key) as client:
         log_file = data_dir / "service.log"
-        process = _start(url, data_dir, log_file) if start and client.readiness() is None else None
+        process = None
+        if start and client.readiness() is None:
+            process = _start(*_address(url), data_dir, log_file, local_engine=local_engine)
         alive = (lambda: process.poll() is None) if process else (lambda: True)
         with console.status("waiting for the service") as status:
             try:
@@ -55,10 +65,27 @@ def run_demo(console: Console, *, url: str, examples: Path, data_dir: Path, star
     console.print(f'Try: hallmark ask --url {url} --key {key} "How do I roll back?"', soft_wrap=True, style="dim")
 
 
-def _start(url: str, data_dir: Path, log_file: Path) -> subprocess.Popen[bytes]:
+def _address(url: str) -> tuple[str, int]:
+    """Where a service at `url` has to listen on this machine; raises ServiceFailure if that cannot be."""
+    parts = urlsplit(url)
+    try:
+        host, port = parts.hostname or "", parts.port or 80
+        is_ours = parts.scheme == "http" and (host == "localhost" or ip_address(host).is_loopback)
+    except ValueError:  # The port is no number, or the host a name.
+        is_ours = False
+    if not is_ours or parts.path.strip("/"):
+        raise ServiceFailure(
+            f"Nothing answers at {url}, and --start starts a service on this machine only, such as "
+            "http://127.0.0.1:8080."
+        )
+    return host, port
+
+
+def _start(host: str, port: int, data_dir: Path, log_file: Path, *, local_engine: bool) -> subprocess.Popen[bytes]:
     """Start the service in the background, in a session of its own so that it outlives this command."""
-    host, _, port = url.removeprefix("http://").rstrip("/").partition(":")
-    command = [sys.executable, "-m", "app", "serve", "--local-engine", "--host", host, "--port", port or "80"]
+    command = [sys.executable, "-m", "app", "serve", "--host", host, "--port", str(port)]
+    if local_engine:
+        command.append("--local-engine")
     with log_file.open("ab") as log:
         process = subprocess.Popen(  # noqa: S603 - our own module, with arguments of ours.
             [*command, "--data-dir", str(data_dir)],

@@ -7,14 +7,16 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from app.access import list_keys
+from app.access import create_key, list_keys
 from app.cli import app
 from app.database import own_directory
 from app.main import create_api
@@ -69,6 +71,20 @@ def test_a_key_is_for_reading_and_asking_unless_said_otherwise(tmp_path):
         ("chat", "documents:read"),
         ("admin", "metrics"),
     ]
+
+
+def test_a_key_can_be_made_to_expire_and_is_listed_so(tmp_path):
+    assert run("keys", "create", "short", "--expires-in-days", "2", "--data-dir", tmp_path).exit_code == 0
+    in_two_days = time.time() + 2 * 86_400
+    (key,) = list_keys(tmp_path / "hallmark.db")
+    assert key.expires_at is not None
+    assert abs(key.expires_at / 1000 - in_two_days) < 60
+    create_key(tmp_path / "hallmark.db", name="old", expires_at=1_700_000_000_000)
+    listed = run("keys", "list", "--data-dir", tmp_path, env={"COLUMNS": "200"}).stdout
+    day = datetime.fromtimestamp(key.expires_at / 1000, UTC).date()
+    assert re.search(rf"short.*active until {day}", listed)
+    assert re.search(r"old.*expired 2023-11-14", listed)
+    assert run("keys", "create", "x", "--expires-in-days", "0", "--data-dir", tmp_path).exit_code == 2
 
 
 def test_names_are_shown_as_they_are(tmp_path):

@@ -222,6 +222,38 @@ async def test_the_demo_without_examples_or_service_says_so(service, tmp_path):
     assert "--examples" in absent.stderr
 
 
+@pytest.mark.parametrize(
+    "url", ["https://127.0.0.1:1", "http://127.0.0.1:1/v1", "http://10.255.255.1.example:1", "x:1"]
+)
+async def test_the_demo_starts_a_service_on_this_machine_only(folder, tmp_path, url):
+    result = await run("demo", "--start", "--url", url, "--examples", folder, "--data-dir", tmp_path / "data")
+    assert result.exit_code == 1
+    assert "on this machine only" in result.stderr.replace("\n", " ")
+    assert not (tmp_path / "data" / "service.pid").exists()
+
+
+@pytest.mark.slow
+async def test_the_demo_starts_a_service_with_the_engine_that_the_settings_name(tgi, folder, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HALLMARK_", "OTEL_"))}
+    arguments = ("demo", "--start", "--url", f"http://localhost:{port}/", "--examples", folder, "--data-dir", "data")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "app", *map(str, arguments)),
+        env={**clean, "HALLMARK_ENGINE_URL": tgi.url, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(50):
+            output, _ = await process.communicate()
+    finally:
+        os.kill(int((tmp_path / "data" / "service.pid").read_text()), signal.SIGTERM)
+    assert process.returncode == 0
+    assert output.count(b"prediction ") == 2
+    assert "/health" in {request.path for request in tgi.requests}
+
+
 # --- openapi, serve ---
 
 
