@@ -56,6 +56,7 @@ class PredictionLog:
         self._state: Literal["closed", "usable", "failing"] = "closed"
         self._undurable: dict[str, Job] = {}  # The latest row of each id that is not yet on the disk.
         self._lingering: dict[str, Job] = {}  # The opening rows among them that the writer has not been given.
+        self._answering = 0  # Predictions opened and not yet closed.
         self._linger_timer: asyncio.TimerHandle | None = None
         self._watch_timer: asyncio.TimerHandle | None = None
 
@@ -109,6 +110,7 @@ class PredictionLog:
             raise _unavailable("is closed" if self._state == "closed" else "cannot write to its disk")
         if len(self._undurable) >= self._capacity:
             raise _unavailable("has as many records waiting for its disk as it may")
+        self._answering += 1
         # Copied only when it is handed over: most answers are closed before that.
         self._lingering[prediction.id] = self._undurable[prediction.id] = Job(prediction)
         if self._linger_timer is None:
@@ -132,11 +134,12 @@ class PredictionLog:
         if prediction.handed_over:
             return
         prediction.handed_over = True
+        self._answering -= 1
         if prediction.outcome == "open":
             prediction.outcome = "interrupted"
         # The closing row says all that an opening one would have.
-        self._lingering.pop(prediction.id, None)
-        job = self._undurable[prediction.id] = Job(copy(prediction))
+        lingering = self._lingering.pop(prediction.id, None)
+        job = self._undurable[prediction.id] = Job(copy(prediction), is_first=lingering is not None)
         self._writer.put([job])
 
     async def close(self, prediction: Prediction) -> None:
@@ -198,6 +201,7 @@ class PredictionLog:
                 writing,
                 committed=lambda jobs: self._tell_loop(self._committed, jobs),
                 failed=lambda error: self._tell_loop(self._failed, error),
+                others_to_come=lambda: self._answering > 0,
                 tally=self._tally,
             )
             writer.thread.start()

@@ -34,16 +34,24 @@ Row = list[Any]
 
 
 @lru_cache(maxsize=MAX_ROWS)
-def upsert(rows: int) -> str:
-    """The statement that writes so many rows at once.
+def insert(rows: int) -> str:
+    """The statement that writes so many new rows.
 
-    One statement, because Python's lock is let go and fought for around every single one. A row that is finished stays
-    as it is; one that was taken for interrupted may still turn out finished.
+    One for all of them, because Python's lock is let go and fought for around every single one.
     """
     values = f"({', '.join('?' * len(COLUMNS))})"
+    return f"INSERT INTO predictions ({', '.join(_quoted.values())}) VALUES {', '.join([values] * rows)}"  # noqa: S608
+
+
+@lru_cache(maxsize=MAX_ROWS)
+def upsert(rows: int) -> str:
+    """The statement that writes so many rows of which some may be there.
+
+    A row that is finished stays as it is; one that was taken for interrupted may still turn out finished.
+    """
     return (
-        f"INSERT INTO predictions ({', '.join(_quoted.values())}) VALUES {', '.join([values] * rows)} "  # noqa: S608
-        f"ON CONFLICT (tenant, id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _quoted.values())} "
+        f"{insert(rows)} ON CONFLICT (tenant, id) "
+        f"DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _quoted.values())} "
         "WHERE predictions.outcome IN ('open', 'interrupted')"
     )
 

@@ -10,7 +10,7 @@ from queue import Empty, SimpleQueue
 from typing import Literal, Protocol
 
 from app.predictions.prediction import Prediction
-from app.predictions.rows import INTERRUPT_OPEN, MAX_ROWS, salvaged_row, to_row, upsert
+from app.predictions.rows import INTERRUPT_OPEN, MAX_ROWS, Row, insert, salvaged_row, to_row, upsert
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +27,19 @@ class Tally(Protocol):
         ...
 
 
+GATHER_SECONDS = 0.001
+"""How long a commit waits for others when answers are in flight: two rows a commit cost twice what ten do."""
+
+
 class Job:
     """A row on its way to the disk, and who waits for it there."""
 
-    __slots__ = ("prediction", "waiters")
+    __slots__ = ("is_first", "prediction", "waiters")
 
-    def __init__(self, prediction: Prediction) -> None:
+    def __init__(self, prediction: Prediction, *, is_first: bool = False) -> None:
         self.prediction = prediction
+        self.is_first = is_first
+        """Whether no other row of its id was ever handed over: then there is none to look for."""
         self.waiters: list[tuple[float, asyncio.Future[None]]] = []
 
 
@@ -58,12 +64,14 @@ class Writer:
         *,
         committed: Callable[[list[Job]], None],
         failed: Callable[[Exception], None],
+        others_to_come: Callable[[], bool] = lambda: False,
         tally: Tally | None = None,
     ) -> None:
-        """`committed` and `failed` are called in the writer's thread."""
+        """All callbacks are called in the writer's thread; `others_to_come` says whether answers are in flight."""
         self._connection = connection
         self._committed = committed
         self._failed = failed
+        self._others_to_come = others_to_come
         self._tally = tally
         self._mailbox: SimpleQueue[list[Job] | None] = SimpleQueue()
         self._give_up_at = float("inf")
@@ -94,6 +102,9 @@ class Writer:
             stopped |= self._receive(batch, max(0.0, retry_at - time.monotonic()) if batch else None)
             if not batch or time.monotonic() < retry_at:
                 continue
+            if self._others_to_come() and not stopped:
+                time.sleep(GATHER_SECONDS)
+                stopped |= self._receive(batch, 0.0)
             started = time.perf_counter()
             try:
                 self._commit(batch)
@@ -130,22 +141,25 @@ class Writer:
         return True
 
     def _commit(self, batch: list[Job]) -> None:
-        predictions = {job.prediction.id: job.prediction for job in batch}.values()
+        jobs = {job.prediction.id: job for job in batch}.values()
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             try:
-                rows = [to_row(prediction) for prediction in predictions]
-                for at in range(0, len(rows), MAX_ROWS):
-                    part = rows[at : at + MAX_ROWS]
-                    self._connection.execute(upsert(len(part)), [value for row in part for value in row])
+                self._write([to_row(job.prediction) for job in jobs if job.is_first], insert)
+                self._write([to_row(job.prediction) for job in jobs if not job.is_first], upsert)
             except self.UNWRITABLE:
-                for prediction in predictions:
-                    self._write_salvaging(prediction)
+                for job in jobs:
+                    self._write_salvaging(job.prediction)
             self._connection.execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
+
+    def _write(self, rows: list[Row], statement: Callable[[int], str]) -> None:
+        for at in range(0, len(rows), MAX_ROWS):
+            part = rows[at : at + MAX_ROWS]
+            self._connection.execute(statement(len(part)), [value for row in part for value in row])
 
     def _write_salvaging(self, prediction: Prediction) -> None:
         try:
