@@ -144,7 +144,7 @@ async def produce(
 
     wall, cpu = time.perf_counter(), time.process_time()
     await asyncio.gather(*(producer() for _ in range(producers)))
-    while not until():  # noqa: ASYNC110 - a benchmark's end is not worth an event in the product.
+    while not until():
         await asyncio.sleep(0.001)
     return time.perf_counter() - wall, time.process_time() - cpu
 

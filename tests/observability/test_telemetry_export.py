@@ -109,7 +109,9 @@ def test_spans_and_metrics_reach_the_collector_as_otlp(collector: Collector, mon
     assert {headers["authorization"] for headers in collector.headers} == {"Bearer collector-token"}
 
 
-def test_metrics_are_exported_only_when_they_are_asked_for(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_are_exported_only_when_they_are_asked_for(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
     telemetry = Telemetry(service_version="1")
     telemetry.begin(route=ROUTE).end(200)
