@@ -17,7 +17,7 @@ from app.access import Caller
 from app.chat import ChatRequest
 from app.engines import Engine, EngineInfo
 from app.errors import EngineInterrupted, EngineTimeout, Overloaded, RecordUnavailable, ServiceError
-from app.grounding import Search, citation_facts, find_grounds, fit_prompt, hit_facts, plan_for
+from app.grounding import Grounds, Search, citation_facts, find_grounds, fit_prompt, hit_facts, plan_for
 from app.messages import FinishReason, Generation, Message, Piece, Usage, whole_tool_calls
 from app.predictions import Outcome, Prediction, PredictionLog, uuid7
 from app.prompts import question_of, search_query
@@ -25,7 +25,7 @@ from app.releases import Release, Releases
 from observability import genai
 from observability.traces import RequestTrace
 from retrieval.citations import AnswerChecker, Citation, Verdict, plain_marker
-from retrieval.documents import Hit, Passage, Scope
+from retrieval.documents import Passage, Scope
 
 INFO_SECONDS = 60.0
 """How long an engine's description of its limits is believed before it is asked again."""
@@ -213,14 +213,15 @@ class Answering:
         search, messages = self._gateway.search, self.request.messages
         if self.plan.mode == "off" or search is None or not question_of(messages):
             return self._generate(messages)
-        hits = await self._retrieve(search)
+        grounds = await self._retrieve(search)
+        hits = grounds.hits
         if self.prediction.retrieval_outcome == "irrelevant":
             return self._abstain()
         if not hits:
             return self._generate(messages)
         composed = await fit_prompt(
             messages,
-            hits,
+            grounds.shown,
             self.release.prompt,
             limit_tokens=await self._gateway.token_limit(),
             answer_tokens=self.sampling.max_tokens or 0,
@@ -242,17 +243,20 @@ class Answering:
             abstention=self.plan.abstention,
             similarity=search.similarity,
             marker=self.marker,
+            shown=len(grounds.shown) if self.plan.context == "sentences" else None,
         )
         return self._checked(self._generate(composed), checker)
 
-    async def _retrieve(self, search: Search) -> tuple[Hit, ...]:
+    async def _retrieve(self, search: Search) -> Grounds:
         """Find the passages to answer from, noting what was found."""
         prediction, plan = self.prediction, self.plan
         prediction.question = query = search_query(self.request.messages)
         span = genai.start_retrieval(self.trace, collection=plan.collection, mode=plan.search, top_k=plan.top_k)
         started = perf_counter()
         try:
-            grounds = await find_grounds(search, self._scope, query, plan=plan)
+            grounds = await find_grounds(
+                search, self._scope, query, plan=plan, question=question_of(self.request.messages)
+            )
         except BaseException as error:
             genai.end_retrieval(span, error=error)
             raise
@@ -268,7 +272,7 @@ class Answering:
             index_version=grounds.index_version,
             embed_seconds=grounds.embed_seconds or 0.0,
         )
-        return grounds.hits
+        return grounds
 
     async def _generate(self, messages: list[Message]) -> AsyncGenerator[list[Piece], None]:
         """Let the engine answer, noting how it ended and how long it was waited for."""

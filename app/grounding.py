@@ -1,7 +1,7 @@
 """The passages an answer may rest on: searched for the question, judged, and fitted into the engine's context."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -11,7 +11,7 @@ from app.errors import ContextTooLong, RetrievalUnavailable, from_retrieval
 from app.messages import Message
 from app.prompts import compose, prompt_bytes
 from app.releases import Prompt, RetrievalPlan
-from retrieval.citations import Citation, relevance
+from retrieval.citations import Citation, best_sentences, relevance
 from retrieval.documents import Hit, Scope, SearchMode, SearchResult
 from retrieval.errors import IndexMismatch, IndexUnavailable, RetrievalError
 
@@ -37,11 +37,13 @@ class Search(Protocol):
 class Grounds:
     """What the search gave: `used` has hits to answer from, `irrelevant` calls for an abstention, the rest for neither.
 
-    `found` is everything the search returned, `hits` what is worth showing the engine.
+    `found` is everything the search returned, `hits` what may be answered from, and `shown` what the engine is given of
+    the first of them: whole passages, or their sentences that answer best.
     """
 
     outcome: GroundsOutcome
     hits: tuple[Hit, ...] = ()
+    shown: tuple[Hit, ...] = ()
     found: tuple[Hit, ...] = ()
     index_version: str | None = None
     embed_seconds: float | None = None
@@ -68,8 +70,10 @@ def plan_for(request: ChatRequest, plan: RetrievalPlan) -> RetrievalPlan:
     return msgspec.structs.replace(plan, **chosen) if chosen else plan
 
 
-async def find_grounds(search: Search, scope: Scope, query: str, *, plan: RetrievalPlan) -> Grounds:
-    """Search and judge.
+async def find_grounds(
+    search: Search, scope: Scope, query: str, *, plan: RetrievalPlan, question: str | None = None
+) -> Grounds:
+    """Search for `query` and judge what is found by `question`, which is the query where no conversation precedes it.
 
     Nothing found at all means that the tenant has no documents (`empty`: a plain chat), unless the caller named a
     filter or requires retrieval.
@@ -88,12 +92,30 @@ async def find_grounds(search: Search, scope: Scope, query: str, *, plan: Retrie
         ) from error
     except RetrievalError as error:
         raise from_retrieval(error, param="retrieval.filter") from error
-    hits = relevance(query, result.hits, plan.policy).hits
+    hits: tuple[Hit, ...] = relevance(query, result.hits, plan.policy).hits
     outcome: GroundsOutcome = "used"
     if not hits:
         insist = plan.fallback != "keep" and (result.hits or scope.filter or plan.mode == "required")
         outcome = "irrelevant" if insist else "empty"
-    return Grounds(outcome, tuple(hits), result.hits, result.index_version, result.embed_seconds)
+    shown = hits
+    if hits and plan.context == "sentences":
+        shown = await _narrowed(search, question or query, hits, plan)
+        if shown:
+            ids = [hit.passage.id for hit in shown]
+            hits = tuple(sorted(hits, key=lambda hit: ids.index(hit.passage.id) if hit.passage.id in ids else len(ids)))
+        elif plan.fallback == "keep":
+            shown = hits
+        else:
+            outcome, hits = "irrelevant", ()
+    return Grounds(outcome, hits, shown, result.hits, result.index_version, result.embed_seconds)
+
+
+async def _narrowed(search: Search, question: str, hits: Sequence[Hit], plan: RetrievalPlan) -> tuple[Hit, ...]:
+    """Replace the text of passages, for showing only, by their sentences that answer best; empty when none does."""
+    return tuple(
+        replace(hit, passage=replace(hit.passage, text=text))
+        for hit, text in await best_sentences(question, hits, plan.policy, search.similarity)
+    )
 
 
 async def fit_prompt(

@@ -245,6 +245,7 @@ def _release(settings: Settings) -> Release:
             search=wanted.search,
             fusion=settings.retrieval.fusion,
             top_k=wanted.top_k,
+            context=wanted.context if wanted.context != "auto" else "sentences" if embedded else "passages",
             check=wanted.check,
             fallback=wanted.fallback,
             abstention=wanted.abstention,

@@ -46,6 +46,7 @@ class RetrievalPlan(msgspec.Struct, frozen=True):
     search: Literal["hybrid", "dense", "sparse"] = "hybrid"
     fusion: Literal["dbsf", "rrf"] = "dbsf"
     top_k: int = 5
+    context: Literal["passages", "sentences"] = "passages"
     policy: CheckPolicy = CheckPolicy()
     check: Literal["sentence", "end", "off"] = "sentence"
     fallback: Literal["extract", "abstain", "keep"] = "extract"

@@ -104,6 +104,11 @@ class ReleaseSettings(Section):
     )
     search: Literal["hybrid", "dense", "sparse"] = "hybrid"
     top_k: int = Field(5, ge=1, le=50, description="Passages searched for a question.")
+    context: Literal["auto", "passages", "sentences"] = Field(
+        "auto",
+        description="What of the passages the engine is given: all, or the sentences that answer best, which a small "
+        "model needs. `auto` is `sentences` with the embedded engine.",
+    )
     check: Literal["sentence", "end", "off"] = Field(
         "sentence", description="Check each sentence before it is sent, check the whole at the end, or not at all."
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from retrieval.terms import stem, terms, word_set
+from retrieval.terms import Terms, stem, terms, word_set
 
 Kind = Literal["count", "extent", "time", "person", "reason", "value"]
 
@@ -38,15 +38,16 @@ _TIMES = frozenset(map(stem, word_set("day date year month time century decade h
 _THING_IS = re.compile(
     r"\s(?:is|are|was|were)\s(?:the|a|an)\s((?:[\w-]+\s){0,3}?[\w-]+)(?=\s(?:of|for|that)\s|\W*\Z)", re.IGNORECASE
 )
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_NUMBER = re.compile(r"(?<!\w)\d+(?:[.,]\d+)*")
 _NUMBER_WORDS = word_set(
-    """two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
-    nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred hundreds thousand thousands million millions
-    billion billions half third quarter twice dozen zero none"""
+    """one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+    eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million
+    billion half third quarter fifth tenth twice dozen zero none"""
 )
 # An amount without a number.
 _AMOUNT = re.compile(
-    r"\b(?:unlimited|free|for ?ever|indefinitely|immediately|permanently|no limit|as (?:many|much|long) as)\b",
+    r"\b(?:unlimited|free|for ?ever|indefinitely|immediately|permanently|no limit|as (?:many|much|long) as"
+    r"|(?:hour|day|week|month|year)s?)\b",
     re.IGNORECASE,
 )
 _MONTH = (
@@ -65,7 +66,8 @@ _CALENDAR = re.compile(
     re.IGNORECASE,
 )
 _EXTENT = re.compile(
-    r"\d\s?-?\s?(?:ms|s|min|h|d|(?:milli|micro)?seconds?|minutes?|hours?|days?|weeks?|months?|years?|decades?|centur\w+"
+    r"(?:\d|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|twelve|twenty|thirty|half an?))\s?-?\s?"
+    r"(?:ms|s|min|h|d|(?:milli|micro)?seconds?|minutes?|hours?|days?|weeks?|months?|years?|decades?|centur\w+"
     r"|working days|tokens?|characters?|words?|pages?|(?:kilo|mega|giga|tera)?bytes?|[kmgt]i?b"
     r"|(?:kilo|centi|milli)?met(?:er|re)s?|km|cm|mm|miles?|feet|foot|percent|%|million|billion|parameters?)\b",
     re.IGNORECASE,
@@ -84,8 +86,11 @@ class Asked:
     kind: Kind | None
     known: frozenset[str]
 
-    def suits(self, text: str) -> float:
-        """Tell how well a text holds what is asked for: 1 it does, 0 nothing is known, -1 it cannot be the answer."""
+    def suits(self, text: str, said: Terms) -> float:
+        """Tell how well a text, whose terms are `said`, holds what is asked for.
+
+        1 says that it does, 0 that nothing is known, -1 that it cannot be the answer.
+        """
         match self.kind:
             case "count":
                 return 1.0 if self._new_number(text) or _AMOUNT.search(text) else -1.0
@@ -97,19 +102,21 @@ class Asked:
                     return 1.0
                 return 0.7 if _CALENDAR.search(text) else 0.3 if self._new_number(text) else -0.5
             case "person":
-                return 1.0 if terms(text).names - self.known else -0.5
+                return 1.0 if said.names - self.known else -0.5
             case "reason":
                 return 1.0 if _REASON.search(text) else 0.0
             case "value":
-                new = _CODE.search(text) or self._new_number(text) or terms(text).names - self.known
-                return 0.5 if new else 0.0
+                return 0.5 if said.names - self.known or _CODE.search(text) or self._new_digits(text) else 0.0
         return 0.0
 
     def _new_number(self, text: str) -> bool:
         """Tell whether a text holds a number that the question does not and that is no part of a date."""
-        plain = _DATE.sub(" ", text)
-        words = {word.lower() for word in _WORD.findall(plain)}
-        return bool(set(_NUMBER.findall(plain)) - self.known or (words & _NUMBER_WORDS) - self.known)
+        if self._new_digits(text):
+            return True
+        return bool(({word.lower() for word in _WORD.findall(text)} & _NUMBER_WORDS) - self.known)
+
+    def _new_digits(self, text: str) -> bool:
+        return any(number not in self.known for number in _NUMBER.findall(_DATE.sub(" ", text)))
 
 
 @lru_cache(maxsize=512)
@@ -121,7 +128,7 @@ def asked(question: str) -> Asked:
     return Asked(_kind(question, found) if found else None, known)
 
 
-def _kind(question: str, found: re.Match[str]) -> Kind:
+def _kind(question: str, found: re.Match[str]) -> Kind | None:
     match found.lastgroup:
         case "count" | "extent" | "time" | "person" | "reason" as kind:
             return kind
@@ -134,6 +141,8 @@ def _kind(question: str, found: re.Match[str]) -> Kind:
         thing.append(stem(word.lower()))
     if not thing and (says := _THING_IS.match(question, found.end())):
         thing = [stem(word.lower()) for word in says[1].split()]
+    if "happen" in thing[:1]:
+        return None
     if set(thing) & _MEASURES:
         return "count"
     return "time" if set(thing) & _TIMES else "value"

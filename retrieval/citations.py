@@ -20,7 +20,16 @@ from retrieval.judging import Finding, Judge, Similarity, Status
 from retrieval.markers import is_code, place
 from retrieval.sentences import sentence_ends
 
-__all__ = ["AnswerChecker", "CheckPolicy", "Citation", "Relevance", "Similarity", "Verdict", "relevance"]
+__all__ = [
+    "AnswerChecker",
+    "CheckPolicy",
+    "Citation",
+    "Relevance",
+    "Similarity",
+    "Verdict",
+    "best_sentences",
+    "relevance",
+]
 
 Reason = Literal["none", "nothing_relevant", "unsupported_answer", "engine_abstained", "empty_answer"]
 Fallback = Literal["extract", "abstain", "keep"]
@@ -97,6 +106,19 @@ def plain_marker(n: int, _passage: Passage) -> str:
     return f"[{n}]"
 
 
+async def best_sentences(
+    question: str, hits: Sequence[Hit], policy: CheckPolicy, similarity: Similarity | None = None
+) -> list[tuple[Hit, str]]:
+    """Find what answers a question best: a hit or two with the sentences as they would be quoted from them.
+
+    Empty when no sentence is about what is asked.
+    """
+    found: dict[int, list[str]] = {}
+    for each in await Judge(question, hits, policy, similarity).extract():
+        found.setdefault(each.cited[0], []).append(each.text)
+    return [(hits[hit], "\n".join(texts)) for hit, texts in found.items()]
+
+
 class AnswerChecker:
     """Checks one answer as it streams.
 
@@ -117,8 +139,12 @@ class AnswerChecker:
         abstention: str = ABSTENTION_TEXT,
         similarity: Similarity | None = None,
         marker: Callable[[int, Passage], str] = plain_marker,
+        shown: int | None = None,
     ) -> None:
-        """`fallback` and `abstention` say what takes the place of an answer without a supported sentence."""
+        """`fallback` and `abstention` say what takes the place of an answer without a supported sentence.
+
+        `shown` says that the engine was given only the best sentences, of so many of the hits, the first ones.
+        """
         self.citations: list[Citation] = []
         self.verdict = Verdict("answered")
         self._hits = hits
@@ -127,7 +153,7 @@ class AnswerChecker:
         self._abstention = abstention
         self._rewrites = check == "sentence"
         self._marker = marker
-        self._judge = Judge(question, hits, self._policy, similarity)
+        self._judge = Judge(question, hits, self._policy, similarity, shown)
         self._buffer = ""
         self._scan_at = 0
         self._length = 0  # Characters handed out, or in "end" mode checked.

@@ -27,8 +27,14 @@ _EXTRACT_CANDIDATES = 8
 # for 84 %; any weights from 0.5 to 1 and 0.1 to 0.25 do within 2 %.
 _EXTRACT_COSINE = 0.75
 _EXTRACT_TIE = 0.2
+# Two shares no further apart than this say the same.
+_SAME_SHARE = 0.1
+# Least share of what a sentence adds to the question that must stand at the places it rests on.
+_NEW_SHARE = 0.5
 # What follows a sentence that ends in a colon belongs to it, to so many lines.
 _LONGEST_LIST = 8
+# What "it" stands for is looked for in so many sentences before.
+_FARTHEST_BACK = 2
 _PRONOUNS = word_set(
     "it this that these those they he she its their his her such both each however also therefore then thus"
 )
@@ -60,13 +66,23 @@ class Judge:
     """Judges the sentences of one answer."""
 
     def __init__(
-        self, question: str, hits: Sequence[Hit], policy: CheckPolicy, similarity: Similarity | None = None
+        self,
+        question: str,
+        hits: Sequence[Hit],
+        policy: CheckPolicy,
+        similarity: Similarity | None = None,
+        shown: int | None = None,
     ) -> None:
-        """`similarity(text, texts)` returns cosines; without it words alone decide."""
+        """`similarity(text, texts)` returns cosines; without it words alone decide.
+
+        `shown` says that the engine was given only sentences, of so many of the hits: then its answer restates them.
+        """
         self._question = question
         self._hits = hits
         self._policy = policy
         self._similarity = similarity
+        self._shown = range(len(hits) if shown is None else shown)
+        self._restates = shown is not None
         self._evidence = Evidence(question, hits, polar=is_polar(question))
 
     async def judge(self, written: str, *, focused: bool) -> Finding:
@@ -75,11 +91,11 @@ class Judge:
         text, led = split_lead_in(written)
         markers = tuple(read_markers(text)) if led else written_markers
         named = tuple(dict.fromkeys([*led, *(number for marker in written_markers for number in marker.numbers)]))
-        own = tuple(number - 1 for number in named if number <= len(self._hits))
+        own = tuple(number - 1 for number in named if number <= len(self._shown))
         finding = await self._weigh(text, markers, own, focused)
         return replace(
             finding,
-            invented=tuple(number for number in named if number > len(self._hits)),
+            invented=tuple(number for number in named if number > len(self._shown)),
             written=written,
             written_markers=written_markers,
         )
@@ -95,20 +111,22 @@ class Judge:
             ),
             key=lambda one: -one[0],
         )
-        fitting = [(score, each) for score, each, cosine in ranked if self._fits(each, cosine)]
+        able = [(score, each, cosine) for score, each, cosine in ranked if each.suits > -1.0]
+        if not able or not self._fits(*able[0][1:]):
+            return []
         most = 1 if is_polar(self._question) else 2
-        places = [self._whole(each) for score, each in fitting[:most] if score >= fitting[0][0] - _EXTRACT_TIE]
+        places = [self._whole(each) for score, each, _ in able[:most] if score >= able[0][0] - _EXTRACT_TIE]
         return [self._quotation(*place) for place in _joined(places)]
 
     def _fits(self, candidate: Candidate, cosine: float | None) -> bool:
-        """Tell whether a sentence that no engine chose is about what was asked, and can be the answer."""
+        """Tell whether a sentence that no engine chose is about what was asked."""
         fit = self._evidence.focus(candidate.hit, candidate.start, candidate.end, cosine)
-        return candidate.suits > -1.0 and _reaches(fit, self._policy.extract_focus, self._policy.extract_focus_words)
+        return _reaches(fit, self._policy.extract_focus, self._policy.extract_focus_words)
 
     async def _weigh(self, text: str, markers: tuple[Marker, ...], own: tuple[int, ...], focused: bool) -> Finding:
         yes_no, said = split_yes_no(claim_text(text, markers)) if is_polar(self._question) else (None, "")
         claim = terms(said if yes_no else claim_text(text, markers))
-        found = self._evidence.support(claim) if claim.words else []
+        found = self._evidence.support(claim, self._shown) if claim.words else []
         status, kept = await self._grade(claim, claim_text(text, markers), found)
         if engine_abstains(text) and not (kept and status == "supported" and claim.negations and not kept[0].missing):
             return Finding("abstention", text, markers=markers)
@@ -117,7 +135,7 @@ class Judge:
         if not yes_no and not is_code(text) and says_nothing(text, claim, self._question, self._evidence.question):
             # A line that only lists sources has nothing to show once its markers are gone.
             return Finding("filler", "" if markers and not claim.words else text, markers=markers)
-        if status != "unsupported" and not focused and not self._focused(kept):
+        if status != "unsupported" and not focused and not self._answers(said or claim_text(text, markers), kept):
             status = "unsupported"
         if status != "unsupported" and yes_no and not self._confirms(yes_no, kept[0]):
             text = _without_yes_no(text)
@@ -127,6 +145,9 @@ class Judge:
     async def _grade(self, claim: Terms, said: str, found: Sequence[Support]) -> tuple[Status, list[Support]]:
         """Return the sentence's status and the passages that give it, the best first."""
         sound = [each for each in found if not each.missing and not each.contradicted]
+        if self._restates:
+            restated = [each for each in sound if each.share >= self._policy.restated_share]
+            return ("supported", restated) if restated else ("unsupported", list(found[:1]))
         supported = [each for each in sound if each.share >= self._policy.supported_share]
         if supported:
             return "supported", supported + [each for each in sound if each not in supported and self._weak(each)]
@@ -142,10 +163,23 @@ class Judge:
     def _weak(self, support: Support) -> bool:
         return support.share >= self._policy.weak_share
 
-    def _focused(self, kept: Sequence[Support]) -> bool:
-        """Tell whether a place that supports a sentence is about what was asked."""
-        fits = [self._evidence.focus(each.hit, each.start, each.end) for each in kept]
-        return any(_reaches(fit, self._policy.focus, self._policy.focus_words) for fit in fits)
+    def _answers(self, said: str, kept: Sequence[Support]) -> bool:
+        """Tell whether a supported sentence is an answer: of the kind asked for, from a place about the question."""
+        claim = terms(said)
+        if self._evidence.asked.suits(said, claim) <= -1.0 or not (is_code(said) or self._adds(claim, kept)):
+            return False
+        for each in kept:
+            fit = self._evidence.focus(each.hit, each.start, each.end)
+            behind = self._evidence.behind_best(each.hit, each.start, each.end)
+            if behind <= self._policy.focus_gap and _reaches(fit, self._policy.focus, self._policy.focus_words):
+                return True
+        return False
+
+    def _adds(self, claim: Terms, kept: Sequence[Support]) -> bool:
+        """Tell whether what a sentence adds to the question is from the passages: the question said again always is."""
+        new = frozenset(claim.words) - self._evidence.question.vocabulary
+        held = frozenset().union(*(each.covered for each in kept))
+        return len(new & held) >= len(new) * _NEW_SHARE
 
     async def _cosines(self, text: str, texts: list[str]) -> list[float | None]:
         """Return the cosine of `text` to each, None where no embedder answers: the words then decide alone."""
@@ -158,7 +192,7 @@ class Judge:
 
     def _bare_yes_no(self, yes_no: Literal["yes", "no"], text: str, markers: tuple[Marker, ...]) -> Finding:
         """Keep a lone "Yes" only where one place says all that was asked, a lone "No" only where it denies it."""
-        found = self._evidence.support(self._evidence.question)
+        found = self._evidence.support(self._evidence.question, self._shown)
         for each in found:
             if not each.missing and each.share >= self._policy.polar_share and each.contradicted == (yes_no == "no"):
                 return self._cite(text, markers, (), "weak", [each], found)
@@ -191,7 +225,7 @@ class Judge:
         if status == "unsupported":
             cited = [hit for hit in own if self._policy.unsupported == "mark"]
         else:
-            able = [each.hit for each in kept]
+            able = self._best_first(kept)
             joint = status == "weak" and len(able) == 2
             cited = able if joint else [hit for hit in own if hit in able] or able[:1]
         cited = cited[: self._policy.max_citations]
@@ -217,7 +251,13 @@ class Judge:
         reading = self._evidence.readings[candidate.hit]
         texts = [self._passage_text(candidate.hit, *span) for span in reading.spans]
         first = last = candidate.place
-        if first and (_leans(texts[first]) or (is_code(texts[first]) and texts[first - 1].endswith(":"))):
+        while (
+            first > max(0, candidate.place - _FARTHEST_BACK)
+            and _leans(texts[first])
+            and not texts[first - 1].startswith("#")
+        ):
+            first -= 1
+        if first and is_code(texts[first]) and texts[first - 1].endswith(":"):
             first -= 1
         if texts[last].endswith(":") and last + 1 < len(texts):
             last += 1
@@ -229,6 +269,14 @@ class Judge:
             ):
                 last += 1
         return candidate.hit, first, last
+
+    def _best_first(self, kept: Sequence[Support]) -> list[int]:
+        """Order hits that support a sentence: of those that do so about equally, the one that answers the question."""
+
+        def order(each: Support) -> tuple[bool, float]:
+            return each.share < kept[0].share - _SAME_SHARE, self._evidence.behind_best(each.hit, each.start, each.end)
+
+        return [each.hit for each in sorted(kept, key=order)]
 
     def _quotation(self, hit: int, first: int, last: int) -> Finding:
         """Make sentences of a passage a sentence of the answer."""
@@ -275,8 +323,9 @@ def _without_yes_no(text: str) -> str:
 
 
 def _leans(text: str) -> bool:
-    """Tell whether a sentence points back within its first three words: "Use it as", "This means"."""
-    return any(word.lower().strip(",") in _PRONOUNS for word in text.split(maxsplit=3)[:3])
+    """Tell whether a sentence points back within its first three words: "Use it as", "This means", not "All that"."""
+    words = [word.lower().strip(",") for word in text.split(maxsplit=3)[:3]]
+    return any(word in _PRONOUNS and (word != "that" or at == 0) for at, word in enumerate(words))
 
 
 def _joined(places: list[_Place]) -> list[_Place]:

@@ -31,24 +31,31 @@ _FOCUS_COSINE = 0.4
 _PURPOSE = re.compile(r"\bfor\s+(?:[\w'’-]+\s*){1,4}\W*\Z")
 # What a name, number or such subject that stands nowhere in the passage takes off their fit.
 _ABSENT_NAME = 0.3
-# A second sentence joins the quote only when it adds this much of the claim.
+# A second sentence joins the quote, or a second passage the first, only when it adds this much of the claim.
 _SECOND_SENTENCE_GAIN = 0.15
 # What the support of the best place counts against that of the whole passage: a value from elsewhere in the right
 # passage is wrong more often than it is a paraphrase.
 _PLACE_WEIGHT = 0.7
-# Words that ask, or say what to do with the answer, and not what it is about.
+# "Call" asks in "what is it called" and not in "who was on call".
+_CALLED = re.compile(r"\bcalled\b", re.IGNORECASE)
+# Words that ask, hedge, or say what to do with the answer, and not what it is about.
 _TASK_WORDS = word_set(
-    """answer brief briefly call compare describ detail explain giv happen kind list long many mean much name often
-    outlin pleas question say sentenc short show stat summar summary summariz tell thank type word writ"""
+    """answer approximat brief briefly compare describ detail explain giv happen kind
+    list long many mean much name often outlin pleas question rough say sentenc short show stat
+    summar summariz summary tell thank type word writ"""
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A passage, read once: its sentences, and the vocabulary of its text and of its title and headings."""
+    """A passage, read once: its sentences, and the vocabulary of its text and of its title and headings.
+
+    `near` holds for each sentence its own words with those of its neighbours and of the headings.
+    """
 
     spans: tuple[tuple[int, int], ...]
     sentences: tuple[Terms, ...]
+    near: tuple[frozenset[str], ...]
     head: frozenset[str]
     vocabulary: frozenset[str]
 
@@ -105,7 +112,11 @@ def read(passage: Passage) -> Reading:
     spans = tuple(sentences(passage.text))
     read_sentences = _with_table_heads([passage.text[start:end] for start, end in spans])
     head = terms("\n".join((passage.document_title, passage.document_name, *passage.heading_path))).vocabulary
-    return Reading(spans, read_sentences, head, head.union(*(each.vocabulary for each in read_sentences)))
+    near = tuple(
+        head.union(*(each.vocabulary for each in read_sentences[max(0, place - 1) : place + 2]))
+        for place in range(len(spans))
+    )
+    return Reading(spans, read_sentences, near, head, head.union(*near))
 
 
 def _with_table_heads(texts: Sequence[str]) -> tuple[Terms, ...]:
@@ -130,17 +141,20 @@ class Evidence:
         self.hits = hits
         self.readings = [read(hit.passage) for hit in hits]
         self.question = terms(question)
-        self.subject = frozenset(self.question.words) - _TASK_WORDS
+        self.subject = frozenset(terms(_CALLED.sub(" ", question)).words) - _TASK_WORDS
         """What the question is about."""
-        literal = self.question.names if polar else self.question.names | self.question.numbers
+        literal = self.question.names if polar else self.question.names | self.question.hard
         purpose = _PURPOSE.search(question)
         self._must_stand = self.subject & literal.union(terms(purpose[0]).words if purpose else ())
-        self._asked = asked(question)
+        self.asked = asked(question)
         self._documents: dict[str, frozenset[str]] = {}
         for hit, reading in zip(hits, self.readings, strict=True):
             said = self._documents.get(hit.passage.document_id, frozenset())
             self._documents[hit.passage.document_id] = said | reading.vocabulary
         self._weights = self._rarity()
+        self._candidates: list[Candidate] | None = None
+        by_score = sorted(range(len(hits)), key=lambda hit: -hits[hit].score)
+        self._rank = {hit: rank for rank, hit in enumerate(by_score)}
 
     def support(self, claim: Terms, among: Iterable[int] | None = None) -> list[Support]:
         """Weigh `claim` against each passage (`among` these hits), the best supporting one first."""
@@ -158,7 +172,12 @@ class Evidence:
                 covered = one.covered | other.covered
                 if claim.hard <= covered and covered != one.covered and covered != other.covered:
                     share = _sum(weights, covered) / total if total else 0.0
-                    if share > best and not (one.contradicted or other.contradicted):
+                    least = min(_sum(weights, covered - one.covered), _sum(weights, covered - other.covered))
+                    if (
+                        share > best
+                        and least >= _SECOND_SENTENCE_GAIN * total
+                        and not (one.contradicted or other.contradicted)
+                    ):
                         best, pair = share, [one, other]
         return best, pair
 
@@ -174,8 +193,7 @@ class Evidence:
         if not self.subject or not places:
             return Focus(1.0, 1.0)
         here = frozenset().union(*(reading.sentences[i].vocabulary for i in places))
-        around = reading.sentences[max(0, places[0] - 1) : places[-1] + 2]
-        near = reading.head.union(*(each.vocabulary for each in around))
+        near = frozenset().union(*(reading.near[i] for i in places))
         shares = [_sum(self._weights, words & self.subject) for words in (here, near, reading.vocabulary)]
         total = sum(self._weights.values())
         words = (shares[0] / 4 + shares[1] / 4 + shares[2] / 2) / total
@@ -197,26 +215,35 @@ class Evidence:
 
     def candidates(self) -> list[Candidate]:
         """Return every sentence of every passage, the likeliest answer first."""
-        found = [
-            self._candidate(hit, place)
-            for hit, reading in enumerate(self.readings)
-            for place in range(len(reading.spans))
-            if reading.sentences[place].words
+        if self._candidates is None:
+            found = [
+                self._candidate(hit, place)
+                for hit, reading in enumerate(self.readings)
+                for place in range(len(reading.spans))
+                if reading.sentences[place].words
+            ]
+            self._candidates = sorted(found, key=lambda each: -each.rank_score)
+        return self._candidates
+
+    def behind_best(self, hit: int, start: int, end: int) -> float:
+        """Return how far `start:end` of a passage falls behind the sentence that is the likeliest answer."""
+        scores = [
+            each.rank_score for each in self.candidates() if each.hit == hit and each.start < end and start < each.end
         ]
-        return sorted(found, key=lambda each: -each.rank_score)
+        return self.candidates()[0].rank_score - max(scores) if scores else 0.0
 
     def _candidate(self, hit: int, place: int) -> Candidate:
         reading = self.readings[hit]
         start, end = reading.spans[place]
         text = self.hits[hit].passage.text[start:end]
         here = reading.sentences[place].vocabulary
-        near = reading.head.union(*(each.vocabulary for each in reading.sentences[max(0, place - 1) : place + 2]))
+        near = reading.near[place]
         total = sum(self._weights.values()) or 1.0
-        suits = self._asked.suits(text)
+        suits = self.asked.suits(text, reading.sentences[place])
         score = (
             0.6 * _sum(self._weights, here & self.subject) + 0.35 * _sum(self._weights, near & self.subject)
         ) / total
-        score += 0.35 * suits - 0.07 * hit
+        score += 0.35 * suits - 0.07 * self._rank[hit]
         if here <= self.question.vocabulary | reading.head or _is_label(text):
             score -= 0.25  # It repeats the question or is a heading: whatever answers it stands elsewhere.
         return Candidate(hit, place, start, end, score, suits)

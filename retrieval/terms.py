@@ -48,6 +48,7 @@ _UNITS = {
 _TOKEN = re.compile(
     r"(?P<number>(?:(?<!\w)[-−vV](?=\d))?\d+(?:[.,]\d+)*)"
     r"|(?P<ideograph>[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])"
+    r"|(?P<versioned>[^\W\d_][\w-]*@[vV]?\d+(?:\.\d+)*)"
     r"|(?P<word>[^\W\d_](?:(?![\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])\w)*(?:['’][^\W\d_]+)?)"
     r"|(?P<percent>[%‰])"
     r"|(?P<clause>[,;:()—\n])"
@@ -67,6 +68,10 @@ _NO_NEGATION = re.compile(
     r"\b(?:no|not) (?:later|earlier|sooner|more|less|fewer|longer) than\b|\bnot (?:only|just|merely|until|un\w+)\b"
     r"|\bno (?:doubt|matter)\b",
     re.IGNORECASE,
+)
+# "One third" and "one of them" are not 1.
+_NO_ONE = re.compile(
+    r"\bone(?=[\s-](?:half|third|quarter|fourth|fifth|sixth|eighth|tenth|of|another)\b)", re.IGNORECASE
 )
 # How many content words a negation reaches: "not (be) deleted automatically after".
 _NEGATION_REACH = 3
@@ -132,7 +137,7 @@ def terms(text: str) -> Terms:
 
 def _read(text: str) -> Iterator[tuple[str, str]]:
     """Yield (kind, term) in order: word, number, name, identifier, negation, clause, or also (vocabulary only)."""
-    plain = _NO_NEGATION.sub(" ", text)
+    plain = _NO_ONE.sub(" ", _NO_NEGATION.sub(" ", text))
     tokens = [(token.lastgroup or "", token[0]) for token in _TOKEN.finditer(plain)]
     first, at = True, 0
     while at < len(tokens):
@@ -147,6 +152,9 @@ def _read(text: str) -> Iterator[tuple[str, str]]:
             at += following in _UNITS or following in _ORDINALS
         elif kind == "word":
             yield from _word(word, first)
+        elif kind == "versioned":
+            yield "identifier", word.lower()
+            yield from (("also", stem(part.lower())) for part in _WORD_PARTS.findall(word))
         elif kind in ("ideograph", "percent"):
             yield "word", "percent" if kind == "percent" else word
         else:

@@ -71,6 +71,41 @@ async def test_what_was_found_decides_how_the_request_is_answered(found, plan, f
         assert (grounds.index_version, grounds.embed_seconds) == ("v1", 0.25)
 
 
+class Alike(Search):
+    """Finds every text as near as the next."""
+
+    async def similarity(self, text: str, texts: list[str]) -> list[float]:
+        return [0.5] * len(texts)
+
+
+SENTENCES = RetrievalPlan(context="sentences")
+
+
+async def test_a_small_engine_is_shown_the_sentences_that_answer_best_and_their_passages_come_first():
+    kettles = hit("Kettles are made of steel.", 2, cosine=0.8)
+    search = Alike(kettles, hit("The kettle boils fast: one litre in 90 seconds. It is red.", 1))
+    grounds = await find_grounds(search, Scope("acme"), QUESTION, plan=SENTENCES)
+    assert grounds.outcome == "used"
+    assert [each.passage.text for each in grounds.shown] == ["The kettle boils fast: one litre in 90 seconds."]
+    assert [each.passage.n for each in grounds.hits] == [1, 2]
+    assert grounds.hits[0].passage.text.endswith("It is red.")
+
+
+@pytest.mark.parametrize(("fallback", "outcome", "shown"), [("extract", "irrelevant", 0), ("keep", "used", 1)])
+async def test_no_sentence_about_the_question_is_nothing_relevant_unless_the_engine_may_go_on(fallback, outcome, shown):
+    plan = RetrievalPlan(context="sentences", fallback=fallback)
+    search = Alike(hit("The kettle is red, and kettles are fast to clean.", cosine=0.5))
+    grounds = await find_grounds(search, Scope("acme"), "How many litres does the Zürich kettle boil?", plan=plan)
+    assert (grounds.outcome, len(grounds.shown)) == (outcome, shown)
+
+
+async def test_in_a_conversation_the_last_question_chooses_the_sentences():
+    search = Alike(hit("The kettle boils one litre in 90 seconds. The kettle costs 30 euros."))
+    query = f"{QUESTION}\nHow much does it cost?"
+    grounds = await find_grounds(search, Scope("acme"), query, plan=SENTENCES, question="How much does it cost?")
+    assert [each.passage.text for each in grounds.shown] == ["The kettle costs 30 euros."]
+
+
 @pytest.mark.parametrize("error", [IndexUnavailable("down"), IndexMismatch("other embedder")])
 async def test_an_index_that_is_required_and_down_is_a_503_to_retry(error):
     with pytest.raises(RetrievalUnavailable) as raised:

@@ -144,7 +144,7 @@ def read_questions(split: str) -> list[Question]:
 @asynccontextmanager
 async def running_service(data_dir: Path, cache: Path | None) -> AsyncIterator[httpx.AsyncClient]:
     """Run the service with the embedded engine and the examples loaded; gives a client of it."""
-    settings = Settings(data_dir=data_dir, embedded={"enabled": cache is None})
+    settings = Settings(data_dir=data_dir, embedded={"enabled": True})
     key = await asyncio.to_thread(_make_key, data_dir)
     replay = Replay(cache) if cache else None
     log = logs.configure("WARNING", "text", stream=sys.stderr.buffer if sys.stderr.isatty() else io.BytesIO())
