@@ -59,6 +59,8 @@ _DATE = re.compile(
     rf"|\b{_MONTH}\s\d{{4}}\b|\b\d{{4}}-\d\d-\d\d\b",
     re.IGNORECASE,
 )
+# Most sentences have none, and then there is no date to look for.
+_DIGIT = re.compile(r"\d")
 _CLOCK_OR_YEAR = re.compile(r"\b(?:\d{1,2}:\d\d|1\d{3}|20\d\d)\b")
 _CALENDAR = re.compile(
     r"\b(?:(?:mon|tues|wednes|thurs|fri|satur|sun)days?|daily|weekly|monthly|yearly|midnight|noon|morning|evening|spring"
@@ -98,7 +100,7 @@ class Asked:
                 told = self._new_number(text) or _AMOUNT.search(text)
                 return 1.0 if _EXTENT.search(text) else 0.3 if told else -1.0
             case "time":
-                if _DATE.search(text) or _CLOCK_OR_YEAR.search(text):
+                if _DIGIT.search(text) and (_DATE.search(text) or _CLOCK_OR_YEAR.search(text)):
                     return 1.0
                 return 0.7 if _CALENDAR.search(text) else 0.3 if self._new_number(text) else -0.5
             case "person":
@@ -116,6 +118,8 @@ class Asked:
         return bool(({word.lower() for word in _WORD.findall(text)} & _NUMBER_WORDS) - self.known)
 
     def _new_digits(self, text: str) -> bool:
+        if not _DIGIT.search(text):
+            return False
         return any(number not in self.known for number in _NUMBER.findall(_DATE.sub(" ", text)))
 
 

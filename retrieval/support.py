@@ -50,12 +50,14 @@ _TASK_WORDS = word_set(
 class Reading:
     """A passage, read once: its sentences, and the vocabulary of its text and of its title and headings.
 
-    `near` holds for each sentence its own words with those of its neighbours and of the headings.
+    `near` holds for each sentence its own words with those of its neighbours and of the headings, `sections` the heading
+    inside the passage that it stands under.
     """
 
     spans: tuple[tuple[int, int], ...]
     sentences: tuple[Terms, ...]
     near: tuple[frozenset[str], ...]
+    sections: tuple[str, ...]
     head: frozenset[str]
     vocabulary: frozenset[str]
 
@@ -112,11 +114,12 @@ def read(passage: Passage) -> Reading:
     spans = tuple(sentences(passage.text))
     read_sentences = _with_table_heads([passage.text[start:end] for start, end in spans])
     head = terms("\n".join((passage.document_title, passage.document_name, *passage.heading_path))).vocabulary
+    sections = _sections([passage.text[start:end] for start, end in spans])
     near = tuple(
-        head.union(*(each.vocabulary for each in read_sentences[max(0, place - 1) : place + 2]))
-        for place in range(len(spans))
+        head.union(*(each.vocabulary for each in read_sentences[max(0, place - 1) : place + 2]), section.vocabulary)
+        for place, section in enumerate(terms(section) for section in sections)
     )
-    return Reading(spans, read_sentences, near, head, head.union(*near))
+    return Reading(spans, read_sentences, near, sections, head, head.union(*near))
 
 
 def _with_table_heads(texts: Sequence[str]) -> tuple[Terms, ...]:
@@ -130,6 +133,16 @@ def _with_table_heads(texts: Sequence[str]) -> tuple[Terms, ...]:
         elif not head:
             head = read_text.vocabulary
         found.append(replace(read_text, vocabulary=read_text.vocabulary | head) if head else read_text)
+    return tuple(found)
+
+
+def _sections(texts: Sequence[str]) -> tuple[str, ...]:
+    """Find for each sentence the heading inside its passage that it stands under, empty where there is none."""
+    found = []
+    section = ""
+    for text in texts:
+        section = text.lstrip("# ") if text.startswith("#") else section
+        found.append(section)
     return tuple(found)
 
 
@@ -211,16 +224,19 @@ class Evidence:
     def under_headings(self, candidate: Candidate) -> str:
         """Return a sentence with the title and headings it stands under, as passages are embedded."""
         passage = self.hits[candidate.hit].passage
-        return replace(passage, text=passage.text[candidate.start : candidate.end]).embedded_text
+        section = self.readings[candidate.hit].sections[candidate.place]
+        path = passage.heading_path if not section else (*passage.heading_path, section)
+        return replace(passage, text=passage.text[candidate.start : candidate.end], heading_path=path).embedded_text
 
     def candidates(self) -> list[Candidate]:
-        """Return every sentence of every passage, the likeliest answer first."""
+        """Return every sentence of every passage but its headings, the likeliest answer first."""
         if self._candidates is None:
             found = [
                 self._candidate(hit, place)
                 for hit, reading in enumerate(self.readings)
                 for place in range(len(reading.spans))
                 if reading.sentences[place].words
+                and not self.hits[hit].passage.text.startswith("#", reading.spans[place][0])
             ]
             self._candidates = sorted(found, key=lambda each: -each.rank_score)
         return self._candidates
@@ -245,7 +261,7 @@ class Evidence:
         ) / total
         score += 0.35 * suits - 0.07 * self._rank[hit]
         if here <= self.question.vocabulary | reading.head or _is_label(text):
-            score -= 0.25  # It repeats the question or is a heading: whatever answers it stands elsewhere.
+            score -= 0.25  # It repeats the question or leads in: whatever answers it stands elsewhere.
         return Candidate(hit, place, start, end, score, suits)
 
     def _support(self, claim: Terms, weights: dict[str, float], hit: int) -> Support:
@@ -308,4 +324,4 @@ def contradicts(claim: Terms, place: Sequence[Terms]) -> bool:
 
 
 def _is_label(text: str) -> bool:
-    return text.startswith("#") or text.rstrip("*_ ").endswith((":", "?"))
+    return text.rstrip("*_ ").endswith((":", "?"))
