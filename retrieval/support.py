@@ -50,8 +50,8 @@ _TASK_WORDS = word_set(
 class Reading:
     """A passage, read once: its sentences, and the vocabulary of its text and of its title and headings.
 
-    `near` holds for each sentence its own words with those of its neighbours and of the headings, `sections` the heading
-    inside the passage that it stands under.
+    `near` holds for each sentence its own words with those of its neighbours and of the headings, `sections` the
+    heading inside the passage that it stands under.
     """
 
     spans: tuple[tuple[int, int], ...]

@@ -142,3 +142,10 @@ async def test_the_best_sentences_come_with_their_hits_and_none_for_another_subj
     best = await best_sentences("How long are predictions kept?", found, CheckPolicy())
     assert best == [(found[1], "Predictions are kept for 30 days.")]
     assert await best_sentences("Who won the cup?", found, CheckPolicy()) == []
+
+
+async def test_a_heading_inside_a_passage_is_no_answer_and_tells_what_follows_it() -> None:
+    text = "## How long are predictions kept?\n\nFor 30 days.\n\n## How long do backups take?\n\nFor 5 minutes."
+    out, _ = await quoted("How long do backups take?", text)
+    assert out.startswith("For 5 minutes"), out
+    assert "#" not in out
