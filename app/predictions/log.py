@@ -201,7 +201,7 @@ class PredictionLog:
                 writing,
                 committed=lambda jobs: self._tell_loop(self._committed, jobs),
                 failed=lambda error: self._tell_loop(self._failed, error),
-                others_to_come=lambda: self._answering > 0,
+                in_flight=lambda: self._answering,
                 tally=self._tally,
             )
             writer.thread.start()

@@ -64,14 +64,14 @@ class Writer:
         *,
         committed: Callable[[list[Job]], None],
         failed: Callable[[Exception], None],
-        others_to_come: Callable[[], bool] = lambda: False,
+        in_flight: Callable[[], int] = lambda: 0,
         tally: Tally | None = None,
     ) -> None:
-        """All callbacks are called in the writer's thread; `others_to_come` says whether answers are in flight."""
+        """All callbacks are called in the writer's thread; `in_flight` counts the predictions open."""
         self._connection = connection
         self._committed = committed
         self._failed = failed
-        self._others_to_come = others_to_come
+        self._in_flight = in_flight
         self._tally = tally
         self._mailbox: SimpleQueue[list[Job] | None] = SimpleQueue()
         self._give_up_at = float("inf")
@@ -102,7 +102,8 @@ class Writer:
             stopped |= self._receive(batch, max(0.0, retry_at - time.monotonic()) if batch else None)
             if not batch or time.monotonic() < retry_at:
                 continue
-            if self._others_to_come() and not stopped:
+            opening = sum(job.prediction.outcome == "open" for job in batch)
+            if self._in_flight() > opening and not stopped:
                 time.sleep(GATHER_SECONDS)
                 stopped |= self._receive(batch, 0.0)
             started = time.perf_counter()
