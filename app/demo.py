@@ -62,7 +62,9 @@ def run_demo(
             )
     console.print(f"\nThe service runs at [bold]{url}[/] (API: {url}/docs).")
     console.print(f"API key: [bold]{key}[/]", soft_wrap=True)
-    console.print(f'Try: hallmark ask --url {url} --key {key} "How do I revoke an API key?"', soft_wrap=True, style="dim")
+    console.print(
+        f'Try: hallmark ask --url {url} --key {key} "How do I revoke an API key?"', soft_wrap=True, style="dim"
+    )
 
 
 def _address(url: str) -> tuple[str, int]:

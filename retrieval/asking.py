@@ -46,10 +46,10 @@ _NUMBER_WORDS = word_set(
 )
 # An amount without a number.
 _AMOUNT = re.compile(
-    r"\b(?:unlimited|free|for ?ever|indefinitely|immediately|permanently|no limit|as (?:many|much|long) as"
-    r"|(?:hour|day|week|month|year)s?)\b",
+    r"\b(?:unlimited|free|for ?ever|indefinitely|immediately|permanently|no limit|as (?:many|much|long) as)\b",
     re.IGNORECASE,
 )
+_PERIOD = re.compile(r"\b(?:hour|day|week|month|year)s?\b", re.IGNORECASE)
 _MONTH = (
     r"(?:january|february|march|april|may|june|july|august|september|october|november|december"
     r"|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec)"
@@ -97,8 +97,9 @@ class Asked:
             case "count":
                 return 1.0 if self._new_number(text) or _AMOUNT.search(text) else -1.0
             case "extent":
-                told = self._new_number(text) or _AMOUNT.search(text)
-                return 1.0 if _EXTENT.search(text) else 0.3 if told else -1.0
+                if _EXTENT.search(text) or _AMOUNT.search(text):
+                    return 1.0
+                return 0.3 if _PERIOD.search(text) or self._new_number(text) else -1.0
             case "time":
                 if _DIGIT.search(text) and (_DATE.search(text) or _CLOCK_OR_YEAR.search(text)):
                     return 1.0

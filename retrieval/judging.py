@@ -295,19 +295,13 @@ class Judge:
     def _readable(self, hit: int, first: int, last: int) -> str:
         """Return a quote as a sentence of an answer: without its list mark, a table's cells named by their heads."""
         reading = self._evidence.readings[hit]
-        quote = self._passage_text(hit, reading.spans[first][0], reading.spans[last][1])
         texts = [self._passage_text(hit, *span) for span in reading.spans[first : last + 1]]
-        if any(is_code(text) for text in texts) or (len(texts) > 1 and any(is_item(text) for text in texts)):
+        if all(text.startswith("|") for text in texts):
+            return "; ".join(map(_named_cells, texts, reading.tables[first : last + 1]))
+        quote = self._passage_text(hit, reading.spans[first][0], reading.spans[last][1])
+        if any(is_code(text) or (is_item(text) and len(texts) > 1) for text in texts):
             return quote
-        line = " ".join(quote.split())
-        if not line.startswith("|"):
-            return claim_text(line, ())
-        top = first
-        while top and self._passage_text(hit, *reading.spans[top - 1]).startswith("|"):
-            top -= 1
-        heads = cells(self._passage_text(hit, *reading.spans[top])) if top < first else []
-        named = zip_longest(heads, cells(line), fillvalue="")
-        return ", ".join(f"{head}: {cell}" if head else cell for head, cell in named if cell)
+        return claim_text(" ".join(quote.split()), ())
 
     def _passage_text(self, hit: int, start: int, end: int) -> str:
         return self._hits[hit].passage.text[start:end]
@@ -320,6 +314,12 @@ def _reaches(fit: Focus, whole: float, words: float) -> bool:
 def _without_yes_no(text: str) -> str:
     _, rest = split_yes_no(text)
     return rest[:1].upper() + rest[1:]
+
+
+def _named_cells(row: str, head: str) -> str:
+    """Write a table's row as text, each cell after what the table's head calls it."""
+    named = zip_longest(cells(head) if head else (), cells(" ".join(row.split())), fillvalue="")
+    return ", ".join(f"{name}: {cell}" if name else cell for name, cell in named if cell)
 
 
 def _leans(text: str) -> bool:

@@ -51,13 +51,14 @@ class Reading:
     """A passage, read once: its sentences, and the vocabulary of its text and of its title and headings.
 
     `near` holds for each sentence its own words with those of its neighbours and of the headings, `sections` the
-    heading inside the passage that it stands under.
+    heading inside the passage that it stands under, `tables` the row that names the cells of a table's row.
     """
 
     spans: tuple[tuple[int, int], ...]
     sentences: tuple[Terms, ...]
     near: tuple[frozenset[str], ...]
     sections: tuple[str, ...]
+    tables: tuple[str, ...]
     head: frozenset[str]
     vocabulary: frozenset[str]
 
@@ -112,28 +113,40 @@ class Candidate:
 def read(passage: Passage) -> Reading:
     """Read a passage; the same passages come back for many questions, so that the last few are kept."""
     spans = tuple(sentences(passage.text))
-    read_sentences = _with_table_heads([passage.text[start:end] for start, end in spans])
     head = terms("\n".join((passage.document_title, passage.document_name, *passage.heading_path))).vocabulary
-    sections = _sections([passage.text[start:end] for start, end in spans])
+    texts = [passage.text[start:end] for start, end in spans]
+    tables = _table_heads(texts, passage.heading_path)
+    said = tuple(_read_row(text, table) if table else terms(text) for text, table in zip(texts, tables, strict=True))
+    sections = _sections(texts)
+    # The next section's heading stands beside the last sentence of this one and is about something else.
+    beside = [frozenset() if text.startswith("#") else each.vocabulary for text, each in zip(texts, said, strict=True)]
     near = tuple(
-        head.union(*(each.vocabulary for each in read_sentences[max(0, place - 1) : place + 2]), section.vocabulary)
-        for place, section in enumerate(terms(section) for section in sections)
+        head.union(each.vocabulary, *beside[max(0, place - 1) : place + 2], terms(sections[place]).vocabulary)
+        for place, each in enumerate(said)
     )
-    return Reading(spans, read_sentences, near, sections, head, head.union(*near))
+    return Reading(spans, said, near, sections, tables, head, head.union(*near))
 
 
-def _with_table_heads(texts: Sequence[str]) -> tuple[Terms, ...]:
-    """Read sentences; a table's row also says what the table's first row says, since that names its cells."""
+def _table_heads(texts: Sequence[str], heading_path: Sequence[str]) -> tuple[str, ...]:
+    """Find for each row of a table the row that names its cells: the table's first, or the last heading's.
+
+    A table that goes on from the passage before has its head among the headings.
+    """
     found = []
-    head: frozenset[str] = frozenset()
+    head = heading_path[-1] if heading_path and " | " in heading_path[-1] else ""
+    inside = bool(head)
     for text in texts:
-        read_text = terms(text)
-        if not text.startswith("|"):
-            head = frozenset()
-        elif not head:
-            head = read_text.vocabulary
-        found.append(replace(read_text, vocabulary=read_text.vocabulary | head) if head else read_text)
+        is_row = text.startswith("|")
+        found.append(head if is_row and inside else "")
+        head = text if is_row and not inside else head
+        inside = is_row
     return tuple(found)
+
+
+def _read_row(text: str, head: str) -> Terms:
+    """Read a table's row: it also says what the names of its cells say."""
+    row = terms(text)
+    return replace(row, vocabulary=row.vocabulary | terms(head).vocabulary)
 
 
 def _sections(texts: Sequence[str]) -> tuple[str, ...]:
