@@ -260,7 +260,7 @@ def wilson(count: int, n: int) -> tuple[float, float]:
     z, share = 1.96, count / n
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     reach = z * ((share * (1 - share) + z * z / (4 * n)) / n) ** 0.5 / (1 + z * z / n)
-    return middle - reach, middle + reach
+    return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
 def summarise(asked: Sequence[Asked]) -> dict[str, Any]:
