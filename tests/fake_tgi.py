@@ -402,21 +402,21 @@ class _Link(asyncio.Protocol):
             self.transport.write(data)
 
 
-_lean: dict[str, bytes] = {}
+_lean: dict[tuple[Tokens, str], bytes] = {}
 
 
 def _lean_json(act: Tokens, model: str) -> bytes:
-    if "json" not in _lean:
+    if (act, "json") not in _lean:
         body = act.json_body(model)
-        _lean["json"] = http_head(200, "application/json", TIMES, length=len(body)) + body
-    return _lean["json"]
+        _lean[act, "json"] = http_head(200, "application/json", TIMES, length=len(body)) + body
+    return _lean[act, "json"]
 
 
 def _lean_stream(act: Tokens, model: str) -> bytes:
-    if "stream" not in _lean:
+    if (act, "stream") not in _lean:
         events = b"".join(framed(event) for event in act.events(model, usage=True))
-        _lean["stream"] = STREAM_HEAD + events + b"0\r\n\r\n"
-    return _lean["stream"]
+        _lean[act, "stream"] = STREAM_HEAD + events + b"0\r\n\r\n"
+    return _lean[act, "stream"]
 
 
 async def _serve(port: int, pieces: list[str], delay_seconds: float) -> None:
