@@ -71,6 +71,7 @@ class FakeTGI:
         self.api_key = api_key
         self.max_total_tokens = max_total_tokens
         self.lean = lean
+        self.prebuilt: dict[str, bytes] = {}
         self.is_healthy = True
         self.queue_size = 0
         self.batch_size = 0
@@ -299,13 +300,19 @@ class _Link(asyncio.Protocol):
         assert isinstance(act, Tokens)
         assert self.transport is not None
         if b'"stream":true' not in self.body:
-            self.transport.write(_lean_json(act, self.fake.model_id))
+            self.transport.write(self._prebuilt("json", act, _lean_json))
         elif act.delay_seconds:
             pieces = [framed(event) for event in act.events(self.fake.model_id, usage=True)]
             self.transport.write(STREAM_HEAD)
             self._trickle([*pieces[:-2], b"".join(pieces[-2:]) + b"0\r\n\r\n"], 0, act.delay_seconds)
         else:
-            self.transport.write(_lean_stream(act, self.fake.model_id))
+            self.transport.write(self._prebuilt("stream", act, _lean_stream))
+
+    def _prebuilt(self, kind: str, act: Tokens, build: Callable[[Tokens, str], bytes]) -> bytes:
+        found = self.fake.prebuilt.get(kind)
+        if found is None:
+            found = self.fake.prebuilt[kind] = build(act, self.fake.model_id)
+        return found
 
     def _trickle(self, pieces: list[bytes], i: int, seconds: float) -> None:
         if self.transport is not None:
@@ -402,21 +409,13 @@ class _Link(asyncio.Protocol):
             self.transport.write(data)
 
 
-_lean: dict[tuple[Tokens, str], bytes] = {}
-
-
 def _lean_json(act: Tokens, model: str) -> bytes:
-    if (act, "json") not in _lean:
-        body = act.json_body(model)
-        _lean[act, "json"] = http_head(200, "application/json", TIMES, length=len(body)) + body
-    return _lean[act, "json"]
+    body = act.json_body(model)
+    return http_head(200, "application/json", TIMES, length=len(body)) + body
 
 
 def _lean_stream(act: Tokens, model: str) -> bytes:
-    if (act, "stream") not in _lean:
-        events = b"".join(framed(event) for event in act.events(model, usage=True))
-        _lean[act, "stream"] = STREAM_HEAD + events + b"0\r\n\r\n"
-    return _lean[act, "stream"]
+    return STREAM_HEAD + b"".join(framed(event) for event in act.events(model, usage=True)) + b"0\r\n\r\n"
 
 
 async def _serve(port: int, pieces: list[str], delay_seconds: float) -> None:
