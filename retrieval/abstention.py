@@ -54,8 +54,8 @@ class CheckPolicy:
 
     Of 300 answerable questions of SQuAD and 300 near misses it gives right / wrong answers and lets near misses
     through: 0.40: 82 / 12 / 66 %, 0.46: 77 / 10 / 55 %, 0.52: 73 / 8 / 44 %, 0.56: 70 / 7 / 40 %, 0.64: 63 / 6 / 31 %.
-    Where all documents are about one thing, as in a handbook, fits are lower: of our own 90 questions 0.46 gives 41 right
-    and 12 wrong answers and refuses 23 of the 30 absent ones, 0.52 gives 35, 11 and 24."""
+    Where all documents are about one thing, as in a handbook, fits are lower: of our own 90 questions 0.46 gives 41
+    right and 12 wrong answers and refuses 23 of the 30 absent ones, 0.52 gives 35, 11 and 24."""
     extract_focus_words: float = 0.37
     """The same by words alone."""
     polar_share: float = 0.75
