@@ -12,7 +12,7 @@ own words as the quote. What leaves depends on the text alone, never on how the 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from retrieval.abstention import ABSTENTION_TEXT, CheckPolicy, Relevance, relevance
 from retrieval.documents import Hit, Passage
@@ -58,20 +58,6 @@ class Citation:
     status: Status
     support: float
     """The share of the sentence that the passage supports, 0 to 1."""
-
-    def facts(self) -> dict[str, Any]:
-        """What goes on record: everything but the passage's and the quote's text."""
-        return {
-            "n": self.n,
-            "passage": self.passage.id,
-            "document_version": self.passage.document_version,
-            "answer": [self.answer_start, self.answer_end],
-            "marker": [self.marker_start, self.marker_end],
-            "source": [self.source_start, self.source_end],
-            "score": round(self.score, 6),
-            "status": self.status,
-            "support": round(self.support, 4),
-        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -314,13 +314,6 @@ async def test_no_passages_support_nothing() -> None:
     assert (out, checker.verdict.label) == ("The sources do not answer this question.", "abstained:unsupported_answer")
 
 
-async def test_the_record_of_a_citation_holds_no_text_of_the_document() -> None:
-    _, checker = await checked(KEPT, "Predictions are kept for 30 days.")
-    facts = checker.citations[0].facts()
-    assert facts["passage"] == "handbook/1"
-    assert "Predictions" not in str(facts)
-
-
 FRAGMENTS = [
     "Predictions are kept for 30 days", "After that their content is erased", "They are stored on Mars", "30 days",
     "The log is a queue in front of one writer thread", "Sure!", "Yes, ", "I don't know.", "According to passage 2, ",
