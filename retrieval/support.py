@@ -118,10 +118,11 @@ def read(passage: Passage) -> Reading:
     tables = _table_heads(texts, passage.heading_path)
     said = tuple(_read_row(text, table) if table else terms(text) for text, table in zip(texts, tables, strict=True))
     sections = _sections(texts)
+    under = {section: terms(section).vocabulary for section in set(sections)}
     # The next section's heading stands beside the last sentence of this one and is about something else.
     beside = [frozenset() if text.startswith("#") else each.vocabulary for text, each in zip(texts, said, strict=True)]
     near = tuple(
-        head.union(each.vocabulary, *beside[max(0, place - 1) : place + 2], terms(sections[place]).vocabulary)
+        head.union(each.vocabulary, *beside[max(0, place - 1) : place + 2], under[sections[place]])
         for place, each in enumerate(said)
     )
     return Reading(spans, said, near, sections, tables, head, head.union(*near))

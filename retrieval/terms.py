@@ -57,6 +57,11 @@ _TOKEN = re.compile(
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _IDENTIFIER = re.compile(r"\w+_\w+|\w*[a-z][A-Z]\w*|[^\W\d_]+\d\w*")
 _WORD_PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\da-zA-Z_]+|\d+")
+_RUN = re.compile(r"\S+|\n")
+# Longer runs are addresses and encoded data, which do not come again.
+_LONGEST_KEPT_RUN = 40
+# What counts as a word of the text; a name and a part of an identifier are told beside the word they belong to.
+_CONTENT = frozenset(("word", "number", "identifier"))
 _ORDINALS = frozenset(("st", "nd", "rd", "th"))
 _VOWEL = re.compile(r"[aeiouy]")
 # (ending, the least that must stay of the word)
@@ -104,62 +109,80 @@ class Terms:
 
 def terms(text: str) -> Terms:
     """Read the terms of `text`."""
-    found: dict[str, list[str]] = {
-        kind: [] for kind in ("word", "number", "name", "identifier", "also", "negation", "clause")
-    }
     words: list[str] = []
+    others: dict[str, list[str]] = {"number": [], "name": [], "identifier": [], "also": []}
     negated: set[str] = set()
     affirmed: set[str] = set()
-    reach = 0
-    for kind, word in _read(text):
-        found[kind].append(word)
-        if kind == "clause":
+    negations = reach = 0
+    for kind, term in _read(text):
+        if kind in others:
+            others[kind].append(term)
+        if kind in _CONTENT:
+            words.append(term)
+            (negated if reach > 0 else affirmed).add(term)
+            reach -= 1
+        elif kind == "clause":
             reach = 0
         elif kind == "negation":
+            negations += 1
             reach = _NEGATION_REACH
-        elif kind not in ("also", "name"):
-            words.append(word)
-            (negated if reach > 0 else affirmed).add(word)
-            reach -= 1
-    if not words and found["also"] == ["1"]:
+    if not words and others["also"] == ["1"]:
         words.append("1")  # "One" as an answer of its own.
     return Terms(
         words=tuple(words),
-        vocabulary=frozenset(words).union(found["also"]),
-        numbers=frozenset(found["number"]),
-        names=frozenset(found["name"]),
-        identifiers=frozenset(found["identifier"]),
+        vocabulary=frozenset(words).union(others["also"]),
+        numbers=frozenset(others["number"]),
+        names=frozenset(others["name"]),
+        identifiers=frozenset(others["identifier"]),
         negated=frozenset(negated),
         affirmed=frozenset(affirmed),
-        negations=len(found["negation"]),
+        negations=negations,
     )
 
 
-def _read(text: str) -> Iterator[tuple[str, str]]:
-    """Yield (kind, term) in order: word, number, name, identifier, negation, clause, or also (vocabulary only)."""
-    plain = _NO_ONE.sub(" ", _NO_NEGATION.sub(" ", text))
-    tokens = [(token.lastgroup or "", token[0]) for token in _TOKEN.finditer(plain)]
+def _read(text: str) -> list[tuple[str, str]]:
+    """Return (kind, term) in order: word, number, name, identifier, negation, clause, or also (vocabulary only)."""
+    lower = text.lower()
+    # A look for the words themselves first: few sentences have them, and the patterns are slow.
+    plain = _NO_NEGATION.sub(" ", text) if "no " in lower or "not " in lower else text
+    plain = _NO_ONE.sub(" ", plain) if "one" in lower else plain
+    tokens = [token for run in _RUN.findall(plain) for token in _tokens(run)]
+    found: list[tuple[str, str]] = []
     first, at = True, 0
     while at < len(tokens):
         kind, word = tokens[at]
         at += 1
-        if kind == "number" or (kind == "word" and word.lower() in _NUMBER_WORDS):
+        if kind == "word":
+            found += _word(word, first)
+        elif kind in ("number", "number word"):
             value, at = _amount(tokens, at - 1)
-            yield ("number" if kind == "number" else "word"), value
+            found.append(("number" if kind == "number" else "word", value))
             following = tokens[at][1].lower() if at < len(tokens) else ""
             if following in _UNITS:
-                yield "word", stem(_UNITS[following])
+                found.append(("word", stem(_UNITS[following])))
             at += following in _UNITS or following in _ORDINALS
-        elif kind == "word":
-            yield from _word(word, first)
         elif kind == "versioned":
-            yield "identifier", word.lower()
-            yield from (("also", stem(part.lower())) for part in _WORD_PARTS.findall(word))
+            found.append(("identifier", word.lower()))
+            found += [("also", stem(part.lower())) for part in _WORD_PARTS.findall(word)]
         elif kind in ("ideograph", "percent"):
-            yield "word", "percent" if kind == "percent" else word
+            found.append(("word", "percent" if kind == "percent" else word))
         else:
-            yield "clause", ""
+            found.append(("clause", ""))
         first = kind == "stop" or word == "\n" or (first and kind == "clause")
+    return found
+
+
+def _tokens(run: str) -> tuple[tuple[str, str], ...]:
+    """Return the (kind, token) of a run of characters without white space, which no token goes beyond."""
+    return _short_tokens(run) if len(run) <= _LONGEST_KEPT_RUN else _short_tokens.__wrapped__(run)
+
+
+@lru_cache(maxsize=50_000)
+def _short_tokens(run: str) -> tuple[tuple[str, str], ...]:
+    tokens = ((token.lastgroup or "", token[0]) for token in _TOKEN.finditer(run))
+    return tuple(
+        ("number word" if kind == "word" and word.lower() in _NUMBER_WORDS else kind, word) for kind, word in tokens
+    )
 
 
 def _amount(tokens: list[tuple[str, str]], at: int) -> tuple[str, int]:
@@ -169,9 +192,9 @@ def _amount(tokens: list[tuple[str, str]], at: int) -> tuple[str, int]:
     lower = word.lower()
     value = normal_number(word) if kind == "number" else str(_NUMBER_WORDS[lower])
     following = tokens[at][1].lower() if at < len(tokens) else ""
-    if kind == "word" and _NUMBER_WORDS[lower] >= 20 and 1 <= _NUMBER_WORDS.get(following, 0) <= 9:
+    if kind != "number" and _NUMBER_WORDS[lower] >= 20 and 1 <= _NUMBER_WORDS.get(following, 0) <= 9:
         value, at = str(_NUMBER_WORDS[lower] + _NUMBER_WORDS[following]), at + 1
-    elif following == "one" and kind == "word" and _NUMBER_WORDS[lower] >= 20:
+    elif following == "one" and kind != "number" and _NUMBER_WORDS[lower] >= 20:
         value, at = str(_NUMBER_WORDS[lower] + 1), at + 1
     while at < len(tokens) and (scale := _SCALES.get(tokens[at][1].lower())) and value.count(".") <= 1:
         value, at = normal_number(f"{Decimal(value) * scale:f}", trim=True), at + 1
@@ -212,7 +235,7 @@ def _terms_of(word: str, first: bool) -> Iterator[tuple[str, str]]:
         yield "identifier", lower
         for part in _WORD_PARTS.findall(word):
             yield "also", stem(part.lower())
-    elif lower not in _STOPWORDS:
+    elif lower and lower not in _STOPWORDS:
         term = stem(lower)
         if word[0].isupper() and (not first or (len(word) > 1 and word.isupper())):
             yield "name", term

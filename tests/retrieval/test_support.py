@@ -77,6 +77,10 @@ def test_a_negation_reaches_the_next_words_of_its_clause_only() -> None:
     assert terms("It is kept no longer than 30 days.").negations == 0
 
 
+def test_a_negation_cut_off_its_verb_is_read_as_one() -> None:
+    assert terms("Adapters do n't expire.").negated == {"expir"}
+
+
 def test_a_sentence_of_the_passage_is_fully_supported_where_it_stands() -> None:
     found = best("Predictions are kept for 30 days.", LOG, RETENTION)
     assert (found.hit, found.share, found.missing, found.contradicted) == (1, 1.0, frozenset(), False)
