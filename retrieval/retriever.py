@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -333,7 +334,8 @@ class Retriever:
         legs = await self._index.search(where, dense=dense, sparse=sparse, depth=max(self._depth, top_k))
         steady = revision == self._library.revision(scope.tenant)
         fused = fuse(legs, self._fusion)
-        found = [one for one in fused if self._library.is_visible(one.point, scope.tenant)][:top_k]
+        visible = (one for one in fused if self._library.is_visible(one.point, scope.tenant))
+        found = list(islice(visible, top_k))
         passages = await self._store.passages_of([point_key(one.point) for one in found])
         hits = tuple(_hit(one, passages[key]) for one in found if (key := point_key(one.point)) in passages)
         return hits, steady and len(hits) == len(found)
