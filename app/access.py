@@ -171,7 +171,9 @@ class Access:
             Unauthenticated: there is no key, or it is unknown, wrong, expired or revoked.
             Unavailable: the key is unknown and the table cannot be read at present, so it may be a new one.
         """
-        key_id, secret = _parse(authorization)
+        return self._check(*_parse(authorization))
+
+    def _check(self, key_id: str, secret: bytes) -> Caller:
         known = self._keys.get(key_id)
         if known is None:
             self._wanted.set()
@@ -191,7 +193,7 @@ class Access:
 
     async def admit(self, authorization: str | bytes | None) -> Caller:
         """Authenticate; a key that is not known yet is looked up in the database before it is refused."""
-        key_id, _ = _parse(authorization)
+        key_id, secret = _parse(authorization)
         if key_id not in self._keys:
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
@@ -199,7 +201,7 @@ class Access:
             with suppress(TimeoutError):
                 async with asyncio.timeout(database.BUSY_SECONDS + 1.0):
                     await waiter
-        return self.authenticate(authorization)
+        return self._check(key_id, secret)
 
     async def _refresh_for_ever(self) -> None:
         while True:

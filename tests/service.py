@@ -34,6 +34,7 @@ from app.predictions import Prediction, PredictionLog
 from app.prompts import ANSWER_PROMPT
 from app.releases import Release, Releases, RetrievalPlan
 from app.routes.chat import ChatRoute
+from app.serving import server_config
 from app.settings import Settings
 from observability import logs
 from observability.metrics import Metrics
@@ -230,7 +231,8 @@ def chat_counts(metrics: str) -> Counter[tuple[str, str]]:
 @contextlib.asynccontextmanager
 async def serving(app: ASGIApp) -> AsyncIterator[str]:
     """Serve an application on a free port of loopback; gives its address."""
-    config = uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan="off")
+    config = server_config(app)
+    config.port = 0
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
     while not server.started:

@@ -3,6 +3,7 @@
 With `store` false, what the caller or a document said is dropped here, before anything is written anywhere.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -14,14 +15,19 @@ from app.predictions.prediction import Prediction
 
 COLUMNS = tuple(column.name for column in database.predictions.columns if column.name != "row")
 _JSON_COLUMNS = tuple(COLUMNS.index(name) for name in ("metadata", "passages", "citations", "tool_calls", "messages"))
-_REQUEST = COLUMNS.index("request")
+_REQUEST, _STREAM, _STORE = (COLUMNS.index(name) for name in ("request", "stream", "store"))
 _CONTENT_COLUMNS = tuple(COLUMNS.index(name) for name in ("tool_calls", "request", "messages", "question", "answer"))
 _QUOTING_COLUMNS = tuple(COLUMNS.index(name) for name in ("passages", "citations"))
 # The strings of a passage or citation that name it; every other string of it may be somebody's text.
 _NAMES = frozenset({"id", "passage_id", "document_id", "document_version", "status", "index_version"})
 
-_quoted = {name: f'"{name}"' for name in COLUMNS}
-SELECT = f"SELECT {', '.join(_quoted.values())} FROM predictions"  # noqa: S608 - our own column names.
+_quoted = [f'"{name}"' for name in COLUMNS]
+SELECT = f"SELECT {', '.join(_quoted)} FROM predictions"  # noqa: S608 - our own column names.
+_OVER_OPEN = (
+    " ON CONFLICT (tenant, id) "
+    f"DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _quoted)} "
+    "WHERE predictions.outcome IN ('open', 'interrupted')"
+)
 INTERRUPT_OPEN = "UPDATE predictions SET outcome = 'interrupted' WHERE outcome = 'open'"
 
 MAX_ROWS = 16
@@ -33,33 +39,42 @@ _decode = msgspec.json.Decoder().decode
 Row = list[Any]
 
 
-@lru_cache(maxsize=MAX_ROWS)
-def insert(rows: int) -> str:
-    """The statement that writes so many new rows.
-
-    One for all of them, because Python's lock is let go and fought for around every single one.
-    """
-    values = f"({', '.join('?' * len(COLUMNS))})"
-    return f"INSERT INTO predictions ({', '.join(_quoted.values())}) VALUES {', '.join([values] * rows)}"  # noqa: S608
+def insert(rows: Sequence[Row]) -> tuple[str, list[Any]]:
+    """The statement that writes so many new rows, and its values."""
+    columns, values = _values(rows)
+    return _insert(columns, len(rows)), values
 
 
-@lru_cache(maxsize=MAX_ROWS)
-def upsert(rows: int) -> str:
-    """The statement that writes so many rows of which some may be there.
+def upsert(rows: Sequence[Row]) -> tuple[str, list[Any]]:
+    """The statement that writes rows of which some may be there, and its values.
 
     A row that is finished stays as it is; one that was taken for interrupted may still turn out finished.
     """
-    return (
-        f"{insert(rows)} ON CONFLICT (tenant, id) "
-        f"DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _quoted.values())} "
-        "WHERE predictions.outcome IN ('open', 'interrupted')"
-    )
+    columns, values = _values(rows)
+    return _insert(columns, len(rows)) + _OVER_OPEN, values
+
+
+def _values(rows: Sequence[Row]) -> tuple[tuple[int, ...], list[Any]]:
+    """The columns that any of the rows fills, and what they hold: sqlite3 binds a None at fifteen times a number."""
+    empty = (None,) * len(rows)
+    columns = tuple(at for at, held in enumerate(zip(*rows, strict=True)) if held != empty)
+    return columns, [row[at] for row in rows for at in columns]
+
+
+@lru_cache(maxsize=256)
+def _insert(columns: tuple[int, ...], rows: int) -> str:
+    """One statement for all the rows, because Python's lock is let go and fought for around every single one."""
+    names = ", ".join(_quoted[at] for at in columns)
+    values = f"({', '.join('?' * len(columns))})"
+    return f"INSERT INTO predictions ({names}) VALUES {', '.join([values] * rows)}"  # noqa: S608 - our own names.
 
 
 def to_row(prediction: Prediction) -> Row:
     """Give the values of `COLUMNS`; raises one of `writer.Writer.UNWRITABLE` for content that JSON cannot hold."""
     row = list(msgspec.structs.astuple(prediction)[:-1])
-    row[0] = bytes.fromhex(prediction.id.replace("-", ""))
+    # Of these types and no others sqlite3 knows that they need no adapter, for which it looks at some length.
+    row[0] = bytearray.fromhex(prediction.id.replace("-", ""))
+    row[_STREAM], row[_STORE] = int(prediction.stream), int(prediction.store)
     if not prediction.store:
         for column in _CONTENT_COLUMNS:
             row[column] = None

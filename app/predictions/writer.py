@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from app.predictions.prediction import Prediction
 from app.predictions.rows import INTERRUPT_OPEN, MAX_ROWS, Row, insert, salvaged_row, to_row, upsert
@@ -157,18 +157,17 @@ class Writer:
                 self._connection.execute("ROLLBACK")
             raise
 
-    def _write(self, rows: list[Row], statement: Callable[[int], str]) -> None:
+    def _write(self, rows: list[Row], statement: Callable[[list[Row]], tuple[str, list[Any]]]) -> None:
         for at in range(0, len(rows), MAX_ROWS):
-            part = rows[at : at + MAX_ROWS]
-            self._connection.execute(statement(len(part)), [value for row in part for value in row])
+            self._connection.execute(*statement(rows[at : at + MAX_ROWS]))
 
     def _write_salvaging(self, prediction: Prediction) -> None:
         try:
-            self._connection.execute(upsert(1), to_row(prediction))
+            self._connection.execute(*upsert([to_row(prediction)]))
         except self.UNWRITABLE as error:
             log.error(  # noqa: TRY400 - a traceback could show content.
                 "Prediction %s is recorded without its content, which cannot be written (%s)",
                 prediction.id,
                 type(error).__name__,
             )
-            self._connection.execute(upsert(1), salvaged_row(prediction))
+            self._connection.execute(*upsert([salvaged_row(prediction)]))

@@ -251,11 +251,8 @@ async def read_body(headers: Headers, receive: Receive, max_bytes: int) -> bytes
         InvalidRequest: the client left while sending it.
     """
     length = headers.get(b"content-length")
-    too_large = PayloadTooLarge(
-        f"The body may have {max_bytes} bytes (setting `limits.max_body_bytes`). Send documents to `/v1/documents`."
-    )
     if length is not None and length.isdigit() and int(length) > max_bytes:
-        raise too_large
+        raise _too_large(max_bytes)
     body = b""
     while True:
         message = await receive()
@@ -263,9 +260,15 @@ async def read_body(headers: Headers, receive: Receive, max_bytes: int) -> bytes
             raise InvalidRequest("The client left before its request was read.")
         body += bytes(message.get("body", b""))
         if len(body) > max_bytes:
-            raise too_large
+            raise _too_large(max_bytes)
         if not message.get("more_body", False):
             return body
+
+
+def _too_large(max_bytes: int) -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"The body may have {max_bytes} bytes (setting `limits.max_body_bytes`). Send documents to `/v1/documents`."
+    )
 
 
 def _named(answering: Answering) -> list[tuple[bytes, bytes]]:

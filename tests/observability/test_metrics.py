@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
-from prometheus_client import REGISTRY
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import REGISTRY, CollectorRegistry, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from observability.metrics import MAX_RELEASES, Metrics
+from observability.metrics import MAX_RELEASES, REQUEST_SECONDS, Metrics
 
 ROUTE = "/v1/chat/completions"
 DOCS = Path(__file__).parents[2] / "docs" / "telemetry.md"
@@ -23,14 +25,14 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 
 def answer(metrics: Metrics, **facts: object) -> None:
-    given: dict[str, object] = {
+    facts_given: dict[str, object] = {
         "route": ROUTE,
         "release": "hallmark@1",
         "status": 200,
         "outcome": "finished",
         "seconds": 1.0,
     }
-    metrics.answer(**(given | facts))  # type: ignore[arg-type]
+    metrics.answer(**(facts_given | facts))  # type: ignore[arg-type]
 
 
 def test_one_answer_counts_its_request_stages_and_tokens(metrics: Metrics) -> None:
@@ -53,6 +55,22 @@ def test_one_answer_counts_its_request_stages_and_tokens(metrics: Metrics) -> No
     assert value(metrics, "hallmark_tokens_total", release="hallmark@1", kind="completion") == 20
     labels = {"route": ROUTE, "status": "200", "outcome": "finished", "release": "hallmark@1"}
     assert value(metrics, "hallmark_requests_total", **labels) == 1
+
+
+@given(st.lists(st.one_of(st.sampled_from(REQUEST_SECONDS), st.floats(0, 200)), max_size=20))
+def test_a_histogram_counts_as_the_library_does(seconds: list[float]) -> None:
+    metrics, registry = Metrics(version="1.2.3", process=False), CollectorRegistry()
+    library = Histogram("hallmark_request_seconds", "", ["route"], buckets=REQUEST_SECONDS, registry=registry)
+    for each in seconds:
+        metrics.request(ROUTE, 200, each)
+        library.labels(ROUTE).observe(each)
+    for bound in ("0.001", "0.1", "1.0", "120.0", "+Inf"):
+        labels = {"route": ROUTE, "le": bound}
+        expected = registry.get_sample_value("hallmark_request_seconds_bucket", labels)
+        assert value(metrics, "hallmark_request_seconds_bucket", **labels) == expected
+    assert value(metrics, "hallmark_request_seconds_sum", route=ROUTE) == registry.get_sample_value(
+        "hallmark_request_seconds_sum", {"route": ROUTE}
+    )
 
 
 def test_overhead_is_the_request_without_its_waits(metrics: Metrics) -> None:
