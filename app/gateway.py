@@ -17,7 +17,7 @@ from app.access import Caller
 from app.chat import ChatRequest
 from app.engines import Engine, EngineInfo
 from app.errors import EngineInterrupted, EngineTimeout, Overloaded, RecordUnavailable, ServiceError
-from app.grounding import Grounds, Search, citation_facts, find_grounds, fit_prompt, hit_facts, plan_for
+from app.grounding import Grounds, Ratings, Search, citation_facts, find_grounds, fit_prompt, hit_facts, plan_for
 from app.messages import FinishReason, Generation, Message, Piece, Usage, whole_tool_calls
 from app.predictions import Outcome, Prediction, PredictionLog, uuid7
 from app.prompts import question_of, search_query
@@ -142,6 +142,7 @@ class Answering:
         self._finish_reason: FinishReason | None = None
         self._usage = Usage()
         self._checker: AnswerChecker | None = None
+        self._rate: Ratings | None = None
         self._passages: Sequence[Passage] = ()
         self.verdict: Verdict | None = None
         self.marker: Callable[[int, Passage], str] = plain_marker
@@ -213,6 +214,8 @@ class Answering:
         search, messages = self._gateway.search, self.request.messages
         if self.plan.mode == "off" or search is None or not question_of(messages):
             return self._generate(messages)
+        if self.plan.context == "sentences":
+            self._rate = Ratings(self._gateway.engine)
         grounds = await self._retrieve(search)
         hits = grounds.hits
         if self.prediction.retrieval_outcome == "irrelevant":
@@ -242,6 +245,7 @@ class Answering:
             fallback=self.plan.fallback,
             abstention=self.plan.abstention,
             similarity=search.similarity,
+            rate=self._rate,
             marker=self.marker,
             shown=len(grounds.shown) if self.plan.context == "sentences" else None,
         )
@@ -255,7 +259,12 @@ class Answering:
         started = perf_counter()
         try:
             grounds = await find_grounds(
-                search, self._scope, query, plan=plan, question=question_of(self.request.messages)
+                search,
+                self._scope,
+                query,
+                plan=plan,
+                question=question_of(self.request.messages),
+                rate=self._rate,
             )
         except BaseException as error:
             genai.end_retrieval(span, error=error)

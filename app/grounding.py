@@ -7,11 +7,12 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from app.chat import ChatRequest
-from app.errors import ContextTooLong, RetrievalUnavailable, from_retrieval
+from app.engines import Engine
+from app.errors import ContextTooLong, RetrievalUnavailable, ServiceError, from_retrieval
 from app.messages import Message
 from app.prompts import compose, prompt_bytes
 from app.releases import Prompt, RetrievalPlan
-from retrieval.citations import Citation, best_sentences, relevance
+from retrieval.citations import Citation, Rate, best_sentences, relevance
 from retrieval.documents import Hit, Scope, SearchMode, SearchResult
 from retrieval.errors import IndexMismatch, IndexUnavailable, RetrievalError
 
@@ -31,6 +32,26 @@ class Search(Protocol):
     async def similarity(self, text: str, texts: list[str]) -> list[float]:
         """Cosine of `text` to each of `texts`."""
         ...
+
+
+class Ratings:
+    """What an engine thinks of how well texts answer a question: each is rated once in a request."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._known: dict[tuple[str, str], float] = {}
+
+    async def __call__(self, question: str, texts: list[str]) -> list[float] | None:
+        """Rate texts from 0 to 1; None where the engine cannot or does not answer: words and cosines then decide."""
+        new = [text for text in dict.fromkeys(texts) if (question, text) not in self._known]
+        try:
+            rated = await self._engine.rate(question, new) if new else []
+        except ServiceError:
+            return None  # If it is down, the call that generates will say so.
+        if rated is None:
+            return None
+        self._known.update(((question, text), rating) for text, rating in zip(new, rated, strict=True))
+        return [self._known[question, text] for text in texts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +92,18 @@ def plan_for(request: ChatRequest, plan: RetrievalPlan) -> RetrievalPlan:
 
 
 async def find_grounds(
-    search: Search, scope: Scope, query: str, *, plan: RetrievalPlan, question: str | None = None
+    search: Search,
+    scope: Scope,
+    query: str,
+    *,
+    plan: RetrievalPlan,
+    question: str | None = None,
+    rate: Rate | None = None,
 ) -> Grounds:
     """Search for `query` and judge what is found by `question`, which is the query where no conversation precedes it.
 
     Nothing found at all means that the tenant has no documents (`empty`: a plain chat), unless the caller named a
-    filter or requires retrieval.
+    filter or requires retrieval. `rate` says how well texts answer, where sentences are to be shown.
 
     Raises:
         RetrievalUnavailable: the index does not answer and the plan requires it.
@@ -92,14 +119,17 @@ async def find_grounds(
         ) from error
     except RetrievalError as error:
         raise from_retrieval(error, param="retrieval.filter") from error
-    hits: tuple[Hit, ...] = relevance(query, result.hits, plan.policy).hits
+    judged = relevance(query, result.hits, plan.policy)
+    hits = judged.hits
+    if rate is not None and judged.score >= plan.policy.relevance_rated:
+        hits = result.hits  # The engine reads them before any of it is shown.
     outcome: GroundsOutcome = "used"
     if not hits:
         insist = plan.fallback != "keep" and (result.hits or scope.filter or plan.mode == "required")
         outcome = "irrelevant" if insist else "empty"
     shown = hits
     if hits and plan.context == "sentences":
-        shown = await _narrowed(search, question or query, hits, plan)
+        shown = await _narrowed(search, question or query, hits, plan, rate)
         if shown:
             ids = [hit.passage.id for hit in shown]
             hits = tuple(sorted(hits, key=lambda hit: ids.index(hit.passage.id) if hit.passage.id in ids else len(ids)))
@@ -110,11 +140,13 @@ async def find_grounds(
     return Grounds(outcome, hits, shown, result.hits, result.index_version, result.embed_seconds)
 
 
-async def _narrowed(search: Search, question: str, hits: Sequence[Hit], plan: RetrievalPlan) -> tuple[Hit, ...]:
+async def _narrowed(
+    search: Search, question: str, hits: Sequence[Hit], plan: RetrievalPlan, rate: Rate | None
+) -> tuple[Hit, ...]:
     """Replace the text of passages, for showing only, by their sentences that answer best; empty when none does."""
     return tuple(
         replace(hit, passage=replace(hit.passage, text=text))
-        for hit, text in await best_sentences(question, hits, plan.policy, search.similarity)
+        for hit, text in await best_sentences(question, hits, plan.policy, search.similarity, rate)
     )
 
 

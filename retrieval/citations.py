@@ -16,14 +16,15 @@ from typing import Literal
 
 from retrieval.abstention import ABSTENTION_TEXT, CheckPolicy, Relevance, relevance
 from retrieval.documents import Hit, Passage
-from retrieval.judging import Finding, Judge, Similarity, Status
-from retrieval.markers import is_code, place
+from retrieval.judging import Finding, Judge, Rate, Similarity, Status
+from retrieval.markers import claim_text, is_code, place
 from retrieval.sentences import sentence_ends
 
 __all__ = [
     "AnswerChecker",
     "CheckPolicy",
     "Citation",
+    "Rate",
     "Relevance",
     "Similarity",
     "Verdict",
@@ -93,14 +94,18 @@ def plain_marker(n: int, _passage: Passage) -> str:
 
 
 async def best_sentences(
-    question: str, hits: Sequence[Hit], policy: CheckPolicy, similarity: Similarity | None = None
+    question: str,
+    hits: Sequence[Hit],
+    policy: CheckPolicy,
+    similarity: Similarity | None = None,
+    rate: Rate | None = None,
 ) -> list[tuple[Hit, str]]:
-    """Find what answers a question best: a hit or two with the sentences as they would be quoted from them.
+    """Find what answers a question best: a few hits with the sentences as they would be quoted from them.
 
     Empty when no sentence is about what is asked.
     """
     found: dict[int, list[str]] = {}
-    for each in await Judge(question, hits, policy, similarity).extract():
+    for each in await Judge(question, hits, policy, similarity, rate=rate).extract():
         found.setdefault(each.cited[0], []).append(each.text)
     return [(hits[hit], "\n".join(texts)) for hit, texts in found.items()]
 
@@ -124,6 +129,7 @@ class AnswerChecker:
         fallback: Fallback | None = None,
         abstention: str = ABSTENTION_TEXT,
         similarity: Similarity | None = None,
+        rate: Rate | None = None,
         marker: Callable[[int, Passage], str] = plain_marker,
         shown: int | None = None,
     ) -> None:
@@ -139,13 +145,14 @@ class AnswerChecker:
         self._abstention = abstention
         self._rewrites = check == "sentence"
         self._marker = marker
-        self._judge = Judge(question, hits, self._policy, similarity, shown)
+        self._judge = Judge(question, hits, self._policy, similarity, shown=shown, rate=rate)
         self._buffer = ""
         self._scan_at = 0
         self._length = 0  # Characters handed out, or in "end" mode checked.
         self._gap = ""  # White space before what comes next.
         self._held: list[_Held] = []
         self._numbers: dict[int, int] = {}
+        self._told: set[str] = set()
         self._shares: list[float] = []
         self._dropped = 0
         self._said: list[Finding] = []  # The engine's own abstentions.
@@ -191,6 +198,8 @@ class AnswerChecker:
         if not self._rewrites:
             self._observe(finding, len(gap))
             return ""
+        if self._is_said_again(finding):
+            return ""
         self._gap = _stronger(self._gap, gap)
         if self._may_go(finding):
             return self._release(finding)
@@ -204,6 +213,16 @@ class AnswerChecker:
         if self._policy.unsupported == "mark" or self._fallback == "keep":
             self._hold(finding)
         return ""
+
+    def _is_said_again(self, finding: Finding) -> bool:
+        """Tell whether a sentence was there before, word for word: a small model in a loop adds nothing."""
+        if finding.kind != "claim" or is_code(finding.text):
+            return False
+        plain = " ".join(claim_text(finding.text, finding.markers).split())
+        if plain in self._told:
+            return True
+        self._told.add(plain)
+        return False
 
     def _may_go(self, finding: Finding) -> bool:
         """Tell whether a sentence can be sent now; what answers nothing waits for a supported sentence to go with."""

@@ -7,6 +7,7 @@ they leave a doubt.
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
+from math import log
 from typing import Literal
 
 from retrieval.abstention import CheckPolicy, engine_abstains, is_polar, says_nothing, split_yes_no
@@ -18,6 +19,7 @@ from retrieval.terms import Terms, terms, word_set
 
 _Place = tuple[int, int, int]  # A hit, and the first and the last of its sentences.
 Similarity = Callable[[str, list[str]], Awaitable[list[float]]]
+Rate = Callable[[str, list[str]], Awaitable[list[float] | None]]
 Status = Literal["supported", "weak", "unsupported"]
 
 # Of so many likeliest sentences the cosine picks the extractive answer.
@@ -27,6 +29,12 @@ _EXTRACT_CANDIDATES = 8
 # for 84 %; any weights from 0.5 to 1 and 0.1 to 0.25 do within 2 %.
 _EXTRACT_COSINE = 0.75
 _EXTRACT_TIE = 0.2
+# What an engine's rating adds to words and cosine, as the logarithm of its odds, and how near to the best the second
+# best must come. Chosen on the questions of examples/questions.jsonl that are for tuning; from 0.15 to 0.3, and from
+# 0.4 up, the figures are the same within 2 %.
+_RATING_WEIGHT = 0.2
+_RATING_FLOOR = 0.001
+_RATED_TIE = 0.5
 # Two shares no further apart than this say the same.
 _SAME_SHARE = 0.1
 # Least share of what a sentence adds to the question that must stand at the places it rests on.
@@ -62,6 +70,19 @@ class Finding:
     written_markers: tuple[Marker, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Ranking:
+    """Sentences, the best first, with their scores; whether the first `fits` the question at all.
+
+    As many as `most` are quoted that fall no further behind it than `tie`.
+    """
+
+    scored: Sequence[tuple[float, Candidate]]
+    fits: bool
+    tie: float
+    most: int
+
+
 class Judge:
     """Judges the sentences of one answer."""
 
@@ -71,16 +92,21 @@ class Judge:
         hits: Sequence[Hit],
         policy: CheckPolicy,
         similarity: Similarity | None = None,
+        *,
         shown: int | None = None,
+        rate: Rate | None = None,
     ) -> None:
         """`similarity(text, texts)` returns cosines; without it words alone decide.
 
+        `rate(question, texts)` says how likely each text answers, 0 to 1, or None if nobody can tell.
         `shown` says that the engine was given only sentences, of so many of the hits: then its answer restates them.
         """
         self._question = question
         self._hits = hits
         self._policy = policy
         self._similarity = similarity
+        self._rate = rate
+        self._ranked: _Ranking | None = None
         self._shown = range(len(hits) if shown is None else shown)
         self._restates = shown is not None
         self._evidence = Evidence(question, hits, polar=is_polar(question))
@@ -101,22 +127,54 @@ class Judge:
         )
 
     async def extract(self) -> list[Finding]:
-        """Return the sentence of the passages that answers the question best, or two, cited; empty when none fits."""
-        candidates = self._evidence.candidates()[:_EXTRACT_CANDIDATES]
-        texts = [self._evidence.under_headings(each) for each in candidates]
-        ranked = sorted(
-            (
-                (each.rank_score + _EXTRACT_COSINE * (cosine or 0.0), each, cosine)
-                for each, cosine in zip(candidates, await self._cosines(self._question, texts), strict=True)
-            ),
-            key=lambda one: -one[0],
-        )
-        able = [(score, each, cosine) for score, each, cosine in ranked if each.suits > -1.0]
-        if not able or not self._fits(*able[0][1:]):
+        """Return the sentence of the passages that answers the question best, or a few, cited; empty when none fits."""
+        ranking = await self._ranking()
+        if not ranking.fits:
             return []
-        most = 1 if is_polar(self._question) else 2
-        places = [self._whole(each) for score, each, _ in able[:most] if score >= able[0][0] - _EXTRACT_TIE]
-        return [self._quotation(*place) for place in _joined(places)]
+        most = ranking.most - is_polar(self._question)
+        least = ranking.scored[0][0] - ranking.tie
+        return [
+            self._quotation(*place)
+            for place in _joined([self._whole(each) for score, each in ranking.scored[:most] if score >= least])
+        ]
+
+    async def _ranking(self) -> "_Ranking":
+        """Order the likeliest sentences; in one answer more than one sentence may ask for it."""
+        if self._ranked is None:
+            candidates = [each for each in self._evidence.candidates()[:_EXTRACT_CANDIDATES] if each.suits > -1.0]
+            cosines = await self._cosines(self._question, [self._evidence.under_headings(each) for each in candidates])
+            ratings = await self._ratings([self._evidence.in_context(each) for each in candidates])
+            if ratings is None:
+                self._ranked = self._by_words(candidates, cosines)
+            else:
+                self._ranked = self._by_ratings(candidates, cosines, ratings)
+        return self._ranked
+
+    def _by_words(self, candidates: Sequence[Candidate], cosines: Sequence[float | None]) -> "_Ranking":
+        """Order sentences by words and cosine; the first must be about what was asked."""
+        scored = [
+            (each.rank_score + _EXTRACT_COSINE * (cosine or 0.0), each, cosine)
+            for each, cosine in zip(candidates, cosines, strict=True)
+        ]
+        scored.sort(key=lambda one: -one[0])
+        fits = bool(scored) and self._fits(*scored[0][1:])
+        return _Ranking([(score, each) for score, each, _ in scored], fits, _EXTRACT_TIE, most=2)
+
+    def _by_ratings(
+        self, candidates: Sequence[Candidate], cosines: Sequence[float | None], ratings: Sequence[float]
+    ) -> "_Ranking":
+        """Order sentences by words, cosine and what the engine thinks of them; the first must answer."""
+        scored = []
+        for each, cosine, rating in zip(candidates, cosines, ratings, strict=True):
+            words = self._evidence.focus(each.hit, each.start, each.end).words
+            likely = min(max(rating, _RATING_FLOOR), 1 - _RATING_FLOOR)
+            scored.append((words + (cosine or 0.0) + _RATING_WEIGHT * log(likely / (1 - likely)), each))
+        scored.sort(key=lambda one: -one[0])
+        fits = bool(scored) and scored[0][0] >= self._policy.rated_fit
+        return _Ranking(scored, fits, _RATED_TIE, most=3)
+
+    async def _ratings(self, texts: list[str]) -> list[float] | None:
+        return await self._rate(self._question, texts) if self._rate is not None and texts else None
 
     def _fits(self, candidate: Candidate, cosine: float | None) -> bool:
         """Tell whether a sentence that no engine chose is about what was asked."""
@@ -135,8 +193,10 @@ class Judge:
         if not yes_no and not is_code(text) and says_nothing(text, claim, self._question, self._evidence.question):
             # A line that only lists sources has nothing to show once its markers are gone.
             return Finding("filler", "" if markers and not claim.words else text, markers=markers)
-        if status != "unsupported" and not focused and not self._answers(said or claim_text(text, markers), kept):
-            status = "unsupported"
+        if status != "unsupported" and not focused:
+            stated = said or claim_text(text, markers)
+            if not self._answers(stated, kept) or not await self._is_rated_an_answer(stated, kept):
+                status = "unsupported"
         if status != "unsupported" and yes_no and not self._confirms(yes_no, kept[0]):
             text = _without_yes_no(text)
             markers = tuple(read_markers(text))
@@ -174,6 +234,19 @@ class Judge:
             if behind <= self._policy.focus_gap and _reaches(fit, self._policy.focus, self._policy.focus_words):
                 return True
         return False
+
+    async def _is_rated_an_answer(self, said: str, kept: Sequence[Support]) -> bool:
+        """Tell whether the engine, where it rates texts, takes its own words for an answer, from the best place."""
+        ratings = await self._ratings([said])
+        if ratings is None:
+            return True
+        if ratings[0] < self._policy.rated_words:
+            return False
+        scored = (await self._ranking()).scored
+        best = scored[0][1] if scored else None
+        return best is not None and any(
+            each.hit == best.hit and each.start < best.end and best.start < each.end for each in kept
+        )
 
     def _adds(self, claim: Terms, kept: Sequence[Support]) -> bool:
         """Tell whether what a sentence adds to the question is from the passages: the question said again always is."""

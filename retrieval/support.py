@@ -242,6 +242,15 @@ class Evidence:
         path = passage.heading_path if not section else (*passage.heading_path, section)
         return replace(passage, text=passage.text[candidate.start : candidate.end], heading_path=path).embedded_text
 
+    def in_context(self, candidate: Candidate) -> str:
+        """Return a sentence with the one before it, which it may lean on, under title and headings."""
+        passage, reading = self.hits[candidate.hit].passage, self.readings[candidate.hit]
+        first = reading.spans[max(0, candidate.place - 1)][0]
+        start = candidate.start if passage.text[first] == "#" else first
+        section = reading.sections[candidate.place]
+        path = passage.heading_path if not section else (*passage.heading_path, section)
+        return replace(passage, text=passage.text[start : candidate.end], heading_path=path).embedded_text
+
     def candidates(self) -> list[Candidate]:
         """Return every sentence of every passage but its headings, the likeliest answer first."""
         if self._candidates is None:

@@ -72,6 +72,8 @@ class FakeTGI:
         self.max_total_tokens = max_total_tokens
         self.lean = lean
         self.prebuilt: dict[str, bytes] = {}
+        self.rating: Callable[[str, str], float] | None = None
+        """How likely a text answers a query, where it is to behave like the embedded engine's `/v1/rerank`."""
         self.is_healthy = True
         self.queue_size = 0
         self.batch_size = 0
@@ -192,6 +194,14 @@ class FakeTGI:
             f"# TYPE tgi_batch_current_size gauge\ntgi_batch_current_size {self.batch_size}\n"
         )
 
+    def rerank(self, body: dict[str, Any]) -> tuple[int, str, bytes]:
+        """Rate documents, the likeliest first; 501 from a model that cannot."""
+        if self.rating is None:
+            return 501, "application/json", dump({"error": "no head to rate texts with", "error_type": "unsupported"})
+        rated = [(index, self.rating(body["query"], text)) for index, text in enumerate(body["documents"])]
+        results = [{"index": index, "relevance_score": score} for index, score in sorted(rated, key=lambda r: -r[1])]
+        return 200, "application/json", dump({"model": self.model_id, "results": results})
+
     def tokenize(self, body: dict[str, Any]) -> list[dict[str, Any]]:
         """One token per word, its space included; offsets are UTF-8 bytes as TGI's are."""
         tokens, start = [], 0
@@ -270,6 +280,8 @@ class _Link(asyncio.Protocol):
             self._send(401, "", b"")
         elif self.path == "/tokenize":
             self._send(200, "application/json", dump(fake.tokenize(json.loads(self.body))))
+        elif self.path == "/v1/rerank":
+            self._send(*fake.rerank(json.loads(self.body)))
         elif self.path == "/v1/chat/completions":
             self._chat()
         else:

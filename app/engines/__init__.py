@@ -40,6 +40,13 @@ class Engine(Protocol):
         """Count the tokens of `text` as the engine's tokenizer does, or estimate high where the engine has no route."""
         ...
 
+    async def rate(self, question: str, texts: list[str]) -> list[float] | None:
+        """Say how likely each text answers the question, 0 to 1; None from an engine that cannot tell.
+
+        Raises as `generate` does.
+        """
+        ...
+
     async def healthy(self) -> bool:
         """Say whether the engine would take work now; never raises."""
         ...

@@ -30,6 +30,7 @@ class Dialect:
     `passed`: the sampling fields sent as they are. TGI's presence_penalty is not among them: it becomes a
     repetition penalty of value + 2, so that 0 already distorts the answer.
     `is_tgi`: the request rules of TGI's router apply (see `_for_tgi`).
+    `rerank_path`: where a question and texts are rated by the model that also answers.
     `knows_developers`: the role `developer` is passed; chat templates know none, and read `system`.
     """
 
@@ -46,6 +47,7 @@ class Dialect:
     info_path: str | None = None
     health_path: str = "/health"
     tokenize_path: str | None = "/tokenize"
+    rerank_path: str | None = None
     tokenize_field: str = "prompt"
 
 
@@ -75,6 +77,7 @@ DIALECTS: dict[str, Dialect] = {
             max_top_logprobs=5,
             info_path="/info",
             tokenize_field="inputs",
+            rerank_path="/v1/rerank",
         ),
         Dialect("vllm", info_path="/version"),
         # /health generates a token on SGLang, /ready does not.

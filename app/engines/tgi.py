@@ -26,7 +26,7 @@ from app.engines.failures import broken
 from app.engines.hub import chat_request
 from app.engines.pool import Address, Pool
 from app.engines.wire import Response, WireError
-from app.errors import EngineGarbage, EngineTimeout, EngineUnavailable, ModelNotFound, ServiceError
+from app.errors import EngineGarbage, EngineRejected, EngineTimeout, EngineUnavailable, ModelNotFound, ServiceError
 from app.messages import Generation, Piece
 
 _MAX_ANSWER_BYTES = 32 * 1024 * 1024
@@ -83,6 +83,7 @@ class TGIEngine:
         self._timeouts = timeouts
         self._given = tuple(adapters)
         self._listed: tuple[str, ...] = ()
+        self._rates = self.dialect.rerank_path is not None
         self._base = model or self.dialect.base_model
         self._pool = Pool(
             Address.of(base_url),
@@ -182,6 +183,21 @@ class TGIEngine:
             return len(counted)
         return counted.count if counted.count is not None else len(counted.tokens)
 
+    async def rate(self, question: str, texts: list[str]) -> list[float] | None:
+        """Rate texts as `Engine.rate` promises; a model without a head for it is asked once and never again."""
+        if not texts or not self._rates:
+            return None
+        body = _encode({"query": question, "documents": texts})
+        try:
+            answer = await self._call("POST", self.dialect.rerank_path or "", body, self._timeouts.first_token_seconds)
+        except EngineRejected:
+            self._rates = False
+            return None
+        rated = {each.index: each.relevance_score for each in _decode(answer, _Reranked).results}
+        if rated.keys() != set(range(len(texts))):
+            raise EngineGarbage("the engine rated other texts than it was given")
+        return [rated[index] for index in range(len(texts))]
+
     async def healthy(self) -> bool:
         """Say whether the engine would take work now; never raises."""
         try:
@@ -220,9 +236,9 @@ class TGIEngine:
             self._listed = tuple(model.id for model in models.data[1:])
         return models
 
-    async def _call(self, method: str, path: str, body: bytes = b"") -> bytes:
-        """Make a short call that is not a generation and return the body; raises what a refusal stands for."""
-        seconds = self._timeouts.probe_seconds
+    async def _call(self, method: str, path: str, body: bytes = b"", seconds: float | None = None) -> bytes:
+        """Make a call that is not a generation and return the body; raises what a refusal stands for."""
+        seconds = seconds or self._timeouts.probe_seconds
         deadline = asyncio.get_running_loop().time() + seconds
         head = _head(method, self._prefix + path, self._headers)
         try:
@@ -236,6 +252,15 @@ class TGIEngine:
                     response.close()
         except TimeoutError as error:
             raise EngineTimeout("the engine did not answer in time") from error
+
+
+class _Rated(msgspec.Struct):
+    index: int
+    relevance_score: float
+
+
+class _Reranked(msgspec.Struct):
+    results: list[_Rated]
 
 
 class _Settings(msgspec.Struct):

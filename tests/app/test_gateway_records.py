@@ -50,7 +50,7 @@ async def test_on_a_full_disk_the_engine_is_not_asked_and_nobody_gets_an_unrecor
 
 
 async def test_the_answer_that_finds_the_disk_full_is_not_given(tmp_path):
-    predictions = PredictionLog(tmp_path / "hallmark.db", max_bytes=300_000, commit_seconds=0.2, drain_seconds=0.2)
+    predictions = PredictionLog(tmp_path / "hallmark.db", max_bytes=300_000, commit_seconds=0.8, drain_seconds=0.2)
     async with (
         FakeTGI() as tgi,
         live_gateway(tmp_path, engine_url=tgi.url, predictions=predictions) as live,
@@ -66,7 +66,7 @@ async def test_the_answer_that_finds_the_disk_full_is_not_given(tmp_path):
 
 
 async def test_a_stream_that_finds_the_disk_full_at_its_end_ends_in_an_error_event(tmp_path):
-    predictions = PredictionLog(tmp_path / "hallmark.db", max_bytes=300_000, commit_seconds=0.2, drain_seconds=0.2)
+    predictions = PredictionLog(tmp_path / "hallmark.db", max_bytes=300_000, commit_seconds=0.8, drain_seconds=0.2)
     answer = Tokens("word " * 60_000, " and more")  # Its opening row has room on the disk, its closing one has not.
     async with (
         FakeTGI(answer) as tgi,

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.chat import ChatRequest, RetrievalOptions
-from app.errors import ContextTooLong, InvalidRequest, RetrievalUnavailable
-from app.grounding import TEMPLATE_TOKENS, find_grounds, fit_prompt, plan_for
+from app.errors import ContextTooLong, EngineUnavailable, InvalidRequest, RetrievalUnavailable
+from app.grounding import TEMPLATE_TOKENS, Ratings, find_grounds, fit_prompt, plan_for
 from app.messages import Message
 from app.prompts import prompt_bytes
 from app.releases import Prompt, RetrievalPlan
@@ -104,6 +104,56 @@ async def test_in_a_conversation_the_last_question_chooses_the_sentences():
     query = f"{QUESTION}\nHow much does it cost?"
     grounds = await find_grounds(search, Scope("acme"), query, plan=SENTENCES, question="How much does it cost?")
     assert [each.passage.text for each in grounds.shown] == ["The kettle costs 30 euros."]
+
+
+class Rater:
+    """An engine that rates texts by a table, or fails."""
+
+    def __init__(self, ratings: dict[str, float] | None = None, error: Exception | None = None) -> None:
+        self.ratings, self.error = ratings, error
+        self.asked: list[list[str]] = []
+
+    async def rate(self, question: str, texts: list[str]) -> list[float] | None:
+        self.asked.append(texts)
+        if self.error:
+            raise self.error
+        return None if self.ratings is None else [self.ratings.get(text, 0.5) for text in texts]
+
+
+FIRST = "The kettle boils one litre in 90 seconds."
+TWO = "The kettle boils one litre in 90 seconds. The kettle boils for 3 minutes at most."
+
+
+async def test_an_engine_that_rates_chooses_the_sentence():
+    # A sentence is rated with the one before it, which it may lean on.
+    rate = Ratings(Rater({TWO: 0.999, FIRST: 0.01}))
+    grounds = await find_grounds(Alike(hit(TWO)), Scope("acme"), QUESTION, plan=SENTENCES, rate=rate)
+    assert [each.passage.text for each in grounds.shown] == ["The kettle boils for 3 minutes at most."]
+
+
+async def test_what_an_engine_takes_for_no_answer_is_not_relevant_however_near_its_words():
+    rate = Ratings(Rater({TWO: 0.001, FIRST: 0.001}))
+    grounds = await find_grounds(Alike(hit(TWO)), Scope("acme"), QUESTION, plan=SENTENCES, rate=rate)
+    assert (grounds.outcome, grounds.shown) == ("irrelevant", ())
+
+
+@pytest.mark.parametrize("rater", [Rater(), Rater(error=EngineUnavailable("down"))])
+async def test_without_ratings_words_choose(rater):
+    with_one, without = [
+        await find_grounds(Alike(hit(TWO)), Scope("acme"), QUESTION, plan=SENTENCES, rate=rate)
+        for rate in (Ratings(rater), None)
+    ]
+    assert with_one == without
+    assert rater.asked
+
+
+async def test_a_text_is_rated_once_in_a_request():
+    rater = Rater({"a": 0.1, "b": 0.2, "c": 0.3})
+    rate = Ratings(rater)
+    assert await rate("?", ["a", "b", "a"]) == [0.1, 0.2, 0.1]
+    assert await rate("?", ["c", "a"]) == [0.3, 0.1]
+    assert await rate("?", ["b"]) == [0.2]
+    assert rater.asked == [["a", "b"], ["c"]]
 
 
 @pytest.mark.parametrize("error", [IndexUnavailable("down"), IndexMismatch("other embedder")])

@@ -94,15 +94,19 @@ class Replay:
         self._file = file
         self._known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
         self._parts = AsyncExitStack()
-        self._engine: Engine | None = None
+        self._starting: asyncio.Future[Engine] | None = None
 
     async def _real(self) -> Engine:
-        if self._engine is None:
-            supervisor = await self._parts.enter_async_context(LocalEngineSupervisor(EngineSettings()))
-            await supervisor.ready(READY_SECONDS)
-            self._engine = TGIEngine(supervisor.base_url, dialect="embedded", token=supervisor.token)
-            self._parts.push_async_callback(self._engine.aclose)
-        return self._engine
+        # One start for all: who asks whether it is ready gives up sooner than it takes.
+        self._starting = self._starting or asyncio.ensure_future(self._start())
+        return await asyncio.shield(self._starting)
+
+    async def _start(self) -> Engine:
+        supervisor = await self._parts.enter_async_context(LocalEngineSupervisor(EngineSettings()))
+        await supervisor.ready(READY_SECONDS)
+        engine = TGIEngine(supervisor.base_url, dialect="embedded", token=supervisor.token)
+        self._parts.push_async_callback(engine.aclose)
+        return engine
 
     async def generate(self, generation: Generation) -> AsyncGenerator[list[Piece], None]:
         key = _key(msgspec.to_builtins([generation.messages, generation.adapter, generation.sampling]))
@@ -121,6 +125,13 @@ class Replay:
         if key not in self._known:
             self._known[key] = await (await self._real()).count_tokens(text)
         return int(self._known[key])
+
+    async def rate(self, question: str, texts: list[str]) -> list[float] | None:
+        key = _key(["rate", question, texts])
+        if key not in self._known:
+            self._known[key] = await (await self._real()).rate(question, texts)
+        rated: list[float] | None = self._known[key]
+        return rated
 
     async def healthy(self) -> bool:
         return True

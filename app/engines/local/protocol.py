@@ -16,6 +16,7 @@ from app.messages import Message
 
 MAX_STOP_SEQUENCES = 4
 MAX_TOP_LOGPROBS = 5
+MAX_DOCUMENTS = 64
 BASE_MODEL_NAME = "tgi"  # What TGI's clients call the base model, whatever it is.
 
 _encode = msgspec.json.Encoder().encode
@@ -154,6 +155,16 @@ class ChatBody(msgspec.Struct, frozen=True):
     @property
     def _wants_grammar(self) -> bool:
         return self.response_format is not None and self.response_format != {"type": "text"}
+
+
+class RerankBody(msgspec.Struct, frozen=True):
+    """The body of `/v1/rerank`, which TGI has not: vLLM's shape."""
+
+    query: Annotated[str, msgspec.Meta(min_length=1)]
+    documents: Annotated[list[str], msgspec.Meta(min_length=1, max_length=MAX_DOCUMENTS)]
+    model: str | None = None
+    top_n: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """How many to give back; 0 for all."""
 
 
 class TokenizeBody(msgspec.Struct, frozen=True):

@@ -9,7 +9,9 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ import torch
 from app.engines.local.metrics import Metrics
 from app.engines.local.model import Batch, Prefill
 from app.engines.local.protocol import Fault
+from app.engines.local.reader import Reader
 from app.engines.local.sampler import Picked, Sampler, SamplingOptions, pick_all
 from app.engines.local.text import TextStream
 
@@ -64,21 +67,50 @@ class Job:
         self.sampler = Sampler(self.options)
 
 
+@dataclass(slots=True, eq=False)
+class Rating:
+    """Texts to be rated by a question, as prompts; `rated` gets a figure from 0 to 1 for each, in their order."""
+
+    prompts: list[list[int]]
+    rated: asyncio.Future[list[float]]
+    scores: list[float] = field(default_factory=list)
+
+    def next_slice(self, max_tokens: int) -> list[list[int]]:
+        """Give the next prompts that have room in so many tokens, padded to one length; one at least."""
+        longest, taken = 0, 0
+        for prompt in self.prompts[len(self.scores) :]:
+            longest = max(longest, len(prompt))
+            if taken and longest * (taken + 1) > max_tokens:
+                break
+            taken += 1
+        return self.prompts[len(self.scores) : len(self.scores) + taken]
+
+
 class Scheduler:
     """Runs jobs on its own thread; the public methods are called on the event loop given to `start`."""
 
-    def __init__(self, *, end_token_ids: frozenset[int], max_batch: int, max_queue: int, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        *,
+        end_token_ids: frozenset[int],
+        max_batch: int,
+        max_queue: int,
+        metrics: Metrics,
+        reader: Reader | None = None,
+    ) -> None:
         self._end_token_ids = end_token_ids
+        self._reader = reader
         self._max_batch = max_batch
         self.max_in_flight = max_batch + max_queue
         self._metrics = metrics
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
+        self._ratings: deque[Rating] = deque()
         self._stopping = False
         self._in_flight = 0
         self._prefill: tuple[Job, Prefill] | None = None
         self._batches: dict[int, tuple[Batch, list[Job]]] = {}
-        self._outbox: list[tuple[Job, Delta]] = []
+        self._outbox: list[Callable[[], None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -122,6 +154,19 @@ class Scheduler:
             self._waiting.append(job)
             self._changed.notify()
 
+    def rate(self, rating: Rating) -> None:
+        """Queue texts to be rated; cancelling `rated` drops them.
+
+        Raises:
+            Fault: 429 when as many requests as batch and queue together hold are in flight.
+        """
+        with self._changed:
+            if self._in_flight >= self.max_in_flight:
+                raise Fault.overloaded()
+            self._in_flight += 1
+            self._ratings.append(rating)
+            self._changed.notify()
+
     def cancel(self, job: Job) -> None:
         """Stop work on a job before the next step; harmless on a finished one."""
         with self._changed:
@@ -143,12 +188,13 @@ class Scheduler:
     def _iterate(self) -> None:
         self._drop_cancelled()
         self._prefill_slice()
+        self._rate_slice()
         for key in list(self._batches):
             self._decode(key)
 
     def _await_work(self) -> bool:
         with self._changed:
-            while not (self._stopping or self._waiting or self._prefill or self._batches):
+            while not (self._stopping or self._waiting or self._ratings or self._prefill or self._batches):
                 self._changed.wait()
             return not self._stopping
 
@@ -179,6 +225,26 @@ class Scheduler:
             if logits is not None:
                 self._prefill = None
                 self._begin(job, prefill, logits)
+
+    def _rate_slice(self) -> None:
+        """Spend one slice's tokens on texts to be rated."""
+        if not self._ratings:
+            return
+        assert self._reader is not None
+        rating = self._ratings[0]
+        fault: Fault | None = None
+        if not rating.rated.cancelled():
+            try:
+                rating.scores += self._reader.rate(rating.next_slice(PREFILL_SLICE_TOKENS))
+            except RuntimeError as error:
+                log.exception("a forward pass failed")
+                fault = Fault.generation(type(error).__name__)
+            if not fault and len(rating.scores) < len(rating.prompts):
+                return
+        self._ratings.popleft()
+        with self._changed:
+            self._in_flight -= 1
+        self._outbox.append(partial(_settle, rating, fault))
 
     def _admit(self) -> bool:
         with self._changed:
@@ -230,7 +296,7 @@ class Scheduler:
         if reason in ("stop", "length"):
             text += job.text.flush()
         if text or reason:
-            self._outbox.append((job, Delta(text, tuple(job.unsent), reason, job.tokens)))
+            self._post(job, Delta(text, tuple(job.unsent), reason, job.tokens))
             job.unsent.clear()
         if reason:
             self._leave(job, None)
@@ -246,9 +312,7 @@ class Scheduler:
     def _fail(self, jobs: list[Job], error: Exception) -> None:
         log.error("a forward pass failed: %s", type(error).__name__, exc_info=error)
         for job in jobs:
-            self._outbox.append(
-                (job, Delta(completion_tokens=job.tokens, fault=Fault.generation(type(error).__name__)))
-            )
+            self._post(job, Delta(completion_tokens=job.tokens, fault=Fault.generation(type(error).__name__)))
             self._leave(job, "generation")
 
     def _leave(self, job: Job, failure: str | None) -> None:
@@ -265,17 +329,29 @@ class Scheduler:
             prompt_tokens=len(job.prompt),
         )
 
+    def _post(self, job: Job, delta: Delta) -> None:
+        self._outbox.append(partial(job.deltas.put_nowait, delta))
+
     def _send(self) -> None:
-        """Deliver the iteration's deltas in one call into the event loop: waking it is dearer than the delivery."""
+        """Deliver what the iteration made in one call into the event loop: waking it is dearer than the delivery."""
         if not self._outbox or self._loop is None:
             return
         outbox, self._outbox = self._outbox, []
         try:
             self._loop.call_soon_threadsafe(_deliver, outbox)
         except RuntimeError:  # The loop has closed: the process is ending and nobody listens.
-            log.debug("dropped %d deltas: the event loop is closed", len(outbox))
+            log.debug("dropped %d pieces of news: the event loop is closed", len(outbox))
 
 
-def _deliver(outbox: list[tuple[Job, Delta]]) -> None:
-    for job, delta in outbox:
-        job.deltas.put_nowait(delta)
+def _deliver(outbox: list[Callable[[], None]]) -> None:
+    for post in outbox:
+        post()
+
+
+def _settle(rating: Rating, fault: Fault | None) -> None:
+    if rating.rated.done():
+        return  # Whoever asked has left.
+    if fault:
+        rating.rated.set_exception(fault)
+    else:
+        rating.rated.set_result(rating.scores)

@@ -42,10 +42,12 @@ def serve(settings: EngineSettings) -> None:
     import torch
 
     from app.engines.local.model import load
+    from app.engines.local.reader import Reader
     from app.engines.local.service import EngineService
 
     torch.set_num_threads(threads)
-    service = EngineService(load(weights, settings.dtype), settings)
+    base = load(weights, settings.dtype)
+    service = EngineService(base, settings, Reader.of(base))
     config = uvicorn.Config(
         service.app,
         host=settings.host,

@@ -1,4 +1,4 @@
-"""The engine's HTTP routes: TGI's, and vLLM's two verbs for adapters.
+"""The engine's HTTP routes: TGI's, and vLLM's verbs for adapters and for rating texts.
 
 Main rule: a request's work ends with its connection. Whatever way the handler is left, the job is cancelled.
 """
@@ -33,11 +33,13 @@ from app.engines.local.protocol import (
     ChatBody,
     Fault,
     LoadAdapterBody,
+    RerankBody,
     TokenizeBody,
     UnloadAdapterBody,
 )
+from app.engines.local.reader import Reader
 from app.engines.local.sampler import Picked
-from app.engines.local.scheduler import Delta, Job, Scheduler
+from app.engines.local.scheduler import Delta, Job, Rating, Scheduler
 from app.engines.local.text import TextStream
 
 log = logging.getLogger(__name__)
@@ -54,20 +56,22 @@ Result = TypeVar("Result")
 
 
 class EngineService:
-    """One loaded model behind HTTP; `app` is the ASGI application."""
+    """One loaded model behind HTTP; `app` is the ASGI application. `reader` rates texts, where there is one."""
 
-    def __init__(self, base: LoadedModel, settings: EngineSettings) -> None:
+    def __init__(self, base: LoadedModel, settings: EngineSettings, reader: Reader | None = None) -> None:
         self._base = base
         self._settings = settings
         self._max_total_tokens = min(settings.max_total_tokens, base.context_tokens)
         self._fingerprint = f"{version('hallmark')}-embedded"
         self._metrics = Metrics()
         self._adapters = Adapters(base, settings.max_adapters)
+        self._reader = reader
         self._scheduler = Scheduler(
             end_token_ids=base.end_token_ids,
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,
             metrics=self._metrics,
+            reader=reader,
         )
         self.app = Starlette(
             routes=[
@@ -76,6 +80,7 @@ class EngineService:
                 Route("/metrics", self._show_metrics),
                 Route("/v1/models", self._models),
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
+                Route("/v1/rerank", self._rerank, methods=["POST"]),
                 Route("/tokenize", self._tokenize, methods=["POST"]),
                 Route("/chat_tokenize", self._chat_tokenize, methods=["POST"]),
                 Route("/v1/load_lora_adapter", self._load_adapter, methods=["POST"]),
@@ -152,6 +157,22 @@ class EngineService:
         except (TemplateError, ValueError, TypeError, KeyError, IndexError) as error:
             raise Fault(422, "template_error", f"Template error: {error}") from error
         return text, self._base.vocabulary.encode(text, add_special_tokens=False).ids
+
+    async def _rerank(self, request: Request) -> Response:
+        """Rate documents by how likely each answers the query, the likeliest first; always by the base model."""
+        body = await _decode(request, RerankBody)
+        reader = self._reader
+        if reader is None:
+            raise Fault(501, "unsupported", f"{self._base.model_id} has no head to rate texts with")
+        prompts = await asyncio.to_thread(lambda: [reader.prompt(body.query, text) for text in body.documents])
+        rating = Rating(prompts, asyncio.get_running_loop().create_future())
+        self._scheduler.rate(rating)
+        if await _while_connected(request, rating.rated) is None:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        best = sorted(enumerate(rating.scores), key=lambda each: -each[1])[: body.top_n or None]
+        results = [{"index": index, "relevance_score": score} for index, score in best]
+        usage = {"total_tokens": sum(map(len, prompts))}
+        return JSONResponse({"model": self._base.model_id, "usage": usage, "results": results})
 
     async def _tokenize(self, request: Request) -> Response:
         body = await _decode(request, TokenizeBody)

@@ -12,7 +12,7 @@ from app.engines import EngineInfo
 from app.engines.dialects import DIALECTS, payload
 from app.engines.hub import chat_request, prepare
 from app.engines.tgi import TGIEngine
-from app.errors import InvalidRequest, ModelNotFound
+from app.errors import EngineGarbage, EngineUnavailable, InvalidRequest, ModelNotFound
 from app.messages import Generation, Message, Sampling
 from tests.fake_tgi import FakeTGI, Tokens
 
@@ -318,3 +318,44 @@ async def test_temperature_zero_and_one_reach_the_engine_as_they_are():
             await answer(engine, ask(sampling=Sampling(temperature=temperature)))
         await engine.aclose()
     assert [body["temperature"] for body in tgi.bodies] == [0.0, 1.0]
+
+
+async def test_an_engine_that_can_rates_texts_in_their_order():
+    async with FakeTGI() as tgi:
+        tgi.rating = lambda query, text: len(text) / 10 if query == "How long?" else 0.0
+        engine = TGIEngine(tgi.url, dialect="embedded")
+        assert await engine.rate("How long?", ["aaa", "a", "aaaaa"]) == [0.3, 0.1, 0.5]
+        assert await engine.rate("How long?", []) is None
+        await engine.aclose()
+    assert len(tgi.requests) == 1
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+async def test_an_engine_that_cannot_rate_texts_is_asked_once_at_most(dialect):
+    async with FakeTGI() as tgi:
+        engine = TGIEngine(tgi.url, dialect=dialect)
+        assert [await engine.rate("How long?", ["a"]) for _ in range(3)] == [None] * 3
+        await engine.aclose()
+    assert len(tgi.requests) == (1 if dialect == "embedded" else 0)
+
+
+async def test_ratings_of_other_texts_are_garbage():
+    async with FakeTGI() as tgi:
+        engine = TGIEngine(tgi.url, dialect="embedded")
+        tgi.rating = lambda query, text: 0.5
+        tgi.rerank = lambda body: (200, "application/json", b'{"results": [{"index": 1, "relevance_score": 0.5}]}')
+        with pytest.raises(EngineGarbage):
+            await engine.rate("How long?", ["a"])
+        await engine.aclose()
+
+
+async def test_a_failure_of_an_engine_that_rates_is_told_and_it_is_asked_again():
+    async with FakeTGI() as tgi:
+        engine = TGIEngine(tgi.url, dialect="embedded")
+        tgi.rerank = lambda body: (503, "application/json", b'{"error": "loading", "error_type": "healthcheck"}')
+        with pytest.raises(EngineUnavailable):
+            await engine.rate("How long?", ["a"])
+        del tgi.rerank
+        tgi.rating = lambda query, text: 0.5
+        assert await engine.rate("How long?", ["a"]) == [0.5]
+        await engine.aclose()

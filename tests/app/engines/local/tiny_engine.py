@@ -11,13 +11,14 @@ import uvicorn
 
 from app.engines.local import EngineSettings
 from app.engines.local.model import LoadedModel
+from app.engines.local.reader import Reader
 from app.engines.local.service import EngineService
 
 
 @contextmanager
-def running_service(base: LoadedModel, **settings: Any) -> Iterator[httpx.Client]:
+def running_service(base: LoadedModel, *, reader: Reader | None = None, **settings: Any) -> Iterator[httpx.Client]:
     """Serve on a loopback port of the system's choice; yield a client for it."""
-    service = EngineService(base, EngineSettings(**settings))
+    service = EngineService(base, EngineSettings(**settings), reader)
     server = uvicorn.Server(
         uvicorn.Config(service.app, host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=1)
     )
