@@ -7,14 +7,14 @@ they leave a doubt.
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-from math import log
 from typing import Literal
 
 from retrieval.abstention import CheckPolicy, engine_abstains, is_polar, says_nothing, split_yes_no
 from retrieval.documents import Hit
 from retrieval.errors import RetrievalError
 from retrieval.markers import Marker, cells, claim_text, is_code, is_item, read_markers, split_lead_in
-from retrieval.support import Candidate, Evidence, Focus, Support, contradicts
+from retrieval.ranking import Ranking, by_ratings, by_words, likeliest, reaches
+from retrieval.support import Candidate, Evidence, Support, contradicts
 from retrieval.terms import Terms, terms, word_set
 
 _Place = tuple[int, int, int]  # A hit, and the first and the last of its sentences.
@@ -22,19 +22,6 @@ Similarity = Callable[[str, list[str]], Awaitable[list[float]]]
 Rate = Callable[[str, list[str]], Awaitable[list[float] | None]]
 Status = Literal["supported", "weak", "unsupported"]
 
-# Of so many likeliest sentences the cosine picks the extractive answer.
-_EXTRACT_CANDIDATES = 8
-# What the cosine of the question and a sentence under its headings adds to the words' score, and how near to the best
-# the second best must come to be quoted too. On 800 questions of SQuAD the best holds the answer for 76 %, the two
-# for 84 %; any weights from 0.5 to 1 and 0.1 to 0.25 do within 2 %.
-_EXTRACT_COSINE = 0.75
-_EXTRACT_TIE = 0.2
-# What an engine's rating adds to words and cosine, as the logarithm of its odds, and how near to the best the second
-# best must come. Chosen on the questions of examples/questions.jsonl that are for tuning; from 0.15 to 0.3, and from
-# 0.4 up, the figures are the same within 2 %.
-_RATING_WEIGHT = 0.2
-_RATING_FLOOR = 0.001
-_RATED_TIE = 0.5
 # Two shares no further apart than this say the same.
 _SAME_SHARE = 0.1
 # Least share of what a sentence adds to the question that must stand at the places it rests on.
@@ -70,19 +57,6 @@ class Finding:
     written_markers: tuple[Marker, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Ranking:
-    """Sentences, the best first, with their scores; whether the first `fits` the question at all.
-
-    As many as `most` are quoted that fall no further behind it than `tie`.
-    """
-
-    scored: Sequence[tuple[float, Candidate]]
-    fits: bool
-    tie: float
-    most: int
-
-
 class Judge:
     """Judges the sentences of one answer."""
 
@@ -106,7 +80,7 @@ class Judge:
         self._policy = policy
         self._similarity = similarity
         self._rate = rate
-        self._ranked: _Ranking | None = None
+        self._ranked: Ranking | None = None
         self._shown = range(len(hits) if shown is None else shown)
         self._restates = shown is not None
         self._evidence = Evidence(question, hits, polar=is_polar(question))
@@ -138,48 +112,21 @@ class Judge:
             for place in _joined([self._whole(each) for score, each in ranking.scored[:most] if score >= least])
         ]
 
-    async def _ranking(self) -> "_Ranking":
+    async def _ranking(self) -> Ranking:
         """Order the likeliest sentences; in one answer more than one sentence may ask for it."""
         if self._ranked is None:
-            candidates = [each for each in self._evidence.candidates()[:_EXTRACT_CANDIDATES] if each.suits > -1.0]
+            candidates = likeliest(self._evidence)
             cosines = await self._cosines(self._question, [self._evidence.under_headings(each) for each in candidates])
             ratings = await self._ratings([self._evidence.in_context(each) for each in candidates])
             if ratings is None:
-                self._ranked = self._by_words(candidates, cosines)
+                self._ranked = by_words(self._evidence, self._policy, candidates, cosines)
             else:
-                self._ranked = self._by_ratings(candidates, cosines, ratings)
+                extra = self._policy.polar_extra if is_polar(self._question) else 0.0
+                self._ranked = by_ratings(self._evidence, self._policy.rated_fit + extra, candidates, cosines, ratings)
         return self._ranked
-
-    def _by_words(self, candidates: Sequence[Candidate], cosines: Sequence[float | None]) -> "_Ranking":
-        """Order sentences by words and cosine; the first must be about what was asked."""
-        scored = [
-            (each.rank_score + _EXTRACT_COSINE * (cosine or 0.0), each, cosine)
-            for each, cosine in zip(candidates, cosines, strict=True)
-        ]
-        scored.sort(key=lambda one: -one[0])
-        fits = bool(scored) and self._fits(*scored[0][1:])
-        return _Ranking([(score, each) for score, each, _ in scored], fits, _EXTRACT_TIE, most=2)
-
-    def _by_ratings(
-        self, candidates: Sequence[Candidate], cosines: Sequence[float | None], ratings: Sequence[float]
-    ) -> "_Ranking":
-        """Order sentences by words, cosine and what the engine thinks of them; the first must answer."""
-        scored = []
-        for each, cosine, rating in zip(candidates, cosines, ratings, strict=True):
-            words = self._evidence.focus(each.hit, each.start, each.end).words
-            likely = min(max(rating, _RATING_FLOOR), 1 - _RATING_FLOOR)
-            scored.append((words + (cosine or 0.0) + _RATING_WEIGHT * log(likely / (1 - likely)), each))
-        scored.sort(key=lambda one: -one[0])
-        fits = bool(scored) and scored[0][0] >= self._policy.rated_fit
-        return _Ranking(scored, fits, _RATED_TIE, most=3)
 
     async def _ratings(self, texts: list[str]) -> list[float] | None:
         return await self._rate(self._question, texts) if self._rate is not None and texts else None
-
-    def _fits(self, candidate: Candidate, cosine: float | None) -> bool:
-        """Tell whether a sentence that no engine chose is about what was asked."""
-        fit = self._evidence.focus(candidate.hit, candidate.start, candidate.end, cosine)
-        return _reaches(fit, self._policy.extract_focus, self._policy.extract_focus_words)
 
     async def _weigh(self, text: str, markers: tuple[Marker, ...], own: tuple[int, ...], focused: bool) -> Finding:
         yes_no, said = split_yes_no(claim_text(text, markers)) if is_polar(self._question) else (None, "")
@@ -231,7 +178,7 @@ class Judge:
         for each in kept:
             fit = self._evidence.focus(each.hit, each.start, each.end)
             behind = self._evidence.behind_best(each.hit, each.start, each.end)
-            if behind <= self._policy.focus_gap and _reaches(fit, self._policy.focus, self._policy.focus_words):
+            if behind <= self._policy.focus_gap and reaches(fit, self._policy.focus, self._policy.focus_words):
                 return True
         return False
 
@@ -380,10 +327,6 @@ class Judge:
         return self._hits[hit].passage.text[start:end]
 
 
-def _reaches(fit: Focus, whole: float, words: float) -> bool:
-    return fit.words >= words if fit.whole is None else fit.whole >= whole
-
-
 def _without_yes_no(text: str) -> str:
     _, rest = split_yes_no(text)
     return rest[:1].upper() + rest[1:]
@@ -401,10 +344,14 @@ def _leans(text: str) -> bool:
     return any(word in _PRONOUNS and (word != "that" or at == 0) for at, word in enumerate(words))
 
 
-def _joined(places: list[_Place]) -> list[_Place]:
-    """Make one place of two that touch."""
-    if len(places) == 2:
-        (hit, first, last), (other, start, end) = places
-        if hit == other and start <= last + 1 and first <= end + 1:
-            return [(hit, min(first, start), max(last, end))]
-    return places
+def _joined(places: Sequence[_Place]) -> list[_Place]:
+    """Make one place of those that touch."""
+    joined: list[_Place] = []
+    for hit, first, last in places:
+        for at, (other, start, end) in enumerate(joined):
+            if hit == other and start <= last + 1 and first <= end + 1:
+                joined[at] = hit, min(first, start), max(last, end)
+                break
+        else:
+            joined.append((hit, first, last))
+    return joined
