@@ -111,4 +111,4 @@ class Postgres:
 
 
 def _die_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT)
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGINT)

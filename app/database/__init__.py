@@ -8,7 +8,7 @@ from app.database.migrating import SCHEMA_VERSION, MigrationFailed, SchemaTooNew
 from app.database.ownership import DataDirectoryBusy, exclusive, own_directory
 from app.database.shared import Database
 from app.database.sqlite import BUSY_SECONDS, CONNECT_ERRORS, connect
-from app.database.tables import api_keys, metadata, predictions, releases
+from app.database.tables import api_keys, metadata, predictions, registry, releases, rollout_changes, rollouts
 
 __all__ = [
     "BUSY_SECONDS",
@@ -25,5 +25,8 @@ __all__ = [
     "migrate",
     "own_directory",
     "predictions",
+    "registry",
     "releases",
+    "rollout_changes",
+    "rollouts",
 ]

@@ -84,10 +84,9 @@ class Database:
         """Read, in one transaction.
 
         Raises:
-            Unavailable: the database does not answer.
-            MigrationFailed: it cannot be brought to the current schema.
+            Unavailable: the database does not answer, or cannot be brought to the current schema.
         """
-        await self.prepare()
+        await self._prepared()
         with _told(self.name):
             async with self._engine.connect() as connection:
                 yield connection
@@ -100,10 +99,10 @@ class Database:
         so that what must not change between reading and writing is read `with_for_update`.
 
         Raises:
-            Unavailable: the database does not answer. Whether the change was made is not known if the block had ended.
-            MigrationFailed: it cannot be brought to the current schema.
+            Unavailable: the database does not answer, or cannot be brought to the current schema. If the block had
+                ended it is not known whether the change was made.
         """
-        await self.prepare()
+        await self._prepared()
         with _told(self.name):
             async with _transaction(self._engine) as connection:
                 yield connection
@@ -111,6 +110,12 @@ class Database:
     def insert(self, table: Table) -> Any:
         """An INSERT of this database's own dialect, which knows `on_conflict_do_nothing` and its like."""
         return postgresql.insert(table) if self.kind == "postgresql" else sqlite.insert(table)
+
+    async def _prepared(self) -> None:
+        try:
+            await self.prepare()
+        except MigrationFailed as error:
+            raise _unavailable(self.name) from error
 
     async def _migrate(self) -> None:
         with _told(self.name):

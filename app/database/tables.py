@@ -43,6 +43,8 @@ predictions = Table(
     Column("model", Text),
     Column("release_name", Text),
     Column("release_digest", Text),
+    Column("assignment", Text),
+    Column("shadow_of", Text),
     Column("base_model", Text),
     Column("adapter", Text),
     Column("prompt_version", Text),
@@ -105,5 +107,41 @@ releases = Table(
     Column("digest", Text, nullable=False),
     Column("canonical", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    Column("created_by", Text),
+    # When it was found fit to serve; until then it answers nobody.
+    Column("approved_at", BigInteger),
+    # A release that is gone is kept all the same: predictions were made with it.
+    Column("deleted_at", BigInteger),
     Index("ix_releases_name_digest", "name", "digest", unique=True),
+)
+
+# One row. Every change of releases and rollouts raises its version first: that puts the changes in a row, and tells
+# every process that there is something new by the cheapest query there is.
+registry = Table(
+    "registry",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("version", BigInteger, nullable=False),
+)
+
+# The state is a Rollout as JSON, which is always read and written whole.
+rollouts = Table(
+    "rollouts",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("revision", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+)
+
+rollout_changes = Table(
+    "rollout_changes",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("revision", Integer, primary_key=True),
+    Column("at", BigInteger, nullable=False),
+    Column("who", Text, nullable=False),
+    Column("why", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("before", Text),
+    Column("after", Text, nullable=False),
 )

@@ -259,6 +259,8 @@ async def test_a_shared_migration_that_fails_leaves_the_database_as_it_was(datab
         async with database.shared._transaction(shared._engine) as connection:
             await connection.execute(text("CREATE TABLE api_keys (surprise TEXT)"))
         with pytest.raises(MigrationFailed, match="api_keys"):
+            await shared.prepare()
+        with pytest.raises(Unavailable):
             await count(shared)
         async with database.shared._transaction(shared._engine) as connection:
             await connection.execute(text("DROP TABLE api_keys"))
