@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from app.client import Client
 from app.terminal import Key, Url, err, explained, out
@@ -43,7 +43,8 @@ def show_all(
     key: Key, url: Url = URL, name: Annotated[str | None, typer.Option(help="Only this name.")] = None
 ) -> None:
     """List the releases."""
-    table = Table("release", "digest", "adapter", "prompt", "made", "may serve", "notes")
+    label = Column("release", no_wrap=True)  # What is cut off cannot be asked for.
+    table = Table(label, "digest", "adapter", "prompt", "made", "serves", "notes")
     with explained(), Client(url, key) as client:
         after: str | None = None
         while True:
@@ -51,7 +52,7 @@ def show_all(
             page = client.call("GET", "/v1/releases", params={key: value for key, value in given.items() if value})
             for each in page["data"]:
                 content = each["content"]
-                facts = (content["adapter"] or "-", content["prompt"]["version"], each["created_at"][:16])
+                facts = (content["adapter"] or "-", content["prompt"]["version"], each["created_at"][:10])
                 may = "yes" if each["approved"] else "no"
                 table.add_row(each["id"], each["digest"][:12], *map(escape, facts), may, escape(content["notes"][:60]))
             if (after := page["next"]) is None:

@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -92,6 +93,42 @@ def test_a_migration_that_fails_leaves_the_database_as_it_was(tmp_path):
         connect(path)
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("api_keys",)]
+
+
+def test_an_older_database_keeps_its_rows_when_it_is_migrated(tmp_path):
+    path = tmp_path / "a.db"
+    config = Config()
+    config.set_main_option("script_location", str(Path(database.__file__).parents[1] / "migrations"))
+    config.set_main_option("path_separator", "os")
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        for number in (1, 2):
+            connection.exec_driver_sql(
+                'INSERT INTO predictions ("row", id, tenant, outcome, stream, store, answer, request) '
+                "VALUES (?, ?, 't', ?, 1, 0, 'So.', '{\"a\": 1}')",
+                (number * 7, bytes([number] * 16), ("open", "finished")[number - 1]),
+            )
+        connection.exec_driver_sql("INSERT INTO releases VALUES ('hallmark', 1, 'd', '{}', 5)")
+    engine.dispose()
+    with closing(connect(path)) as connection:
+        found = connection.execute(
+            'SELECT "row", id, outcome, stream, store, assignment, answer, request FROM predictions ORDER BY "row"'
+        ).fetchall()
+        assert found == [
+            (7, bytes([1] * 16), "open", 1, 0, None, "So.", '{"a": 1}'),
+            (14, bytes([2] * 16), "finished", 1, 0, None, "So.", '{"a": 1}'),
+        ]
+        (approved,) = connection.execute("SELECT approved_at FROM releases").fetchone()
+        assert approved is None
+        plan = connection.execute("EXPLAIN QUERY PLAN SELECT row FROM predictions WHERE outcome = 'open'").fetchall()
+        assert "ix_predictions_open" in str(plan)
+        with pytest.raises(sqlite3.IntegrityError):
+            connection.execute(
+                "INSERT INTO predictions (id, tenant, outcome, stream, store) VALUES (?, 't', 'open', 1, 1)",
+                (bytes([1] * 16),),
+            )
 
 
 def test_a_newer_schema_is_refused_with_the_way_out(tmp_path):
