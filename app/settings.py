@@ -32,6 +32,12 @@ def _origin(origin: str) -> str:
     return origin
 
 
+def _database_url(url: SecretStr) -> SecretStr:
+    if not url.get_secret_value().strip().startswith(("postgresql://", "sqlite:////")):
+        raise ValueError("it must be postgresql://user:password@host/name, or sqlite:////path/to/file")
+    return url
+
+
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 
 
@@ -160,7 +166,7 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "text"] = Field("auto", description="`auto` is text on a terminal, else JSON.")
-    database_url: SecretStr | None = Field(
+    database_url: Annotated[SecretStr, AfterValidator(_database_url)] | None = Field(
         None, description="The database that several replicas share, postgresql://...; unset: SQLite in `data_dir`."
     )
     record: Literal["required", "best_effort"] = Field(

@@ -225,10 +225,11 @@ class Registry:
 
     async def _admit(self, label: str) -> None:
         """Have a release vetted; raises Conflict if it may not serve."""
-        release = (await self.get(label)).release
-        if problems := await self._vet(release):
+        entry = await self.get(label)
+        if problems := await self._vet(entry.release):
             raise Conflict(f"{label} cannot serve: {' '.join(problems)}", param="release")
-        await self._approve(release)
+        if entry.approved_at is None:
+            await self._approve(entry.release)
 
     async def _approve(self, release: Release) -> None:
         async with self._changing() as connection:
@@ -279,15 +280,10 @@ class Registry:
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(self._poll_seconds)
-            try:
-                await self._catch_up()
-            except Exception:
-                # Whatever it is, it must not end the following: the next look may find it mended.
-                if not self._is_stale:
-                    log.exception("Releases and rollouts cannot be followed; what served last goes on serving")
-                self._is_stale = True
+            await self._catch_up()
 
     async def _catch_up(self) -> None:
+        """Take over what others changed; whatever keeps that from working, the next look may find it mended."""
         try:
             if not self._is_enrolled:
                 await self._enroll_own()
@@ -295,6 +291,10 @@ class Registry:
         except Unavailable as error:
             if not self._is_stale:
                 log.error("The registry cannot be read; what served last goes on serving: %s", error)  # noqa: TRY400
+            self._is_stale = True
+        except Exception:
+            if not self._is_stale:
+                log.exception("The registry cannot be followed; what served last goes on serving")
             self._is_stale = True
         else:
             if self._is_stale:
