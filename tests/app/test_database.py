@@ -27,7 +27,11 @@ from tests.postgres import Postgres
 
 def _python(program: str, *arguments: object) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", program, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -275,6 +279,10 @@ _USE = """
 import asyncio, sys
 from sqlalchemy import text
 from app.database import Database
+if sys.argv[2] == "together":
+    import alembic.command
+    print("ready", flush=True)
+    sys.stdin.readline()
 async def main():
     async with Database(sys.argv[1]) as shared, shared.reading() as connection:
         found = await connection.execute(text("SELECT count(*) FROM predictions"))
@@ -284,10 +292,14 @@ asyncio.run(main())
 
 
 def test_processes_that_share_a_new_database_at_once_all_find_it_migrated(database_url):
-    processes = [_python(_USE, database_url) for _ in range(4)]
-    found = [process.communicate(timeout=50) for process in processes]
-    assert {(output.split()[0], errors) for output, errors in found} == {("0", "")}
-    later = _python(_USE, database_url).communicate(timeout=50)
+    processes = [_python(_USE, database_url, "together") for _ in range(4)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert {process.communicate(timeout=50) for process in processes} == {("0 True\n", "")}
+    later = _python(_USE, database_url, "alone").communicate(timeout=50)
     assert later == ("0 False\n", "")  # A current one is used without Alembic.
 
 
