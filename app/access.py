@@ -24,7 +24,10 @@ import msgspec
 from app import database
 from app.errors import Forbidden, InvalidRequest, NotFound, Unauthenticated, Unavailable
 
-SCOPES = frozenset({"chat", "documents:read", "documents:write", "predictions:read", "metrics", "admin"})
+SCOPES = frozenset(
+    {"chat", "documents:read", "documents:write", "predictions:read", "releases:read", "releases:write", "metrics"}
+    | {"admin"}
+)
 """What a key may be allowed; `admin` includes all the others."""
 
 log = logging.getLogger(__name__)

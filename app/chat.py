@@ -5,12 +5,11 @@ brought into its present form. A field that is not listed here is ignored: SDKs 
 have a use for. One that asks for another answer than the caller would get is refused by name.
 """
 
-import re
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from app.errors import InvalidRequest
+from app.errors import InvalidRequest, invalid_field
 from app.messages import Message, Sampling
 from app.turns import check_turns
 
@@ -94,7 +93,6 @@ class _Sent(ChatRequest, frozen=True):
 
 
 _DECODE = msgspec.json.Decoder(_Sent).decode
-_PATH = re.compile(r" - at `\$\.?([^`]*)`$")
 
 
 def decode_chat_request(body: bytes, *, remote_images: bool = False) -> ChatRequest:
@@ -113,19 +111,6 @@ def decode_chat_request(body: bytes, *, remote_images: bool = False) -> ChatRequ
         ) from None
     _check(request, remote_images=remote_images)
     return request
-
-
-def invalid_field(error: msgspec.ValidationError) -> InvalidRequest:
-    """Turn msgspec's complaint, which ends in a JSON path, into one that names the field."""
-    text = str(error)
-    found = _PATH.search(text)
-    reason = _PATH.sub("", text)
-    inside = re.search(r"(?:missing required|contains unknown) field `([^`]+)`", reason)
-    param = found.group(1) if found else ""
-    if inside:
-        param = f"{param}.{inside.group(1)}" if param else inside.group(1)
-    where = f"`{param}`: " if param else ""
-    return InvalidRequest(f"{where}{reason}.", param=param or None)
 
 
 def _check(request: _Sent, *, remote_images: bool) -> None:

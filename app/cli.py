@@ -1,4 +1,4 @@
-"""The command line: `hallmark serve | engine | demo | ingest | ask | keys | openapi`.
+"""The command line: `hallmark serve | engine | demo | ingest | ask | keys | releases | rollouts | openapi`.
 
 Exit codes: 0 done, 1 the work failed (some of it, or the service refused), 2 the command or a setting is wrong.
 """
@@ -6,8 +6,6 @@ Exit codes: 0 done, 1 the work failed (some of it, or the service refused), 2 th
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from tomllib import TOMLDecodeError
@@ -18,10 +16,10 @@ from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Table
 
-from app.client import Client, ServiceFailure
-from app.errors import InvalidRequest, ServiceError
+from app.client import Client
+from app.release_commands import releases, rollouts
 from app.settings import Settings, unknown_variables
-from app.terminal import err, load, out, show_sources
+from app.terminal import Key, Url, err, explained, load, out, show_sources
 
 app = typer.Typer(
     name="hallmark",
@@ -31,9 +29,9 @@ app = typer.Typer(
 )
 keys = typer.Typer(help="API keys: make, list, revoke.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
+app.add_typer(releases, name="releases")
+app.add_typer(rollouts, name="rollouts")
 
-Url = Annotated[str, typer.Option("--url", envvar="HALLMARK_URL", help="Where the service runs.")]
-Key = Annotated[str, typer.Option("--key", envvar="HALLMARK_API_KEY", help="An API key of the service.")]
 Model = Annotated[str, typer.Option(help="The release to ask, by name or as `name@3`.")]
 
 _DAY_MILLISECONDS = 24 * 3600 * 1000
@@ -42,19 +40,6 @@ _DAY_MILLISECONDS = 24 * 3600 * 1000
 def main() -> None:
     """Run the command line."""
     app()
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """Tell a failure in one line, and exit with 1, or with 2 where the command was wrong."""
-    try:
-        yield
-    except InvalidRequest as error:
-        err.print(f"[red]error:[/] {escape(error.message)}")
-        raise typer.Exit(2) from None
-    except (ServiceFailure, ServiceError, OSError) as error:
-        err.print(f"[red]error:[/] {escape(str(error))}")
-        raise typer.Exit(1) from None
 
 
 def load_settings(**given: Any) -> Settings:

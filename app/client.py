@@ -84,13 +84,13 @@ class Client:
             content = path.read_bytes()
         except OSError as error:
             raise Refusal(f"It cannot be read: {error.strerror}.") from error
-        return self._call(
+        return self.call(
             "POST", "/v1/documents", json={"name": name, "content_base64": base64.b64encode(content).decode()}
         )
 
     def ask(self, question: str, *, model: str) -> dict[str, Any]:
         """Ask one question and wait for the whole answer."""
-        return self._call("POST", "/v1/chat/completions", json=_question(question, model, stream=False))
+        return self.call("POST", "/v1/chat/completions", json=_question(question, model, stream=False))
 
     def stream(self, question: str, *, model: str) -> Iterator[dict[str, Any]]:
         """Ask one question and give the chunks of the answer as they come."""
@@ -110,7 +110,13 @@ class Client:
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
 
-    def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+    def call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        """Call a route and give its JSON; `options` are httpx's.
+
+        Raises:
+            Refusal: the service finds the request at fault.
+            ServiceFailure: the service cannot be reached, or refuses for another reason.
+        """
         try:
             response = self._http.request(method, path, **options)
         except httpx.HTTPError as error:

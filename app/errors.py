@@ -26,6 +26,7 @@ ServiceError                      500 internal_error
 `retryable` says whether sending the same request again, perhaps to another engine, can succeed.
 """
 
+import re
 from typing import ClassVar
 
 from retrieval.errors import (
@@ -206,3 +207,19 @@ def from_retrieval(error: RetrievalError, *, param: str | None = None) -> Servic
         if found := _FROM_RETRIEVAL.get(kind):
             return found(str(error), param=param if found.kind == "invalid_request_error" else None)
     return ServiceError("Retrieval failed.")
+
+
+_PATH = re.compile(r" - at `\$\.?([^`]*)`$")
+
+
+def invalid_field(error: Exception) -> InvalidRequest:
+    """Turn msgspec's complaint, which ends in a JSON path, into one that names the field."""
+    text = str(error)
+    found = _PATH.search(text)
+    reason = _PATH.sub("", text)
+    inside = re.search(r"(?:missing required|contains unknown) field `([^`]+)`", reason)
+    param = found.group(1) if found else ""
+    if inside:
+        param = f"{param}.{inside.group(1)}" if param else inside.group(1)
+    where = f"`{param}`: " if param else ""
+    return InvalidRequest(f"{where}{reason}.", param=param or None)

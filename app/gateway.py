@@ -21,7 +21,8 @@ from app.grounding import Grounds, Ratings, Search, citation_facts, find_grounds
 from app.messages import FinishReason, Generation, Message, Piece, Usage, whole_tool_calls
 from app.predictions import Outcome, Prediction, PredictionLog, uuid7
 from app.prompts import question_of, search_query
-from app.releases import Release, Releases
+from app.releases import Choice, Releases
+from app.rollouts import identity_of
 from observability import genai
 from observability.traces import RequestTrace
 from retrieval.citations import AnswerChecker, Citation, Verdict, plain_marker
@@ -46,12 +47,13 @@ class Conclusion:
     """What the engine was shown, where its own numbers were kept: `[n]` is the n-th of them."""
 
 
-StopReason = Literal["client_left", "timeout"]
+StopReason = Literal["client_left", "timeout", "dropped"]
 
 # What a cancellation goes on record as, by who asked for it: nobody who said so is the service itself, stopping.
 _CANCELLED: dict[StopReason | None, tuple[Outcome, str]] = {
     "client_left": ("cancelled", "client_left"),
     "timeout": ("failed", EngineTimeout.code),
+    "dropped": ("cancelled", "dropped"),
     None: ("interrupted", "shutdown"),
 }
 
@@ -79,17 +81,19 @@ class Gateway:
         self._info: EngineInfo | None = None
         self._info_until = 0.0
 
-    def begin(self, request: ChatRequest, body: bytes, caller: Caller, trace: RequestTrace) -> "Answering":
+    def begin(
+        self, request: ChatRequest, body: bytes, caller: Caller, trace: RequestTrace, *, conversation: str | None = None
+    ) -> "Answering":
         """Admit a request, or raise what the caller should see; `body` is what goes on record.
 
         Raises:
             ModelNotFound: no such release.
             Overloaded: as many answers are in flight as the setting `limits.max_concurrent_answers` allows.
         """
-        release = self.releases.resolve(request.model)
+        choice = self.releases.resolve(request.model, identity_of(caller.tenant, conversation, request.user))
         if self.in_flight >= self.max_concurrent:
             raise Overloaded("Too many answers are in flight; try again shortly.", retry_after_seconds=1)
-        return Answering(self, request, body, caller, release, trace)
+        return Answering(self, request, body, caller, choice, trace)
 
     async def token_limit(self) -> int | None:
         """Tokens a prompt and its answer may have together; None when the engine does not say."""
@@ -107,10 +111,11 @@ class Answering:
     """One request being answered: its record, its release, and its events."""
 
     def __init__(
-        self, gateway: Gateway, request: ChatRequest, body: bytes, caller: Caller, release: Release, trace: RequestTrace
+        self, gateway: Gateway, request: ChatRequest, body: bytes, caller: Caller, choice: Choice, trace: RequestTrace
     ) -> None:
         self.request = request
-        self.release = release
+        self.choice = choice
+        self.release = release = choice.release
         self.trace = trace
         self.plan = plan_for(request, release.retrieval)
         self.sampling = request.sampling(max_tokens=release.max_tokens, temperature=release.temperature)
@@ -122,6 +127,7 @@ class Answering:
             model=request.model,
             release_name=release.label,
             release_digest=release.digest,
+            assignment=choice.role,
             base_model=release.base_model,
             adapter=release.adapter,
             prompt_version=release.prompt.version,
@@ -151,7 +157,7 @@ class Answering:
 
     def stop(self, reason: StopReason) -> bool:
         """Note why the work is about to be cancelled; False when it is not to be: the answer is complete already."""
-        if reason == "timeout" and self.prediction.handed_over:
+        if reason != "client_left" and self.prediction.handed_over:
             return False
         self._stopped = self._stopped or reason
         return True
@@ -163,7 +169,8 @@ class Answering:
         generator, or cancel the task that iterates it, when the client has left.
         """
         gateway, prediction, texts = self._gateway, self.prediction, self._texts
-        gateway.in_flight += 1
+        place = self.choice.role != "shadow"  # What nobody waits for takes nobody's place.
+        gateway.in_flight += place
         try:
             self._open()
             async with aclosing(await self._answer()) as batches:
@@ -190,7 +197,7 @@ class Answering:
             self._break_off("failed", ServiceError.code)
             raise
         finally:
-            gateway.in_flight -= 1
+            gateway.in_flight -= place
 
     def _open(self) -> None:
         try:

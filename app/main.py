@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
@@ -15,8 +16,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from app.access import Access
-from app.database import own_directory
-from app.engines import Engine, EngineInfo
+from app.database import Database, own_directory
+from app.engines import Engine
 from app.engines.local import EngineSettings
 from app.engines.supervisor import LocalEngineSupervisor
 from app.engines.tgi import TGIEngine, Timeouts
@@ -26,13 +27,16 @@ from app.links import PassageLinks, load_secret
 from app.predictions import PredictionLog
 from app.prompts import ANSWER_PROMPT
 from app.readiness import Check, Problem, Readiness
-from app.releases import Prompt, Release, Releases, RetrievalPlan, enroll
-from app.routes import documents, errors, health, resources
+from app.registry import Registry
+from app.releases import Prompt, Release, RetrievalPlan
+from app.routes import documents, errors, health, releases, resources, rollouts
 from app.routes.chat import ChatRoute
 from app.routes.dependencies import Services
 from app.routes.description import describe
 from app.routes.front import Front
 from app.settings import Settings
+from app.shadows import Shadows
+from app.vetting import Site, disagreements, vet
 from observability.logs import Log
 from observability.metrics import Metrics
 from observability.telemetry import Telemetry
@@ -45,6 +49,9 @@ from retrieval.parsers import Parser
 from retrieval.retriever import Retriever
 
 VERSION = version("hallmark")
+
+SHADOW_SECONDS = 60.0
+"""The longest life of an answer that nobody waits for."""
 
 
 @asynccontextmanager
@@ -70,31 +77,46 @@ async def open_service(
         limits = ParseLimits(max_bytes=settings.limits.max_document_bytes)
         parser = await parts.enter_async_context(Parser(limits, processes=settings.retrieval.parser_processes))
         retriever = await parts.enter_async_context(_retriever(settings, data_dir, parser, embedder))
-        release = await asyncio.to_thread(enroll, database, _release(settings))
-        releases = Releases(release)
+        site = _site(settings)
+        registry = await parts.enter_async_context(
+            Registry(
+                await parts.enter_async_context(_shared_database(settings, database)),
+                own=_release(settings),
+                vet=lambda release: vet(release, engine, site),
+                memory=data_dir / "serving.json",
+            )
+        )
         links = PassageLinks(await asyncio.to_thread(load_secret, data_dir / "links.secret"))
         gateway = Gateway(
-            releases=releases,
+            releases=registry.releases,
             engine=engine,
             search=retriever,
             predictions=predictions,
             max_concurrent=settings.limits.max_concurrent_answers,
             record_required=settings.record == "required",
         )
+        shadows = Shadows(
+            gateway,
+            busy_at=max(1, min(settings.limits.max_concurrent_answers, settings.engine.max_connections) // 2),
+            timeout_seconds=min(SHADOW_SECONDS, settings.limits.request_timeout_seconds),
+        )
+        parts.push_async_callback(shadows.aclose)
         metrics.watch(
             record_queue_depth=lambda: predictions.backlog,
             requests_in_flight=lambda: gateway.in_flight,
             log_lines_dropped=lambda: log.dropped,
+            shadows_dropped=lambda: shadows.dropped,
         )
         public_url = settings.public_url.rstrip("/") if settings.public_url else None
         services = Services(
             retriever=retriever,
             predictions=predictions,
-            releases=releases,
+            registry=registry,
+            defaults=_defaults(settings),
             links=links,
             telemetry=telemetry,
             metrics=metrics,
-            readiness=Readiness(_checks(settings, engine, release, retriever, predictions, metrics, supervisor)),
+            readiness=Readiness(_checks(engine, site, registry, retriever, predictions, metrics, supervisor)),
             embedding_names=tuple(dict.fromkeys((settings.retrieval.embedding_model, retriever.embedding_model))),
             collection=settings.qdrant.collection,
             max_document_bytes=settings.limits.max_document_bytes,
@@ -103,6 +125,7 @@ async def open_service(
         )
         chat = ChatRoute(
             gateway,
+            shadows=shadows,
             access=access,
             links=links,
             telemetry=telemetry,
@@ -151,7 +174,14 @@ def create_api(services: Services | None = None, *, max_body_bytes: int | None =
         max_body_size=max_body_bytes,
     )
     api.state.services = services
-    routers = (documents.routes, documents.search_routes, resources.routes, health.routes)
+    routers = (
+        documents.routes,
+        documents.search_routes,
+        resources.routes,
+        releases.routes,
+        rollouts.routes,
+        health.routes,
+    )
     for router in routers:
         api.include_router(router)
     errors.install(api, routers)
@@ -228,6 +258,40 @@ def _retriever(settings: Settings, data_dir: Path, parser: Parser, embedder: Emb
     )
 
 
+def _shared_database(settings: Settings, local: Path) -> Database:
+    if settings.database_url is None:
+        return Database.of_file(local)
+    return Database(settings.database_url.get_secret_value().strip())
+
+
+def _site(settings: Settings) -> Site:
+    embedded = settings.embedded.enabled
+    return Site(
+        engine="embedded" if embedded else settings.engine.dialect,
+        served_model=settings.engine.model,
+        collection=settings.qdrant.collection,
+        fusion=settings.retrieval.fusion,
+        passage_tokens=settings.retrieval.passage_tokens,
+        base_model=settings.embedded.model if embedded else settings.engine.model,
+        adapter_folder=settings.engine.adapter_folder,
+    )
+
+
+def _defaults(settings: Settings) -> Mapping[str, Any]:
+    """What a release has where its file leaves it out: the built-in prompt, and what this service has just one of."""
+    embedded = settings.embedded.enabled
+    return {
+        "engine": "embedded" if embedded else settings.engine.dialect,
+        "served_model": settings.engine.model,
+        "prompt": {"version": ANSWER_PROMPT.version, "template": ANSWER_PROMPT.template},
+        "retrieval": {
+            "collection": settings.qdrant.collection,
+            "fusion": settings.retrieval.fusion,
+            "context": "sentences" if embedded else "passages",
+        },
+    }
+
+
 def _release(settings: Settings) -> Release:
     wanted = settings.release
     prompt = ANSWER_PROMPT
@@ -262,9 +326,9 @@ def _release(settings: Settings) -> Release:
 
 
 def _checks(
-    settings: Settings,
     engine: Engine,
-    release: Release,
+    site: Site,
+    registry: Registry,
     retriever: Retriever,
     predictions: PredictionLog,
     metrics: Metrics,
@@ -277,7 +341,7 @@ def _checks(
         try:
             up = await engine.healthy()
         finally:
-            metrics.engine_up(release.engine, up)
+            metrics.engine_up(site.engine, up)
         if up:
             return None
         if supervisor is None:
@@ -296,23 +360,21 @@ def _checks(
     async def check_record() -> Problem | None:
         return None if predictions.healthy else Problem("predictions cannot be recorded")
 
-    async def check_release() -> Problem | None:
-        try:
-            info = await engine.describe()
-        except ServiceError:
-            return None  # The engine's own check says so.
-        return Problem(found) if (found := _disagreement(info, release, settings)) else None
-
-    return {"engine": check_engine, "release": check_release, "retrieval": check_retrieval, "record": check_record}
+    return {
+        "engine": check_engine,
+        "release": lambda: _release_problem(engine, site, registry),
+        "retrieval": check_retrieval,
+        "record": check_record,
+    }
 
 
-def _disagreement(info: EngineInfo, release: Release, settings: Settings) -> str | None:
-    """What the engine serves otherwise than the release says it does."""
-    named = settings.release
-    if release.adapter and info.adapters and release.adapter not in info.adapters:
-        return f"the engine does not serve the adapter {release.adapter!r}; it serves {', '.join(info.adapters)}"
-    if named.base_model and named.base_model != info.model_id:
-        return f"the engine serves {info.model_id!r} where the release names {named.base_model!r}"
-    if named.base_revision and info.revision and named.base_revision != info.revision:
-        return f"the engine serves revision {info.revision!r} where the release names {named.base_revision!r}"
+async def _release_problem(engine: Engine, site: Site, registry: Registry) -> Problem | None:
+    """What the engine serves otherwise than a release that answers says it does."""
+    try:
+        info = await engine.describe()
+    except ServiceError:
+        return None  # The engine's own check says so.
+    for release in registry.releases.answering:
+        if problems := disagreements(release, info, site):
+            return Problem(f"{release.label}: {problems[0]}", " ".join(problems))
     return None

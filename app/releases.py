@@ -1,24 +1,34 @@
 """Releases: the immutable bundle that answers, and the names it is asked for by.
 
 A release's digest is the SHA-256 of its canonical JSON (keys sorted, defaults written out), so that anybody who
-holds the parts can verify it. `name@1` names one release for ever; the bare name means the one that serves now.
+holds the parts can verify it. `name@1` names one release for ever; the bare name means what its rollout says.
 """
 
 import hashlib
-import time
-from contextlib import closing
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from functools import cached_property
-from pathlib import Path
-from typing import Literal
+from random import random
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-from app import database
-from app.errors import ModelNotFound
+from app.errors import InvalidRequest, ModelNotFound, invalid_field
+from app.rollouts import Lot, Role, Rollout
 from retrieval.citations import CheckPolicy
 
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+LABEL_PATTERN = r"^([a-z0-9][a-z0-9._-]{0,63})@([1-9][0-9]{0,8})$"
 
-class BadRelease(Exception):
+Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+Short = Annotated[str, msgspec.Meta(max_length=512)]
+Text = Annotated[str, msgspec.Meta(max_length=100_000)]
+Label = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+
+
+class BadRelease(ValueError):
     """A release that could not answer as it says."""
 
 
@@ -29,8 +39,8 @@ class Prompt(msgspec.Struct, frozen=True):
         BadRelease: the template lacks one of them, so that the engine would never see it.
     """
 
-    version: str
-    template: str
+    version: Short
+    template: Text
 
     def __post_init__(self) -> None:
         for slot in ("{sources}", "{question}"):
@@ -42,34 +52,68 @@ class RetrievalPlan(msgspec.Struct, frozen=True):
     """What the release searches, how its answers are checked, and what replaces an unsupported one."""
 
     mode: Literal["off", "auto", "required"] = "auto"
-    collection: str = "hallmark"
+    collection: Short = "hallmark"
     search: Literal["hybrid", "dense", "sparse"] = "hybrid"
     fusion: Literal["dbsf", "rrf"] = "dbsf"
-    top_k: int = 5
+    top_k: Annotated[int, msgspec.Meta(ge=1, le=50)] = 5
     context: Literal["passages", "sentences"] = "passages"
     policy: CheckPolicy = CheckPolicy()
     check: Literal["sentence", "end", "off"] = "sentence"
     fallback: Literal["extract", "abstain", "keep"] = "extract"
-    abstention: str = "I can't answer that from the documents I have."
+    abstention: Text = "I can't answer that from the documents I have."
+
+
+class Task(msgspec.Struct, frozen=True):
+    """What is asked of the model: an answer, one of the labels, or data in the form of a JSON schema.
+
+    Raises:
+        BadRelease: the labels or the schema do not belong to the kind of task, or are missing.
+    """
+
+    kind: Literal["answer", "classify", "extract"] = "answer"
+    labels: tuple[Label, ...] = ()
+    schema: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.kind == "classify") != bool(self.labels):
+            raise BadRelease("`labels` belong to a task of the kind `classify`, which needs them: list two or more.")
+        if self.labels and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
+            raise BadRelease("`labels` are two or more, each once.")
+        if (self.kind == "extract") != (self.schema is not None):
+            raise BadRelease("`schema` belongs to a task of the kind `extract`, which needs it: give a JSON schema.")
+        if self.schema is not None and self.schema.get("type") != "object":
+            raise BadRelease("`schema` is a JSON schema of `type` `object`.")
+
+
+class Lineage(msgspec.Struct, frozen=True):
+    """What the adapter was made by, and of."""
+
+    training_run: Short | None = None
+    dataset_digest: Digest | None = None
 
 
 class Release(msgspec.Struct, frozen=True, dict=True):
     """Base model, adapter, prompt, retrieval and generation defaults as one thing: named, and gone back to, whole."""
 
-    name: str
+    name: Name
     number: int
-    engine: str
+    engine: Short
     prompt: Prompt
     retrieval: RetrievalPlan = RetrievalPlan()
-    served_model: str | None = None
+    task: Task = Task()
+    served_model: Short | None = None
     """The name the engine is asked for instead of its own base model's."""
-    base_model: str | None = None
-    base_revision: str | None = None
-    adapter: str | None = None
-    adapter_digest: str | None = None
-    max_tokens: int = 256
-    temperature: float | None = 0.0
-    notes: str = ""
+    base_model: Short | None = None
+    base_revision: Short | None = None
+    adapter: Short | None = None
+    adapter_digest: Digest | None = None
+    """Of its folder: see `app.vetting.folder_digest`."""
+    max_tokens: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 256
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = 0.0
+    fallback: Annotated[str, msgspec.Meta(pattern=rf"^extractive$|{LABEL_PATTERN}")] | None = None
+    """What answers while this release's engine cannot: another release by its label, or the passages themselves."""
+    lineage: Lineage = Lineage()
+    notes: Text = ""
 
     @property
     def label(self) -> str:
@@ -88,53 +132,189 @@ class Release(msgspec.Struct, frozen=True, dict=True):
         return hashlib.sha256(self.canonical).hexdigest()
 
 
+def read_release(content: bytes, *, is_toml: bool, defaults: Mapping[str, Any]) -> Release:
+    """Read a release from the file that describes it, with `defaults` for what it leaves out.
+
+    Raises:
+        InvalidRequest: names the field and what it should be.
+    """
+    try:
+        decode = msgspec.toml.decode if is_toml else msgspec.json.decode
+        given = decode(content, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        kind = "TOML" if is_toml else "JSON"
+        raise InvalidRequest(f"The release is not valid {kind}: {error}.") from error
+    if "number" in given:
+        raise InvalidRequest("`number` is given by the registry: leave it out.", param="number")
+    try:
+        release = msgspec.convert(_completed(given, defaults), Release)
+    except msgspec.ValidationError as error:
+        raise invalid_field(error) from error
+    _refuse_unknown(given, msgspec.to_builtins(release))
+    return release
+
+
+def stored_release(number: int, canonical: str, digest: str) -> Release:
+    """Make a release of what the registry keeps; its digest is that of the bytes kept, whatever later fields there are.
+
+    Raises:
+        BadRelease: the digest does not verify, or a newer Hallmark made the release.
+    """
+    written = canonical.encode()
+    if hashlib.sha256(written).hexdigest() != digest:
+        raise BadRelease(f"its content does not have the digest {digest}: it was changed after it was made.")
+    try:
+        parts = msgspec.json.decode(written, type=dict[str, Any])
+        release = msgspec.convert(parts | {"number": number}, Release)
+        _refuse_unknown(parts, msgspec.to_builtins(release))
+    except (msgspec.DecodeError, InvalidRequest) as error:
+        raise BadRelease(f"this version cannot read it: {error}") from error
+    vars(release).update(canonical=written, digest=digest)
+    return release
+
+
+def differences(a: Release, b: Release) -> list[tuple[str, Any, Any]]:
+    """The fields in which two releases differ, by dotted path, with the value in each; None where one has none."""
+    left, right = (dict(_flat(msgspec.json.decode(release.canonical))) for release in (a, b))
+    paths = dict.fromkeys((*left, *right))
+    return [(path, left.get(path), right.get(path)) for path in paths if left.get(path) != right.get(path)]
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """The release that answers a request, why, and the one that answers it too, unseen."""
+
+    release: Release
+    role: Role
+    shadow: Release | None = None
+
+
+class _Split:
+    """How the requests of one name are shared out; made once for each state of its rollout."""
+
+    __slots__ = ("_canaries", "_in_canary", "_shadow_rate", "_stables")
+
+    def __init__(self, rollout: Rollout, releases: Mapping[int, Release]) -> None:
+        shadow = releases.get(rollout.shadow) if rollout.shadow is not None and not rollout.paused else None
+        canary = releases.get(rollout.canary) if rollout.canary is not None and not rollout.paused else None
+        self._shadow_rate = rollout.shadow_rate if shadow is not None else 0.0
+        self._stables = _choices(releases[rollout.stable], "stable", shadow)
+        self._canaries = _choices(canary, "canary", shadow) if canary is not None else None
+        self._in_canary = Lot(rollout.name, rollout.seed, rollout.share) if canary is not None else None
+
+    def choose(self, identity: str | None) -> Choice:
+        choices = self._stables
+        if self._in_canary is not None and self._canaries is not None and identity in self._in_canary:
+            choices = self._canaries
+        return choices[self._shadow_rate > 0.0 and random() < self._shadow_rate]  # noqa: S311 - chance, not secrecy.
+
+    @property
+    def members(self) -> list[Release]:
+        """The releases that answer, stable first."""
+        return [choices[0].release for choices in (self._stables, self._canaries) if choices is not None]
+
+
+class _Pinned:
+    __slots__ = ("_choice",)
+
+    def __init__(self, release: Release) -> None:
+        self._choice = Choice(release, "pinned")
+
+    def choose(self, identity: str | None) -> Choice:  # noqa: ARG002 - who asks makes no difference here.
+        return self._choice
+
+
 class Releases:
-    """The releases that serve, by the names callers use for them."""
+    """The releases that serve, by the names callers use for them; the registry replaces them when they change."""
 
     def __init__(self, *releases: Release) -> None:
         """The last release of a name is the one its bare name means."""
-        self._by_name: dict[str, Release] = {}
+        self._splits: dict[str, _Split] = {}
+        self._routes: dict[str, _Split | _Pinned] = {}
+        stable = {release.name: release.number for release in releases}
+        rollouts = [Rollout(name=name, revision=0, stable=number) for name, number in stable.items()]
+        self.replace(releases, rollouts)
+
+    def replace(self, releases: Iterable[Release], rollouts: Iterable[Rollout]) -> list[str]:
+        """Serve these from now on; give the names whose stable release is not among them, which stay as they are."""
+        numbered: dict[str, dict[int, Release]] = {}
         for release in releases:
-            self._by_name[release.label] = release
-            self._by_name[release.name] = release
+            numbered.setdefault(release.name, {})[release.number] = release
+        splits, kept = {}, []
+        for rollout in rollouts:
+            found = numbered.get(rollout.name, {})
+            if rollout.stable in found:
+                splits[rollout.name] = _Split(rollout, found)
+            else:
+                kept.append(rollout.name)
+                if rollout.name in self._splits:
+                    splits[rollout.name] = self._splits[rollout.name]
+        pinned = {release.label: _Pinned(release) for found in numbered.values() for release in found.values()}
+        self._splits, self._routes = splits, {**pinned, **splits}
+        return kept
 
     @property
     def serving(self) -> list[Release]:
-        """One release a name, in name order."""
-        return [release for name, release in sorted(self._by_name.items()) if name == release.name]
+        """The stable release of each name, in name order."""
+        return [split.members[0] for _, split in sorted(self._splits.items())]
 
-    def resolve(self, model: str) -> Release:
-        """Find the release behind a public model name.
+    @property
+    def answering(self) -> list[Release]:
+        """Every release that gets requests by its bare name: the stable ones and the canaries."""
+        return [release for _, split in sorted(self._splits.items()) for release in split.members]
+
+    def resolve(self, model: str, identity: str | None = None) -> Choice:
+        """Choose the release behind a public model name for whoever asks (`rollouts.identity_of`).
 
         Raises:
             ModelNotFound: with the names that are served.
         """
-        try:
-            return self._by_name[model]
-        except KeyError:
-            known = ", ".join(repr(name) for name in sorted(self._by_name))
-            raise ModelNotFound(
-                f"`model`: no release {model[:256]!r} is served; there is {known}.", param="model"
-            ) from None
-
-
-def enroll(path: Path, release: Release) -> Release:
-    """Give a release its number in the database at `path`: the one it has, or the next of its name if it is new.
-
-    The number belongs to the digest for ever, so that `name@1` in an old record still means the same parts.
-    """
-    with closing(database.connect(path)) as connection:
-        connection.execute("BEGIN IMMEDIATE")
-        found = connection.execute(
-            "SELECT number FROM releases WHERE name = ? AND digest = ?", (release.name, release.digest)
-        ).fetchone()
+        found = self._routes.get(model)
         if found is None:
-            found = connection.execute(
-                "SELECT coalesce(max(number), 0) + 1 FROM releases WHERE name = ?", (release.name,)
-            ).fetchone()
-            connection.execute(
-                "INSERT INTO releases (name, number, digest, canonical, created_at) VALUES (?, ?, ?, ?, ?)",
-                (release.name, found[0], release.digest, release.canonical.decode(), time.time_ns() // 1_000_000),
+            names = [*sorted(self._splits), *sorted(self._routes.keys() - self._splits.keys())]
+            known = ", ".join(map(repr, names[:20])) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+            raise ModelNotFound(
+                f"`model`: no release {model[:256]!r} is served; there is {known or 'none'}.", param="model"
             )
-        connection.execute("COMMIT")
-    return msgspec.structs.replace(release, number=found[0])
+        return found.choose(identity)
+
+
+def parse_label(label: str, *, param: str = "release") -> tuple[str, int]:
+    """Split `name@3`; raises InvalidRequest if it is something else."""
+    found = re.fullmatch(LABEL_PATTERN, label)
+    if found is None:
+        raise InvalidRequest(f"`{param}`: a release is written `name@3`, unlike {label[:100]!r}.", param=param)
+    return found[1], int(found[2])
+
+
+def _choices(release: Release, role: Role, shadow: Release | None) -> tuple[Choice, Choice]:
+    """The choice without and with a shadow; a release is not compared with itself."""
+    beside = shadow if shadow is not release else None
+    return Choice(release, role), Choice(release, role, beside)
+
+
+def _completed(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    parts = {**defaults, **given, "number": 0}
+    retrieval = given.get("retrieval")
+    if isinstance(retrieval, Mapping):
+        parts["retrieval"] = {**defaults.get("retrieval", {}), **retrieval}
+    return parts
+
+
+def _refuse_unknown(given: Mapping[str, Any], known: Mapping[str, Any], path: str = "") -> None:
+    """Refuse a field that nothing was made of; what was read back from `given` is `known`."""
+    for key, value in given.items():
+        if key not in known:
+            near = get_close_matches(key, [name for name in known if name != "number"], n=1)
+            hint = f"did you mean `{path}{near[0]}`?" if near else f"there are {', '.join(sorted(known))}."
+            raise InvalidRequest(f"`{path}{key}`: a release has no such field; {hint}", param=f"{path}{key}")
+        inner = known[key]
+        if isinstance(value, Mapping) and isinstance(inner, Mapping):
+            _refuse_unknown(value, inner, f"{path}{key}.")
+
+
+def _flat(parts: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in parts.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value

@@ -32,6 +32,12 @@ def _origin(origin: str) -> str:
     return origin
 
 
+def _database_url(url: SecretStr) -> SecretStr:
+    if not url.get_secret_value().strip().startswith(("postgresql://", "sqlite:////")):
+        raise ValueError("it must be postgresql://user:password@host/name, or sqlite:////path/to/file")
+    return url
+
+
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 
 
@@ -54,6 +60,9 @@ class EngineSettings(Section):
     )
     adapters: tuple[str, ...] = Field(
         (), description="LoRA adapters the engine was started with: TGI serves its base model for an unknown one."
+    )
+    adapter_folder: Path | None = Field(
+        None, description="Where adapters lie on this machine, each in a folder of its name: their digests are checked."
     )
     connect_timeout_seconds: float = Field(5.0, gt=0)
     first_token_timeout_seconds: float = Field(120.0, gt=0, description="Longest wait for the first byte of an answer.")
@@ -157,6 +166,9 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "text"] = Field("auto", description="`auto` is text on a terminal, else JSON.")
+    database_url: Annotated[SecretStr, AfterValidator(_database_url)] | None = Field(
+        None, description="The database that several replicas share, postgresql://...; unset: SQLite in `data_dir`."
+    )
     record: Literal["required", "best_effort"] = Field(
         "required", description="`required`: an answer that cannot be recorded is not given."
     )

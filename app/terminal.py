@@ -1,21 +1,40 @@
 """What the commands do for a person at a terminal: upload with a progress bar, show what an answer rests on."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from app.client import Client, Refusal, ServiceFailure
+from app.errors import InvalidRequest, ServiceError
 
 # What a document or a model says is shown as it is: `:key:` is not a picture of one.
 out = Console(highlight=False, emoji=False)
 err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
+Url = Annotated[str, typer.Option("--url", envvar="HALLMARK_URL", help="Where the service runs.")]
+Key = Annotated[str, typer.Option("--key", envvar="HALLMARK_API_KEY", help="An API key of the service.")]
+
 SUFFIXES = frozenset({".md", ".markdown", ".txt", ".text", ".html", ".htm", ".pdf", ".docx"})
 """What `ingest` picks from a folder."""
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Tell a failure in one line, and exit with 1, or with 2 where the command was wrong."""
+    try:
+        yield
+    except InvalidRequest as error:
+        err.print(f"[red]error:[/] {escape(error.message)}")
+        raise typer.Exit(2) from None
+    except (ServiceFailure, ServiceError, OSError) as error:
+        err.print(f"[red]error:[/] {escape(str(error))}")
+        raise typer.Exit(1) from None
 
 
 def load(client: Client, paths: list[Path]) -> int:

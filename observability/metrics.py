@@ -284,6 +284,7 @@ class Metrics:
         record_queue_depth: Callable[[], float] | None = None,
         requests_in_flight: Callable[[], float] | None = None,
         log_lines_dropped: Callable[[], float] | None = None,
+        shadows_dropped: Callable[[], float] | None = None,
     ) -> None:
         """Read these when Prometheus asks: they cost a request nothing."""
         gauge, counter, sources = GaugeMetricFamily, CounterMetricFamily, self._observed.sources
@@ -295,6 +296,9 @@ class Metrics:
         if log_lines_dropped is not None:
             name, documentation = "hallmark_log_lines_dropped", "Log lines lost because stderr was too slow."
             sources[name] = counter, documentation, log_lines_dropped
+        if shadows_dropped is not None:
+            documentation = "Shadow answers that did not run, or not to their end, because there was no room."
+            sources["hallmark_shadows_dropped"] = counter, documentation, shadows_dropped
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """Render all metrics in the format `accept` asks for; takes milliseconds, so call it off the event loop."""

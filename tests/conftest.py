@@ -1,13 +1,34 @@
-"""What every test gets: the asyncio backend, and no way to a model hub."""
+"""What every test gets: the asyncio backend, no way to a model hub, and a database of either kind that asks for one."""
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
+
+from tests.postgres import Postgres
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """The session's PostgreSQL server, started for the first test that wants it."""
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, once of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'hallmark.db'}"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.create_database()

@@ -36,12 +36,21 @@ from app.releases import Release, Releases, RetrievalPlan
 from app.routes.chat import ChatRoute
 from app.serving import server_config
 from app.settings import Settings
+from app.shadows import Shadows
 from observability import logs
 from observability.metrics import Metrics
 from observability.telemetry import Telemetry
 from retrieval.embedder import Embedder, HashingEmbedder
 
-EVERYTHING = ("chat", "documents:read", "documents:write", "predictions:read", "metrics")
+EVERYTHING = (
+    "chat",
+    "documents:read",
+    "documents:write",
+    "predictions:read",
+    "releases:read",
+    "releases:write",
+    "metrics",
+)
 CHAT = "/v1/chat/completions"
 
 
@@ -348,8 +357,11 @@ async def live_gateway(
             max_concurrent=max_concurrent,
             record_required=record_required,
         )
+        shadows = Shadows(gateway)
+        parts.push_async_callback(shadows.aclose)
         route = ChatRoute(
             gateway,
+            shadows=shadows,
             access=access,
             links=PassageLinks(b"secret"),
             telemetry=telemetry,

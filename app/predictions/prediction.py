@@ -61,6 +61,10 @@ class Prediction(msgspec.Struct, kw_only=True):
     release_name: str | None = None
     """`name@3`."""
     release_digest: str | None = None
+    assignment: str | None = None
+    """Why that release: `stable` or `canary` by its rollout, `pinned` by the caller, `shadow` beside another."""
+    shadow_of: str | None = None
+    """The prediction that was shown where this one was not."""
     base_model: str | None = None
     adapter: str | None = None
     prompt_version: str | None = None

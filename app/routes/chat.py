@@ -21,6 +21,7 @@ from app.routes.completions import Completion
 from app.routes.errors import envelope
 from app.routes.front import CHAT_PATH, respond
 from app.routes.watch import Watch
+from app.shadows import Shadows
 from observability.logs import Log, RequestIds, request_ids
 from observability.metrics import Metrics
 from observability.telemetry import Telemetry
@@ -45,6 +46,7 @@ class ChatRoute:
         self,
         gateway: Gateway,
         *,
+        shadows: Shadows,
         access: Access,
         links: PassageLinks,
         telemetry: Telemetry,
@@ -56,6 +58,7 @@ class ChatRoute:
         remote_images: bool = False,
     ) -> None:
         self._gateway = gateway
+        self._shadows = shadows
         self._access = access
         self._links = links
         self._telemetry = telemetry
@@ -86,16 +89,19 @@ class ChatRoute:
             raise
         finally:
             self._account(started, trace, answering, reply.status, error)
+            if answering is not None:
+                self._shadows.offer(answering)
 
     async def _begin(self, headers: Headers, receive: Receive, trace: RequestTrace) -> Answering:
         caller = await self._access.admit(headers.get(b"authorization"))
         caller.require("chat")
+        self._shadows.make_room()
         body = await read_body(headers, receive, self._max_body_bytes)
         request = decode_chat_request(body, remote_images=self._remote_images)
-        answering = self._gateway.begin(request, body, caller, trace)
         conversation = headers.get(b"x-conversation-id") or headers.get(b"x-openwebui-chat-id")
-        if conversation:
-            answering.prediction.conversation = conversation.decode("latin-1")[:512]
+        named = conversation.decode("latin-1")[:512] if conversation else None
+        answering = self._gateway.begin(request, body, caller, trace, conversation=named)
+        answering.prediction.conversation = named
         request_ids.set(RequestIds(trace.trace_id, trace.span_id, answering.prediction.id))
         return answering
 

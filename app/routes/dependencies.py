@@ -1,5 +1,6 @@
 """What routes share: the caller that the door let in, the service's parts, and the errors a route may answer with."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ from app.access import Caller
 from app.links import PassageLinks
 from app.predictions import PredictionLog
 from app.readiness import Readiness
-from app.releases import Releases
+from app.registry import Registry
 from app.routes.schemas import ErrorEnvelope
 from observability.metrics import Metrics
 from observability.telemetry import Telemetry
@@ -22,7 +23,9 @@ class Services:
 
     retriever: Retriever
     predictions: PredictionLog
-    releases: Releases
+    registry: Registry
+    defaults: Mapping[str, Any]
+    """What a release has where its file leaves it out."""
     links: PassageLinks
     telemetry: Telemetry
     metrics: Metrics
@@ -41,6 +44,7 @@ _MEANINGS = {
     403: "The key lacks the scope this route needs.",
     404: "It does not exist, or not for this tenant.",
     405: "The path does not take this method.",
+    409: "It collides with what is there: read it and decide again.",
     410: "It was replaced by another version.",
     413: "Larger than a limit allows.",
     415: "A media type that is not read.",

@@ -11,6 +11,7 @@ import msgspec
 from fastapi import FastAPI
 
 from app.chat import ChatRequest
+from app.releases import Release
 from app.routes.completions import ChatCompletion, ChatCompletionChunk
 from app.routes.dependencies import errors
 from app.routes.documents import UPLOAD_SCHEMAS
@@ -24,6 +25,8 @@ _TAGS = {
     "search": "Find passages without asking a model.",
     "models": "What can be asked, and the embedding model of the index.",
     "predictions": "The record: every answer with its release, passages and timings.",
+    "releases": "What answers: immutable bundles of model, adapter, prompt, retrieval and defaults.",
+    "rollouts": "Which release of a name answers whom.",
     "access": "Whose key this is.",
     "health": "Liveness, readiness, metrics.",
 }
@@ -49,7 +52,7 @@ def _complete(description: dict[str, Any]) -> dict[str, Any]:
     (request, completion, chunk), found = msgspec.json.schema_components(
         [ChatRequest, ChatCompletion, ChatCompletionChunk], ref_template=_REF
     )
-    schemas.update(found)
+    schemas.update(found, **_release_schemas())
     for model in UPLOAD_SCHEMAS:
         schemas[model.__name__] = model.model_json_schema(ref_template=_REF.replace("{name}", "{model}"))
     description["paths"][CHAT_PATH] = {"post": _chat(request, completion, chunk)}
@@ -65,6 +68,15 @@ def _complete(description: dict[str, Any]) -> dict[str, Any]:
         schemas.pop(name, None)
     _name_nested(schemas)
     return description
+
+
+def _release_schemas() -> dict[str, Schema]:
+    """What describes a release: all but its name may be left out, and its number is given."""
+    _, schemas = msgspec.json.schema_components([Release], ref_template=_REF)
+    schemas["Release"]["required"] = ["name"]
+    del schemas["Release"]["properties"]["number"]
+    plain: dict[str, Schema] = msgspec.json.decode(msgspec.json.encode(schemas))  # A default may be a tuple.
+    return plain
 
 
 def _mend(operation: dict[str, Any]) -> None:

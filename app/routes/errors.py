@@ -123,13 +123,15 @@ def _field(problem: Any) -> str:
 
 def _allowed(scope: Scope, routers: Iterable[APIRouter]) -> str:
     """The methods that a path takes; Starlette itself names those of one route."""
-    routes = (route for router in routers for route in router.routes)
-    methods = {
-        method
-        for route in routes
+    matching = [
+        route
+        for router in routers
+        for route in router.routes
         if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE
-        for method in route.methods or ()
-    }
+    ]
+    # A path that is spelt out is not the one with a parameter that it happens to fit.
+    literal = [route for route in matching if not route.param_convertors]
+    methods = {method for route in literal or matching for method in route.methods or ()}
     return ", ".join(sorted(methods))
 
 

@@ -30,7 +30,7 @@ routes = APIRouter()
 async def list_models(services: ServicesDep, caller: CallerDep) -> ModelList:
     """List the releases that serve, by the names to ask for them."""
     caller.require("chat")
-    return ModelList(data=[_model(release) for release in services.releases.serving])
+    return ModelList(data=[_model(release) for release in services.registry.releases.serving])
 
 
 @routes.get("/v1/models/{model}", operation_id="get_model", tags=["models"], responses=errors(404))
@@ -39,7 +39,7 @@ async def get_model(
 ) -> ModelObject:
     """Describe the release behind a name."""
     caller.require("chat")
-    return _model(services.releases.resolve(model), model)
+    return _model(services.registry.releases.resolve(model).release, model)
 
 
 @routes.post("/v1/embeddings", operation_id="create_embeddings", tags=["models"], responses=errors(404, 413, 503))

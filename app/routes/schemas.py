@@ -295,6 +295,10 @@ class PredictionObject(BaseModel):
     model: str | None = Field(None, description="The name the caller asked for.")
     release_name: str | None = Field(None, description="`name@number`.")
     release_digest: str | None = None
+    assignment: Literal["stable", "canary", "pinned", "shadow"] | None = Field(
+        None, description="Why that release: by its rollout, by the caller's pin, or unseen beside another."
+    )
+    shadow_of: str | None = Field(None, description="The prediction that was shown where this one was not.")
     base_model: str | None = None
     adapter: str | None = None
     prompt_version: str | None = None

@@ -1,5 +1,6 @@
-"""Any process may open the database and finds it migrated; a data directory has one owner."""
+"""Any process may open the database and finds it migrated, SQLite or PostgreSQL; a data directory has one owner."""
 
+import asyncio
 import os
 import signal
 import sqlite3
@@ -9,20 +10,28 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, func, select, text
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from app import database
-from app.database import DataDirectoryBusy, MigrationFailed, SchemaTooNew, connect, migrate, own_directory
+from app.database import Database, DataDirectoryBusy, MigrationFailed, SchemaTooNew, connect, migrate, own_directory
+from app.errors import Unavailable
 from app.predictions import Prediction
+from tests.postgres import Postgres
 
 
 def _python(program: str, *arguments: object) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", program, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -40,7 +49,7 @@ def test_the_migrations_make_exactly_the_tables_that_the_code_declares(tmp_path)
 
 def test_the_schema_version_is_the_last_migration():
     config = Config()
-    config.set_main_option("script_location", str(Path(database.__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(Path(database.__file__).parents[1] / "migrations"))
     config.set_main_option("path_separator", "os")
     assert ScriptDirectory.from_config(config).get_heads() == [database.SCHEMA_VERSION]
 
@@ -90,6 +99,42 @@ def test_a_migration_that_fails_leaves_the_database_as_it_was(tmp_path):
         assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("api_keys",)]
 
 
+def test_an_older_database_keeps_its_rows_when_it_is_migrated(tmp_path):
+    path = tmp_path / "a.db"
+    config = Config()
+    config.set_main_option("script_location", str(Path(database.__file__).parents[1] / "migrations"))
+    config.set_main_option("path_separator", "os")
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        for number in (1, 2):
+            connection.exec_driver_sql(
+                'INSERT INTO predictions ("row", id, tenant, outcome, stream, store, answer, request) '
+                "VALUES (?, ?, 't', ?, 1, 0, 'So.', '{\"a\": 1}')",
+                (number * 7, bytes([number] * 16), ("open", "finished")[number - 1]),
+            )
+        connection.exec_driver_sql("INSERT INTO releases VALUES ('hallmark', 1, 'd', '{}', 5)")
+    engine.dispose()
+    with closing(connect(path)) as connection:
+        found = connection.execute(
+            'SELECT "row", id, outcome, stream, store, assignment, answer, request FROM predictions ORDER BY "row"'
+        ).fetchall()
+        assert found == [
+            (7, bytes([1] * 16), "open", 1, 0, None, "So.", '{"a": 1}'),
+            (14, bytes([2] * 16), "finished", 1, 0, None, "So.", '{"a": 1}'),
+        ]
+        (approved,) = connection.execute("SELECT approved_at FROM releases").fetchone()
+        assert approved is None
+        plan = connection.execute("EXPLAIN QUERY PLAN SELECT row FROM predictions WHERE outcome = 'open'").fetchall()
+        assert "ix_predictions_open" in str(plan)
+        with pytest.raises(sqlite3.IntegrityError):
+            connection.execute(
+                "INSERT INTO predictions (id, tenant, outcome, stream, store) VALUES (?, 't', 'open', 1, 1)",
+                (bytes([1] * 16),),
+            )
+
+
 def test_a_newer_schema_is_refused_with_the_way_out(tmp_path):
     path = tmp_path / "a.db"
     with closing(connect(path)) as connection:
@@ -132,3 +177,199 @@ def test_a_data_directory_has_one_owner_and_is_free_when_that_dies(tmp_path):
         assert (directory / "hallmark.lock").read_text() == f"{os.getpid()}\n"
     with own_directory(directory):
         pass
+
+
+# --- the database that several processes share, of either kind ---
+
+KEY = {"id": "a", "secret_sha256": b"x" * 32, "name": "n", "tenant": "t", "scopes": "chat", "created_at": 1}
+
+
+async def count(shared: Database) -> int:
+    async with shared.reading() as connection:
+        return int((await connection.execute(select(func.count()).select_from(database.api_keys))).scalar_one())
+
+
+async def test_the_first_use_makes_exactly_the_tables_that_the_code_declares(database_url):
+    async with Database(database_url) as shared:
+        async with shared.reading() as connection:
+
+            def differences(bound) -> list:
+                options = {"compare_type": True, "target_metadata": database.metadata}
+                return compare_metadata(MigrationContext.configure(bound, opts=options), database.metadata)
+
+            assert await connection.run_sync(differences) == []
+        assert await count(shared) == 0
+
+
+async def test_what_is_written_is_there_for_others_once_the_block_has_ended(database_url):
+    async with Database(database_url) as one, Database(database_url) as other:
+        async with one.writing() as connection:
+            await connection.execute(database.api_keys.insert(), [KEY, {**KEY, "id": "b"}])
+            assert await count(other) == 0
+        assert await count(other) == 2
+
+
+async def test_a_block_that_raises_leaves_nothing(database_url):
+    async with Database(database_url) as shared:
+        with pytest.raises(IntegrityError):
+            await _write_twice(shared)
+        assert await count(shared) == 0
+        await asyncio.wait_for(_cancelled_write(shared), 5)
+        assert await count(shared) == 0
+
+
+async def _write_twice(shared: Database) -> None:
+    async with shared.writing() as connection:
+        await connection.execute(database.api_keys.insert(), KEY)
+        await connection.execute(database.api_keys.insert(), KEY)
+
+
+async def _cancelled_write(shared: Database) -> None:
+    written = asyncio.Event()
+
+    async def write() -> None:
+        async with shared.writing() as connection:
+            await connection.execute(database.api_keys.insert(), KEY)
+            written.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(write())
+    await written.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_row_that_is_there_already_can_be_left_alone(database_url):
+    async with Database(database_url) as shared:
+        statement = shared.insert(database.api_keys).on_conflict_do_nothing(index_elements=["id"])
+        for expected in (1, 0):
+            async with shared.writing() as connection:
+                assert (await connection.execute(statement, KEY)).rowcount == expected
+        assert await count(shared) == 1
+
+
+async def test_a_wrong_statement_is_no_outage(database_url):
+    async with Database(database_url) as shared:
+        # SQLite calls it an operational error, as it does a locked database.
+        expected = ProgrammingError if shared.kind == "postgresql" else Unavailable
+        with pytest.raises(expected):
+            async with shared.reading() as connection:
+                await connection.execute(text("SELECT nothing FROM nowhere"))
+
+
+async def test_writers_beside_each_other_lose_no_change(database_url):
+    async with Database(database_url) as one, Database(database_url) as other:
+        async with one.writing() as connection:
+            await connection.execute(database.api_keys.insert(), {**KEY, "created_at": 0})
+
+        async def add_one(shared: Database) -> None:
+            async with shared.writing() as connection:
+                query = select(database.api_keys.c.created_at).with_for_update()
+                now = (await connection.execute(query)).scalar_one()
+                await asyncio.sleep(0)
+                await connection.execute(database.api_keys.update().values(created_at=now + 1))
+
+        await asyncio.gather(*(add_one(shared) for shared in (one, other) for _ in range(10)))
+        async with one.reading() as connection:
+            assert (await connection.execute(select(database.api_keys.c.created_at))).scalar_one() == 20
+
+
+_USE = """
+import asyncio, sys
+from sqlalchemy import text
+from app.database import Database
+if sys.argv[2] == "together":
+    import alembic.command
+    print("ready", flush=True)
+    sys.stdin.readline()
+async def main():
+    async with Database(sys.argv[1]) as shared, shared.reading() as connection:
+        found = await connection.execute(text("SELECT count(*) FROM predictions"))
+        print(found.scalar_one(), "alembic" in sys.modules)
+asyncio.run(main())
+"""
+
+
+def test_processes_that_share_a_new_database_at_once_all_find_it_migrated(database_url):
+    processes = [_python(_USE, database_url, "together") for _ in range(4)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert {process.communicate(timeout=50) for process in processes} == {("0 True\n", "")}
+    later = _python(_USE, database_url, "alone").communicate(timeout=50)
+    assert later == ("0 False\n", "")  # A current one is used without Alembic.
+
+
+async def test_a_shared_migration_that_fails_leaves_the_database_as_it_was(database_url):
+    async with Database(database_url) as shared:
+        async with database.shared._transaction(shared._engine) as connection:
+            await connection.execute(text("CREATE TABLE api_keys (surprise TEXT)"))
+        with pytest.raises(MigrationFailed, match="api_keys"):
+            await shared.prepare()
+        with pytest.raises(Unavailable):
+            await count(shared)
+        async with database.shared._transaction(shared._engine) as connection:
+            await connection.execute(text("DROP TABLE api_keys"))
+        assert await count(shared) == 0  # And it is mended without starting again.
+
+
+async def test_a_newer_shared_schema_is_refused_with_the_way_out(database_url):
+    async with Database(database_url) as shared, shared.writing() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    async with Database(database_url) as shared:
+        with pytest.raises(SchemaTooNew, match=r"9999.*newer"):
+            await shared.prepare()
+
+
+async def test_a_locked_sqlite_is_unavailable_after_the_timeout_and_then_works(tmp_path):
+    path = tmp_path / "a.db"
+    async with Database.of_file(path, timeout_seconds=0.05) as shared:
+        with closing(connect(path)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(Unavailable) as raised:
+                async with shared.writing():
+                    pass
+            other.execute("ROLLBACK")
+        assert raised.value.retry_after_seconds == 1.0
+        async with shared.writing() as connection:
+            await connection.execute(database.api_keys.insert(), KEY)
+        assert await count(shared) == 1
+
+
+async def test_a_lock_in_postgresql_is_unavailable_after_the_timeout_and_then_works(postgres):
+    async with Database(postgres.create_database(), timeout_seconds=0.3) as shared:
+        async with shared.writing() as connection:
+            await connection.execute(text("LOCK TABLE api_keys"))
+            with pytest.raises(Unavailable):
+                await count(shared)
+        assert await count(shared) == 0
+
+
+async def test_a_postgresql_that_is_away_is_unavailable_and_used_again_when_it_is_back():
+    with Postgres() as server:
+        async with Database(server.create_database(), timeout_seconds=2.0) as shared:
+            server.stop()
+            with pytest.raises(Unavailable, match="does not answer"):
+                await count(shared)
+            server.start()  # Also where it was away when the service started.
+            async with shared.writing() as connection:
+                await connection.execute(database.api_keys.insert(), KEY)
+            server.stop()
+            for _ in range(2):
+                with pytest.raises(Unavailable):
+                    await count(shared)
+            server.start()
+            assert await count(shared) == 1
+
+
+@pytest.mark.parametrize("url", ["mysql://host/name", "nonsense", ""])
+def test_another_kind_of_database_is_refused(url):
+    with pytest.raises(ValueError, match="postgresql"):
+        Database(url)
+
+
+def test_no_password_is_shown():
+    assert "hunter2" not in Database("postgresql://me:hunter2@host/name").name

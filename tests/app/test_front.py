@@ -28,6 +28,13 @@ BODIES: dict[str, dict[str, Any]] = {
     "add_document": {"name": "a.md", "text": "# A\n\nText.\n"},
     "search": {"query": "Hello"},
     "create_embeddings": {"model": "hashing", "input": "Hello"},
+    "create_release": {"name": "other"},
+    "set_canary": {"share": 0.1},
+    "set_shadow": {"rate": 0.1},
+    "promote": {},
+    "roll_back": {},
+    "pause_rollout": {},
+    "resume_rollout": {},
 }
 SCOPES = {
     "create_chat_completion": "chat",
@@ -44,12 +51,28 @@ SCOPES = {
     "search": "documents:read",
     "list_predictions": "predictions:read",
     "get_prediction": "predictions:read",
+    "list_releases": "releases:read",
+    "get_release": "releases:read",
+    "diff_releases": "releases:read",
+    "list_rollouts": "releases:read",
+    "get_rollout": "releases:read",
+    "list_rollout_changes": "releases:read",
+    "create_release": "releases:write",
+    "delete_release": "releases:write",
+    "set_canary": "releases:write",
+    "set_shadow": "releases:write",
+    "promote": "releases:write",
+    "roll_back": "releases:write",
+    "pause_rollout": "releases:write",
+    "resume_rollout": "releases:write",
     "metrics": "metrics",
 }
 
 
 def concrete(path: str) -> str:
     values = {"document_id": "doc", "n": "1", "prediction_id": "0" * 8 + "-0000-7000-8000-" + "0" * 12, "model": "x"}
+    values |= {"release": "other@1", "name": "other"}
+    path += "?a=other@1&b=other@1" if path.endswith("/diff") else ""
     return re.sub(r"\{(\w+)\}", lambda name: values[name[1]], path)
 
 
@@ -74,8 +97,7 @@ async def everyone(tmp_path_factory, log_lines) -> AsyncIterator[tuple[FakeTGI, 
         ) as service,
     ):
         keys = {
-            scope: await asyncio.to_thread(service.new_key, scopes=(scope,))
-            for scope in ("chat", "documents:read", "documents:write", "predictions:read", "metrics", "admin")
+            scope: await asyncio.to_thread(service.new_key, scopes=(scope,)) for scope in {*SCOPES.values(), "admin"}
         }
         yield tgi, service, keys
 

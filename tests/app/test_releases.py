@@ -2,16 +2,26 @@
 
 import hashlib
 import json
-import threading
-from pathlib import Path
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import ModelNotFound
-from app.releases import BadRelease, Prompt, Release, Releases, RetrievalPlan, enroll
+from app.errors import InvalidRequest, ModelNotFound
+from app.releases import (
+    BadRelease,
+    Lineage,
+    Prompt,
+    Release,
+    Releases,
+    RetrievalPlan,
+    Task,
+    differences,
+    parse_label,
+    read_release,
+    stored_release,
+)
 from retrieval.citations import CheckPolicy
 
 RELEASE = Release("hallmark", 1, "tgi", Prompt("answer-1", "{sources} {question}"), base_model="org/base")
@@ -28,6 +38,12 @@ CHANGES = {
     "base revision": {"base_revision": "abc"},
     "adapter": {"adapter": "support"},
     "adapter digest": {"adapter_digest": "0" * 64},
+    "task": {"task": Task("classify", ("yes", "no"))},
+    "labels": {"task": Task("classify", ("no", "yes"))},
+    "schema": {"task": Task("extract", (), {"type": "object"})},
+    "fallback": {"fallback": "extractive"},
+    "training run": {"lineage": Lineage(training_run="run-1")},
+    "dataset": {"lineage": Lineage(dataset_digest="1" * 64)},
     "max tokens": {"max_tokens": 255},
     "temperature": {"temperature": 0.1},
     "notes": {"notes": "first"},
@@ -77,9 +93,11 @@ def test_a_bare_name_means_the_last_release_and_a_label_its_own():
     second = msgspec.structs.replace(RELEASE, number=2, notes="second")
     other = msgspec.structs.replace(RELEASE, name="other")
     releases = Releases(RELEASE, second, other)
-    assert releases.resolve("hallmark") is second
-    assert releases.resolve("hallmark@1") is RELEASE
-    assert releases.resolve("hallmark@2") is second
+    assert releases.resolve("hallmark").release is second
+    assert releases.resolve("hallmark").role == "stable"
+    assert releases.resolve("hallmark@1").release is RELEASE
+    assert releases.resolve("hallmark@1").role == "pinned"
+    assert releases.resolve("hallmark@2").release is second
     assert releases.serving == [second, other]
 
 
@@ -91,28 +109,149 @@ def test_an_unknown_name_is_refused_with_those_there_are(model):
     assert len(raised.value.message) < 400
 
 
-def test_a_release_keeps_its_number_and_a_changed_one_gets_the_next(tmp_path: Path):
-    path = tmp_path / "hallmark.db"
-    changed = msgspec.structs.replace(RELEASE, notes="changed")
-    assert enroll(path, RELEASE).label == "hallmark@1"
-    assert enroll(path, changed).label == "hallmark@2"
-    assert enroll(path, RELEASE).label == "hallmark@1"  # Going back is going back, not a third release.
-    assert enroll(path, msgspec.structs.replace(RELEASE, name="other")).label == "other@1"
+DEFAULTS = {
+    "engine": "tgi",
+    "served_model": None,
+    "prompt": {"version": "answer-1", "template": "{sources} {question}"},
+    "retrieval": {"collection": "papers", "fusion": "rrf", "context": "passages"},
+}
 
 
-def test_releases_enrolled_at_once_get_one_number_each(tmp_path: Path):
-    path = tmp_path / "hallmark.db"
-    enroll(path, RELEASE)
-    found: list[tuple[str, int]] = []
+def read(content: str, *, is_toml: bool = True) -> Release:
+    return read_release(content.encode(), is_toml=is_toml, defaults=DEFAULTS)
 
-    def enroll_one(note: int) -> None:
-        release = enroll(path, msgspec.structs.replace(RELEASE, notes=str(note)))
-        found.append((release.notes, release.number))
 
-    threads = [threading.Thread(target=enroll_one, args=(i // 2,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 8
-    assert sorted(number for _, number in set(found)) == [2, 3, 4, 5]
+TOML = """
+name = "support"
+adapter = "tone"
+adapter_digest = "%s"
+temperature = 0
+fallback = "support@1"
+
+[prompt]
+version = "support-2"
+template = "S: {sources} Q: {question}"
+
+[retrieval]
+top_k = 8
+policy = { supported_share = 0.7 }
+
+[task]
+kind = "classify"
+labels = ["refund", "other"]
+
+[lineage]
+training_run = "run-7"
+""" % ("a" * 64)
+
+
+def test_a_file_says_what_differs_and_the_service_knows_the_rest():
+    release = read(TOML)
+    assert release.engine == "tgi"
+    assert release.prompt.version == "support-2"
+    assert (release.retrieval.top_k, release.retrieval.fusion, release.retrieval.collection) == (8, "rrf", "papers")
+    assert release.retrieval.policy.supported_share == 0.7
+    assert release.retrieval.policy.focus == CheckPolicy().focus
+    assert release.task.labels == ("refund", "other")
+    assert read('name = "plain"').prompt.template == "{sources} {question}"
+
+
+def test_toml_and_json_that_say_the_same_are_the_same_release():
+    release = read(TOML)
+    same = json.loads(release.canonical)
+    assert read(json.dumps(same), is_toml=False).digest == release.digest
+    del same["max_tokens"]  # A default, written out or not.
+    assert read(json.dumps(same), is_toml=False).digest == release.digest
+
+
+@pytest.mark.parametrize(
+    ("content", "param", "said"),
+    [
+        ("", "name", "missing"),
+        ('name = "Support"', "name", "matching"),
+        ('name = "a"\nnumber = 3', "number", "registry"),
+        ('name = "a"\ntempreture = 1', "tempreture", "did you mean `temperature`"),
+        ('name = "a"\ntemperature = 3', "temperature", "<= 2"),
+        ('name = "a"\ntemperature = "0"', "temperature", "Expected"),
+        ('name = "a"\nmax_tokens = 0', "max_tokens", ">= 1"),
+        ('name = "a"\nadapter_digest = "abc"', "adapter_digest", "matching"),
+        ('name = "a"\nfallback = "other"', "fallback", "matching"),
+        ('name = "a"\n[retrieval]\ntopk = 3', "retrieval.topk", "did you mean `retrieval.top_k`"),
+        (
+            'name = "a"\n[retrieval.policy]\ncosin = 3',
+            "retrieval.policy.cosin",
+            "did you mean `retrieval.policy.cosine`",
+        ),
+        ('name = "a"\n[prompt]\nversion = "b"', "prompt.template", "missing"),
+        ('name = "a"\n[prompt]\nversion = "b"\ntemplate = "{question}"', "prompt", "{sources}"),
+        ('name = "a"\n[task]\nkind = "classify"', "task", "`labels`"),
+        ('name = "a"\n[task]\nkind = "classify"\nlabels = ["x", "x"]', "task", "each once"),
+        ('name = "a"\n[task]\nkind = "classify"\nlabels = ["x"]', "task", "two or more"),
+        ('name = "a"\n[task]\nlabels = ["x", "y"]', "task", "classify"),
+        ('name = "a"\n[task]\nkind = "extract"', "task", "`schema`"),
+        ('name = "a"\n[task]\nkind = "extract"\nschema = {type = "array"}', "task", "`object`"),
+        ("name = ", None, "not valid TOML"),
+    ],
+)
+def test_a_mistake_in_a_file_is_told_by_its_field(content, param, said):
+    with pytest.raises(InvalidRequest) as raised:
+        read(content)
+    assert (raised.value.param, said in raised.value.message) == (param, True), raised.value.message
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '"x"', "\xff"])
+def test_what_is_no_object_is_no_release(content):
+    with pytest.raises(InvalidRequest, match="JSON"):
+        read_release(content.encode("latin-1"), is_toml=False, defaults=DEFAULTS)
+
+
+def test_a_stored_release_verifies_and_keeps_its_digest():
+    release = read(TOML)
+    stored = stored_release(4, release.canonical.decode(), release.digest)
+    assert stored == msgspec.structs.replace(release, number=4)
+    assert (stored.label, stored.digest, stored.canonical) == ("support@4", release.digest, release.canonical)
+
+
+def test_a_release_that_an_older_version_made_keeps_its_digest_when_fields_are_added():
+    parts = json.loads(read(TOML).canonical)
+    del parts["fallback"]
+    written = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(written.encode()).hexdigest()
+    stored = stored_release(1, written, digest)
+    assert (stored.fallback, stored.digest) == (None, digest)
+
+
+@given(st.data())
+def test_any_changed_byte_of_a_stored_release_is_noticed(data):
+    release = read(TOML)
+    written = bytearray(release.canonical)
+    at = data.draw(st.integers(0, len(written) - 1))
+    written[at] = data.draw(st.integers(32, 126).filter(lambda byte: byte != written[at]))
+    with pytest.raises(BadRelease, match="changed after it was made"):
+        stored_release(1, written.decode(), release.digest)
+
+
+def test_a_release_of_a_newer_version_is_not_taken_for_one_of_this():
+    written = json.dumps({**json.loads(read(TOML).canonical), "guardrail": "strict"})
+    with pytest.raises(BadRelease, match="guardrail"):
+        stored_release(1, written, hashlib.sha256(written.encode()).hexdigest())
+
+
+def test_a_difference_is_told_by_path_with_both_values():
+    release = read(TOML)
+    other = msgspec.structs.replace(release, adapter=None, retrieval=RetrievalPlan(top_k=3))
+    found = {path: (a, b) for path, a, b in differences(release, other)}
+    assert found["adapter"] == ("tone", None)
+    assert found["retrieval.top_k"] == (8, 3)
+    assert found["retrieval.policy.supported_share"] == (0.7, 0.6)
+    assert "prompt.template" not in found
+    assert differences(release, release) == []
+
+
+@pytest.mark.parametrize(
+    "label", ["hallmark", "hallmark@0", "hallmark@01", "hallmark@x", "@1", "a@1@2", "A@1", "a@1\n"]
+)
+def test_what_is_no_label_is_refused(label):
+    with pytest.raises(InvalidRequest, match="name@3"):
+        parse_label(label)
+    assert parse_label("a.b-c_d@12") == ("a.b-c_d", 12)

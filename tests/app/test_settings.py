@@ -34,6 +34,7 @@ def test_nothing_needs_to_be_set():
         ("HALLMARK_QDRANT_URL", "http://q:6333", "qdrant.url", "http://q:6333"),
         ("HALLMARK_RETRIEVAL_PASSAGE_TOKENS", "64", "retrieval.passage_tokens", 64),
         ("HALLMARK_LIMITS_MAX_CONCURRENT_ANSWERS", "3", "limits.max_concurrent_answers", 3),
+        ("HALLMARK_ENGINE_ADAPTER_FOLDER", "/srv/adapters", "engine.adapter_folder", Path("/srv/adapters")),
         ("HALLMARK_RELEASE_CHECK", "end", "release.check", "end"),
         ("HALLMARK_RECORD", "best_effort", "record", "best_effort"),
         ("HALLMARK_CORS_ORIGINS", '["https://a.example", "*"]', "cors_origins", ("https://a.example", "*")),
@@ -102,3 +103,15 @@ def test_a_secret_is_not_shown_where_settings_are(monkeypatch):
     assert settings.engine.token.get_secret_value() == "hunter2"
     for shown in (repr(settings), str(settings), settings.model_dump_json()):
         assert "hunter" not in shown
+
+
+def test_a_database_is_given_by_a_url_that_is_never_shown(monkeypatch):
+    monkeypatch.setenv("HALLMARK_DATABASE_URL", "postgresql://me:hunter2@host/name")
+    settings = Settings()
+    assert settings.database_url is not None
+    assert settings.database_url.get_secret_value().endswith("@host/name")
+    assert "hunter2" not in repr(settings)
+    monkeypatch.setenv("HALLMARK_DATABASE_URL", "mysql://me:hunter2@host/name")
+    with pytest.raises(ValidationError, match="postgresql://user:password@host/name") as raised:
+        Settings()
+    assert all("hunter2" not in problem["msg"] for problem in raised.value.errors())

@@ -158,12 +158,16 @@ def test_engine_health_and_ingestion_are_shown(metrics: Metrics) -> None:
 def test_watched_values_are_read_when_asked_for(metrics: Metrics) -> None:
     waiting = [0]
     metrics.watch(
-        record_queue_depth=lambda: float(len(waiting)), requests_in_flight=lambda: 2.0, log_lines_dropped=lambda: 7.0
+        record_queue_depth=lambda: float(len(waiting)),
+        requests_in_flight=lambda: 2.0,
+        log_lines_dropped=lambda: 7.0,
+        shadows_dropped=lambda: 3.0,
     )
     waiting.append(1)
     assert value(metrics, "hallmark_record_queue_depth") == 2
     assert value(metrics, "hallmark_requests_in_flight") == 2
     assert value(metrics, "hallmark_log_lines_dropped_total") == 7
+    assert value(metrics, "hallmark_shadows_dropped_total") == 3
 
 
 def test_the_rendering_is_what_prometheus_parses(metrics: Metrics) -> None:
@@ -195,7 +199,12 @@ def test_process_metrics_come_along() -> None:
 
 
 def test_every_metric_and_no_other_is_listed_in_the_docs(metrics: Metrics) -> None:
-    metrics.watch(record_queue_depth=lambda: 0, requests_in_flight=lambda: 0, log_lines_dropped=lambda: 0)
+    metrics.watch(
+        record_queue_depth=lambda: 0,
+        requests_in_flight=lambda: 0,
+        log_lines_dropped=lambda: 0,
+        shadows_dropped=lambda: 0,
+    )
     served = {
         family.name + "_total" if family.type == "counter" else family.name for family in metrics.registry.collect()
     }

@@ -1,0 +1,48 @@
+"""SQLite as the service uses it: every commit on the disk, readers that never wait for a writer."""
+
+import sqlite3
+from pathlib import Path
+
+from sqlalchemy import URL
+
+from app.database.migrating import SCHEMA_VERSION, MigrationFailed, migrate
+
+BUSY_SECONDS = 5.0
+"""How long a statement waits for another process's write before it fails as locked."""
+
+CONNECT_ERRORS = (sqlite3.Error, OSError, MigrationFailed)
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open the SQLite database at `path`, made and migrated if need be, in autocommit mode.
+
+    Every commit is on the disk when it returns (`synchronous=FULL`); readers never wait for a writer (WAL).
+    What can go wrong is one of `CONNECT_ERRORS`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    connection = _open(path)
+    if _schema_version(connection) == SCHEMA_VERSION:
+        return connection
+    connection.close()
+    migrate(URL.create("sqlite", database=str(path)))
+    return _open(path)
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _schema_version(connection: sqlite3.Connection) -> str | None:
+    try:
+        row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    except sqlite3.OperationalError:
+        return None  # There is no such table yet.
+    return str(row[0]) if row else None

@@ -1,0 +1,147 @@
+"""The service's tables, declared once for SQLite and PostgreSQL; Alembic's migrations make them."""
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    Uuid,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# SQLite's rowid is the cheapest key there is: an id as primary key of its own costs twice the time for each row.
+_row_number = BigInteger().with_variant(Integer(), "sqlite")
+_id = LargeBinary(16).with_variant(Uuid(as_uuid=False), "postgresql")
+# SQLite would give a column of type JSON the affinity of a number.
+_json = Text().with_variant(JSON(), "postgresql")
+
+# Small facts stand before large content, so that counting and listing never read SQLite's overflow pages.
+predictions = Table(
+    "predictions",
+    metadata,
+    Column("row", _row_number, primary_key=True),
+    Column("id", _id, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("key_id", Text),
+    Column("user", Text),
+    Column("conversation", Text),
+    Column("model", Text),
+    Column("release_name", Text),
+    Column("release_digest", Text),
+    Column("assignment", Text),
+    Column("shadow_of", Text),
+    Column("base_model", Text),
+    Column("adapter", Text),
+    Column("prompt_version", Text),
+    Column("index_version", Text),
+    Column("retrieval_mode", Text),
+    Column("retrieval_outcome", Text),
+    Column("stream", Boolean, nullable=False),
+    Column("store", Boolean, nullable=False),
+    Column("finish_reason", Text),
+    Column("error_code", Text),
+    Column("verdict", Text),
+    Column("prompt_tokens", Integer),
+    Column("completion_tokens", Integer),
+    Column("retrieve_seconds", Float),
+    Column("queue_seconds", Float),
+    Column("first_token_seconds", Float),
+    Column("engine_seconds", Float),
+    Column("total_seconds", Float),
+    Column("trace_id", Text),
+    Column("metadata", _json),
+    Column("passages", _json),
+    Column("citations", _json),
+    Column("tool_calls", _json),
+    Column("request", _json),
+    Column("messages", _json),
+    Column("question", Text),
+    Column("answer", Text),
+    # One index both keeps an id unique and lists a tenant's predictions by time.
+    Index("ix_predictions_tenant_id", "tenant", "id", unique=True),
+)
+# At start the rows that a dead process left open are found without reading the table.
+Index(
+    "ix_predictions_open",
+    predictions.c.row,
+    sqlite_where=predictions.c.outcome == "open",
+    postgresql_where=predictions.c.outcome == "open",
+)
+
+# Times are milliseconds since 1970 in UTC: the same integer in every database.
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("secret_sha256", LargeBinary(32), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("scopes", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("last_used_at", BigInteger),
+    Column("expires_at", BigInteger),
+    Column("revoked_at", BigInteger),
+)
+
+# Which number a release's digest has under its name: given once, kept for ever.
+releases = Table(
+    "releases",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("digest", Text, nullable=False),
+    Column("canonical", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("created_by", Text),
+    # When it was found fit to serve; until then it answers nobody.
+    Column("approved_at", BigInteger),
+    # A release that is gone is kept all the same: predictions were made with it.
+    Column("deleted_at", BigInteger),
+    Index("ix_releases_name_digest", "name", "digest", unique=True),
+)
+
+# One row. Every change of releases and rollouts raises its version first: that puts the changes in a row, and tells
+# every process that there is something new by the cheapest query there is.
+registry = Table(
+    "registry",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("version", BigInteger, nullable=False),
+)
+
+# The state is a Rollout as JSON, which is always read and written whole.
+rollouts = Table(
+    "rollouts",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("revision", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+)
+
+rollout_changes = Table(
+    "rollout_changes",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("revision", Integer, primary_key=True),
+    Column("at", BigInteger, nullable=False),
+    Column("who", Text, nullable=False),
+    Column("why", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("before", Text),
+    Column("after", Text, nullable=False),
+)

@@ -1,0 +1,196 @@
+"""`hallmark releases ...` and `hallmark rollouts ...`: what is made, and what of it answers, by the public API."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from app.client import Client
+from app.terminal import Key, Url, err, explained, out
+
+releases = typer.Typer(help="Releases: create, list, show, compare, delete.", no_args_is_help=True)
+rollouts = typer.Typer(help="Rollouts: which release of a name answers whom.", no_args_is_help=True)
+
+URL = "http://127.0.0.1:8080"
+
+Name = Annotated[str, typer.Argument(help="The public name, as clients send it in `model`.")]
+Label = Annotated[str, typer.Argument(help="A release, as `name@3`.")]
+Why = Annotated[str, typer.Option(help="The reason, for the audit.")]
+Revision = Annotated[int | None, typer.Option(help="Do nothing if the rollout is not at this revision any more.")]
+
+
+@releases.command("create")
+def create(
+    file: Annotated[Path, typer.Argument(help="The release, in TOML or JSON.", exists=True, dir_okay=False)],
+    key: Key,
+    url: Url = URL,
+) -> None:
+    """Create a release from a file and have it vetted; exits with 1 if it cannot serve yet."""
+    kind = "application/json" if file.suffix.lower() == ".json" else "application/toml"
+    with explained(), Client(url, key) as client:
+        made = client.call("POST", "/v1/releases", content=file.read_bytes(), headers={"content-type": kind})
+    out.print(f"{made['id']} digest {made['digest'][:12]}", soft_wrap=True)
+    for problem in made["problems"]:
+        err.print(f"[yellow]cannot serve yet:[/] {escape(problem)}")
+    if made["problems"]:
+        raise typer.Exit(1)
+
+
+@releases.command("list")
+def show_all(
+    key: Key, url: Url = URL, name: Annotated[str | None, typer.Option(help="Only this name.")] = None
+) -> None:
+    """List the releases."""
+    label = Column("release", no_wrap=True)  # What is cut off cannot be asked for.
+    table = Table(label, "digest", "adapter", "prompt", "made", "serves", "notes")
+    with explained(), Client(url, key) as client:
+        after: str | None = None
+        while True:
+            given = {"limit": 200, "name": name, "after": after}
+            page = client.call("GET", "/v1/releases", params={key: value for key, value in given.items() if value})
+            for each in page["data"]:
+                content = each["content"]
+                facts = (content["adapter"] or "-", content["prompt"]["version"], each["created_at"][:10])
+                may = "yes" if each["approved"] else "no"
+                table.add_row(each["id"], each["digest"][:12], *map(escape, facts), may, escape(content["notes"][:60]))
+            if (after := page["next"]) is None:
+                break
+    out.print(table)
+
+
+@releases.command("show")
+def show(release: Label, key: Key, url: Url = URL) -> None:
+    """Show a release with all that it is made of, as JSON."""
+    with explained(), Client(url, key) as client:
+        out.print_json(data=client.call("GET", f"/v1/releases/{release}"))
+
+
+@releases.command("diff")
+def diff(a: Label, b: Label, key: Key, url: Url = URL) -> None:
+    """Show the fields in which two releases differ."""
+    with explained(), Client(url, key) as client:
+        found = client.call("GET", "/v1/releases/diff", params={"a": a, "b": b})["differences"]
+    if not found:
+        out.print("They are the same.")
+    for each in found:
+        out.print(f"[bold]{escape(each['field'])}[/]")
+        for sign, colour, value in (("-", "red", each["a"]), ("+", "green", each["b"])):
+            for line in str(value).splitlines() or [""]:
+                out.print(f"[{colour}]{sign} {escape(line)}[/]", soft_wrap=True)
+
+
+@releases.command("delete")
+def delete(release: Label, key: Key, url: Url = URL) -> None:
+    """Take a release away; one that serves is refused."""
+    with explained(), Client(url, key) as client:
+        client.call("DELETE", f"/v1/releases/{release}")
+    out.print(f"{release} is deleted")
+
+
+@rollouts.command("show")
+def show_rollouts(
+    key: Key,
+    url: Url = URL,
+    name: Annotated[str | None, typer.Argument(help="With its changes; by default all names without them.")] = None,
+) -> None:
+    """Show who answers for each name, or for one with the changes that led there."""
+    with explained(), Client(url, key) as client:
+        if name is None:
+            for each in client.call("GET", "/v1/rollouts")["data"]:
+                _print(each)
+            return
+        _print(client.call("GET", f"/v1/rollouts/{name}"))
+        table = Table("revision", "when", "what", "who", "why")
+        for each in client.call("GET", f"/v1/rollouts/{name}/changes")["data"]:
+            facts = (each["at"][:19], each["action"], each["who"], each["why"])
+            table.add_row(str(each["revision"]), *map(escape, facts))
+    out.print(table)
+
+
+@rollouts.command("canary")
+def canary(
+    name: Name,
+    share: Annotated[str, typer.Argument(help="Its part of the conversations: 10% or 0.1.")],
+    key: Key,
+    release: Annotated[str | None, typer.Option(help="`name@3`; by default the canary there is.")] = None,
+    url: Url = URL,
+    why: Why = "",
+    revision: Revision = None,
+) -> None:
+    """Try a release on a share of the conversations, or change the share."""
+    _change(url, key, name, "canary", release=release, share=_part(share), why=why, revision=revision)
+
+
+@rollouts.command("shadow")
+def shadow(
+    name: Name,
+    rate: Annotated[str, typer.Argument(help="The part of the requests: 10% or 0.1; 0 ends it.")],
+    key: Key,
+    release: Annotated[str | None, typer.Option(help="`name@3`; by default the shadow there is.")] = None,
+    url: Url = URL,
+    why: Why = "",
+    revision: Revision = None,
+) -> None:
+    """Let a release answer a part of the requests unseen."""
+    _change(url, key, name, "shadow", release=release, rate=_part(rate), why=why, revision=revision)
+
+
+@rollouts.command("promote")
+def promote(
+    name: Name,
+    key: Key,
+    release: Annotated[str | None, typer.Option(help="`name@3`; by default the canary.")] = None,
+    url: Url = URL,
+    why: Why = "",
+    revision: Revision = None,
+) -> None:
+    """Make the canary stable, or another release."""
+    _change(url, key, name, "promote", release=release, why=why, revision=revision)
+
+
+@rollouts.command("rollback")
+def rollback(name: Name, key: Key, url: Url = URL, why: Why = "", revision: Revision = None) -> None:
+    """End the trial of the canary; without one, go back to what was stable before."""
+    _change(url, key, name, "rollback", why=why, revision=revision)
+
+
+@rollouts.command("pause")
+def pause(name: Name, key: Key, url: Url = URL, why: Why = "", revision: Revision = None) -> None:
+    """Send everything to the stable release, and remember canary and shadow."""
+    _change(url, key, name, "pause", why=why, revision=revision)
+
+
+@rollouts.command("resume")
+def resume(name: Name, key: Key, url: Url = URL, why: Why = "", revision: Revision = None) -> None:
+    """Go on where the rollout was paused."""
+    _change(url, key, name, "resume", why=why, revision=revision)
+
+
+def _change(url: str, key: str, name: str, step: str, **given: Any) -> None:
+    body = {field: value for field, value in given.items() if value is not None}
+    with explained(), Client(url, key) as client:
+        _print(client.call("POST", f"/v1/rollouts/{name}/{step}", json=body))
+
+
+def _print(rollout: dict[str, Any]) -> None:
+    parts = [f"stable {rollout['stable']}"]
+    if rollout["canary"]:
+        parts.append(f"canary {rollout['canary']} {rollout['share']:.4g}")
+    if rollout["shadow"]:
+        parts.append(f"shadow {rollout['shadow']} {rollout['shadow_rate']:.4g}")
+    if rollout["paused"]:
+        parts.append("paused")
+    out.print(f"{rollout['name']}: {', '.join(parts)} (revision {rollout['revision']})", soft_wrap=True)
+
+
+def _part(text: str) -> float:
+    """Read `10%` or `0.1`; a part of more than all is a mistake."""
+    try:
+        part = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        part = -1.0
+    if not 0 <= part <= 1:
+        raise typer.BadParameter(f"{text!r} is no share: write it as 10% or 0.1.")
+    return part
