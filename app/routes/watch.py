@@ -32,6 +32,9 @@ class Watch:
         self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
+            # A cancelled task keeps the frame that was cancelled, and through it all that the request held: with a
+            # way back to the task only the collector would free them.
+            self._watcher = None
 
     def _begin(self) -> None:
         loop = self.task.get_loop()

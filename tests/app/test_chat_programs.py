@@ -1,7 +1,9 @@
 """Answers for programs - tool calls, JSON - beside a tenant's documents, and what goes on record about them."""
 
 import asyncio
+import gc
 import json
+import weakref
 
 import pytest
 
@@ -123,3 +125,26 @@ async def test_an_answer_that_is_complete_is_not_cancelled_for_its_time():
     await over.wait()
     assert (asked, watch.reason, asyncio.current_task().cancelling()) == (["timeout"], None, 0)
     watch.close()
+
+
+async def test_a_request_that_was_watched_is_freed_without_the_collector():
+    watched = asyncio.Event()
+
+    async def receive() -> dict[str, str]:
+        watched.set()
+        return await never()
+
+    async def answer() -> weakref.ref[Watch]:
+        watch = Watch(receive, 60, stop=lambda reason: True)
+        await watched.wait()
+        watch.close()
+        return weakref.ref(watch)
+
+    gc.disable()
+    try:
+        watch = await asyncio.create_task(answer())
+        for _ in range(5):  # The watching task is told, ends, and is let go.
+            await asyncio.sleep(0)
+        assert watch() is None
+    finally:
+        gc.enable()

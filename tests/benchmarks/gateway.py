@@ -5,7 +5,7 @@ a collector on loopback. The gateway is one process, the stand-in engine another
 and gateway are interleaved, and medians are reported. CPU is the gateway process's own user and system time, all its
 threads included. The last line is JSON.
 
-    python -m tests.benchmarks.gateway [--requests 2000] [--rounds 5] [--passages 20000] [--sampled 0.01]
+    python -m tests.benchmarks.gateway [--requests 8000] [--rounds 5] [--passages 20000] [--sampled 0.01]
 """
 
 import argparse
@@ -308,7 +308,7 @@ async def fill(url: str, key: str, passages: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--requests", type=int, default=8000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--passages", type=int, default=20_000)
