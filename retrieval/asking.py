@@ -10,7 +10,7 @@ from typing import Literal
 
 from retrieval.terms import Terms, stem, terms, word_set
 
-Kind = Literal["count", "extent", "time", "person", "reason", "value"]
+Kind = Literal["count", "share", "extent", "time", "person", "reason", "address", "value"]
 
 _QUESTION = re.compile(
     r"\b(?:(?P<count>how (?:many|much))"
@@ -29,16 +29,19 @@ _MEASURES = frozenset(
     map(
         stem,
         word_set(
-            """size number percentage length dimension amount age height weight rate price cost speed distance share
+            """size number length dimension amount age height weight rate price cost speed distance
             limit total count duration period port version extension"""
         ),
     )
 )
+_SHARES = frozenset(map(stem, word_set("percent percentage share proportion fraction")))
+_ADDRESSES = re.compile(r"\b(?:e-?mail|mail) address", re.IGNORECASE)
 _TIMES = frozenset(map(stem, word_set("day date year month time century decade hour week")))
 _THING_IS = re.compile(
     r"\s(?:is|are|was|were)\s(?:the|a|an)\s((?:[\w-]+\s){0,3}?[\w-]+)(?=\s(?:of|for|that)\s|\W*\Z)", re.IGNORECASE
 )
-_NUMBER = re.compile(r"(?<!\w)\d+(?:[.,]\d+)*")
+# The number in a name, as in SHA-256, counts nothing.
+_NUMBER = re.compile(r"(?<!\w)(?<![^\W\d_]-)\d+(?:[.,]\d+)*")
 _NUMBER_WORDS = word_set(
     """one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
     eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million
@@ -49,6 +52,12 @@ _NUMBER_WORDS = word_set(
 _AMOUNT = re.compile(
     r"\b(?:unlimited|free|for ?ever|indefinitely|immediately|permanently|no limit|as (?:many|much|long) as)\b",
 )
+_HOLDS = {
+    "share": re.compile(
+        r"\d\s?%|\bper ?cent\b|\b(?:half|third|quarter|fifth|tenth|twice|all|none|every|most)s?\b|\d in \d"
+    ),
+    "address": re.compile(r"[\w.+-]+@[\w-]+\.\w"),
+}
 _PERIOD = re.compile(r"\b(?:hour|day|week|month|year)s?\b")
 _MONTH = (
     r"(?:january|february|march|april|may|june|july|august|september|october|november|december"
@@ -66,7 +75,7 @@ _CALENDAR = re.compile(
     r"|summer|autumn|winter|before|after|until|during|when|while|once|as soon as|every)\b",
 )
 _EXTENT = re.compile(
-    r"(?:\d|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|twelve|twenty|thirty|half an?))\s?-?\s?"
+    r"(?:\d|\ban?\s|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|twelve|twenty|thirty|half an?))\s?-?\s?"
     r"(?:ms|s|min|h|d|(?:milli|micro)?seconds?|minutes?|hours?|days?|weeks?|months?|years?|decades?|centur\w+"
     r"|working days|tokens?|characters?|words?|pages?|(?:kilo|mega|giga|tera)?bytes?|[kmgt]i?b"
     r"|(?:kilo|centi|milli)?met(?:er|re)s?|km|cm|mm|miles?|feet|foot|percent|%|million|billion|parameters?)\b",
@@ -93,6 +102,8 @@ class Asked:
         match self.kind:
             case "count":
                 return 1.0 if self._new_number(lower) or _AMOUNT.search(lower) else -1.0
+            case "share" | "address" as kind:
+                return 1.0 if _HOLDS[kind].search(lower) else -1.0
             case "extent":
                 if _EXTENT.search(lower) or _AMOUNT.search(lower):
                     return 1.0
@@ -145,6 +156,10 @@ def _kind(question: str, found: re.Match[str]) -> Kind | None:
         thing = [stem(word.lower()) for word in says[1].split()]
     if "happen" in thing[:1]:
         return None
+    if _ADDRESSES.search(question):
+        return "address"
+    if set(thing) & _SHARES:
+        return "share"
     if set(thing) & _MEASURES:
         return "count"
     return "time" if set(thing) & _TIMES else "value"

@@ -45,6 +45,7 @@ _FIRST_WORDS = _words(
 )
 _LONGEST_ABBREVIATION = 16
 _LONGEST_ENUMERATOR = 24
+_LONGEST_RUN_IN = 60
 # Nobody wraps lines narrower than this: a shorter line was ended on purpose.
 _NARROWEST_WRAP = 40
 
@@ -68,6 +69,8 @@ _LINE_BREAK = re.compile(f"[{_LINE_BREAKS}]")
 _BLOCK_LINE = re.compile(r"[ \t]*(?:#{1,6}[ \t]|\|)")
 _BLOCK_WORD = re.compile(r"(?:[-*+•‣◦▪●·–—]|\d{1,2}[.)]|\(?[a-zA-Z\d]\)|#{1,6}|[-*_=]{3,})\Z|>|\||`{3}|~{3}")
 _ENUMERATOR = re.compile(r"(?:[-*+•‣◦▪●·>–—]\s+)*(?:\*\*)?\(?(?:\d{1,3}(?:\.\d{1,3})*|[A-Za-z]|[ivxlIVXL]{1,5})\Z")
+# "**Passage.** A piece of a document": what follows a heading in bold on its line says what the heading names.
+_RUN_IN = re.compile(rf"(?:[-*+] +)?\*\*[^*\n\r]{{1,{_LONGEST_RUN_IN}}}")
 _FENCE = re.compile(r"(?P<fence>`{3,}+|~{3,}+)(?P<info>[^\n\r]*+)(?P<end>[\n\r]|\Z)")
 _SPACE = re.compile(r"\s*+")
 
@@ -149,6 +152,8 @@ def _ends_sentence(text: str, first: int, stop: re.Match[str], after: re.Match[s
         return not (goes_on and (trails_off or after["closers"]))
     if goes_on and after["closers"].strip("*_`~"):
         return False
+    if after["closers"][:2] == "**" and _RUN_IN.fullmatch(text, first, stop.start()):
+        return _LINE_BREAK.search(after["gap"]) is not None
     if stop.start() - first <= _LONGEST_ENUMERATOR and _ENUMERATOR.match(text[first : stop.start()]):
         return False
     return _word_ends_sentence(_word_before(text, first, stop.start()), next_word)

@@ -16,6 +16,8 @@ def suits(question: str, text: str) -> float:
         ("How many passages are searched?", "count"),
         ("Which port does it listen on?", "count"),
         ("What is the price of the ticket?", "count"),
+        ("What percentage of the requests may fail?", "share"),
+        ("To which e-mail address do I write?", "address"),
         ("How long are predictions kept?", "extent"),
         ("When did the tower open?", "time"),
         ("In which year was it built?", "time"),
@@ -40,6 +42,11 @@ def test_the_kind_asked_for_is_read_from_the_question(question: str, kind: Kind 
         ("How many people came?", "About 300 people came.", "The party was on 3 May 2026."),
         ("How many users may there be?", "The number of users is unlimited.", "Users come from the directory."),
         ("Which version comes first?", "Version 3 comes first.", "The model all-MiniLM-L6-v2 comes first."),
+        ("How many bytes has a digest?", "A digest has 32 bytes.", "The digest is made by SHA-256."),
+        ("What share of them failed?", "One third of the 90 failed.", "Of the 90 a number failed."),
+        ("What percentage failed?", "It was 5 %.", "The limit is 300 seconds."),
+        ("What is the e-mail address?", "Write to help@example.org.", "Send an e-mail address with it."),
+        ("How soon does it stop?", "It stops within a second.", "It stops as it should."),
         ("How long are predictions kept?", "Predictions are kept for 30 days.", "Predictions are kept."),
         ("How long is the metadata kept?", "It stays a full calendar year.", "It stays in the database."),
         ("When did the tower open?", "The tower opened in 1889.", "The tower opened with a speech."),
@@ -56,6 +63,8 @@ def test_a_text_with_what_is_asked_for_suits_better(question: str, right: str, w
 def test_an_amount_is_never_answered_without_one() -> None:
     assert suits("How many passages are searched?", "They are searched by meaning.") == -1.0
     assert suits("How long is it kept?", "It is kept in the database.") == -1.0
+    assert suits("What share of them failed?", "Of the 90 a number failed.") == -1.0
+    assert suits("What is the e-mail address?", "The e-mail address is in the contract.") == -1.0
 
 
 def test_a_question_of_no_known_kind_is_suited_by_every_text() -> None:

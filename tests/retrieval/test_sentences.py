@@ -28,7 +28,8 @@ def split(text: str) -> list[str]:
         ["Wait... what is this?", "Well…", "Fine."],
         ['He said "Go."', "She went.", "(They stayed.)", "End."],
         ['"Really?" she asked.', '"Yes!" he said.'],
-        ["**Note.**", "Restart it.", "`max_tokens` is kept.", "*Why?*", "Because."],
+        ["**Note.** Restart it.", "`max_tokens` is kept.", "*Why?*", "Because."],
+        ["**Passage.** A piece of a document.", "It is short."],
         ["The limit is 30.[1]", "It resets daily. [2]", "See below [3].", "Also here.【4】", "End."],
         ["the flow is laminar .", "an experimental study was made , as before ."],
         ["It began at 5 p.m. on Jan. 5 and ended at 7 a.m.", "The rest slept."],
@@ -39,6 +40,10 @@ def split(text: str) -> list[str]:
 )
 def test_sentences_are_found_in_running_text(expected: list[str]) -> None:
     assert split(" ".join(expected)) == expected
+
+
+def test_a_heading_in_bold_on_a_line_of_its_own_is_a_sentence() -> None:
+    assert split("**It starts here.**\nThen it goes on.") == ["**It starts here.**", "Then it goes on."]
 
 
 @pytest.mark.parametrize("expected", [["今天天气很好。", "我们去公园吧！", "好吗？"], ["「はい。」", "彼は言った。"]])
