@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import httpx
 import uvicorn
@@ -262,7 +262,7 @@ async def live_service(
     engine_url: str,
     embedder: Embedder | None = None,
     settings: dict[str, Any] | None = None,
-    log_stream: io.BytesIO | None = None,
+    log_stream: BinaryIO | None = None,
     tenants: int = 0,
 ) -> AsyncIterator[Service]:
     """Run the whole service on a free port of loopback until the block ends, with keys for so many fresh tenants."""

@@ -4,10 +4,7 @@ import asyncio
 import contextlib
 import json
 import random
-import signal
 import sqlite3
-import sys
-from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +15,9 @@ import pytest
 
 from tests.fake_tgi import FakeTGI, Tokens
 from tests.service import CHAT
+from tests.service_process import service_process
 
 CLIENTS = 30
-REPOSITORY = Path(__file__).parents[2]
 
 
 @dataclass
@@ -29,32 +26,6 @@ class Seen:
 
     complete: set[str] = field(default_factory=set)
     begun: set[str] = field(default_factory=set)
-
-
-@contextlib.asynccontextmanager
-async def service(
-    data_dir: Path, engine_url: str
-) -> AsyncIterator[tuple[asyncio.subprocess.Process, httpx.AsyncClient]]:
-    """Run the service as a process of its own; it is dead at the end of the block, one way or the other."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "tests.crash_service", str(data_dir), engine_url),
-        cwd=REPOSITORY,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    try:
-        assert process.stdout is not None
-        url, key = (await process.stdout.readline()).decode().split()
-        limits = httpx.Limits(max_connections=CLIENTS)
-        headers = {"authorization": f"Bearer {key}"}
-        async with httpx.AsyncClient(
-            base_url=url, headers=headers, limits=limits, timeout=20, trust_env=False
-        ) as client:
-            yield process, client
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
 
 
 async def ask_for_ever(client: httpx.AsyncClient, seen: Seen, *, stream: bool) -> None:
@@ -75,10 +46,10 @@ async def ask_for_ever(client: httpx.AsyncClient, seen: Seen, *, stream: bool) -
 
 
 async def run_and_kill(data_dir: Path, engine_url: str, after_seconds: float, seen: Seen) -> None:
-    async with service(data_dir, engine_url) as (process, client):
+    async with service_process(data_dir, engine_url) as process, process.client(connections=CLIENTS) as client:
         asking = [asyncio.create_task(ask_for_ever(client, seen, stream=i % 2 == 0)) for i in range(CLIENTS)]
         await asyncio.sleep(after_seconds)  # The random moment: nothing to wait for.
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         await asyncio.gather(*asking)
 
 
@@ -97,7 +68,7 @@ async def test_kill_9_under_load_loses_and_doubles_no_answer_that_a_client_saw_c
         for _ in range(20):
             await run_and_kill(tmp_path, tgi.url, random.uniform(0.05, 0.4), seen)
         # One more start settles what the last kill left open.
-        async with service(tmp_path, tgi.url) as (_, client):
+        async with service_process(tmp_path, tgi.url) as process, process.client() as client:
             assert (await client.get("/healthz")).status_code == 200
             rows = await asyncio.to_thread(outcomes, tmp_path)
     by_id = dict(rows)
