@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import URL, Table, event, make_url
+from sqlalchemy import URL, Table, event, func, make_url, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -106,6 +106,14 @@ class Database:
         with _told(self.name):
             async with _transaction(self._engine) as connection:
                 yield connection
+
+    async def one_at_a_time(self, connection: AsyncConnection, what: str) -> None:
+        """Wait until no other transaction of any process does `what`, and keep others from it until this one ends.
+
+        What such transactions write then becomes visible in the order of their row numbers. SQLite has one writer.
+        """
+        if self.kind == "postgresql":
+            await connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(what, 0))))
 
     def insert(self, table: Table) -> Any:
         """An INSERT of this database's own dialect, which knows `on_conflict_do_nothing` and its like."""

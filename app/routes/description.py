@@ -25,6 +25,8 @@ _TAGS = {
     "search": "Find passages without asking a model.",
     "models": "What can be asked, and the embedding model of the index.",
     "predictions": "The record: every answer with its release, passages and timings.",
+    "feedback": "What people and programs think of answers.",
+    "labels": "What is true of an answer, as those state who can know.",
     "releases": "What answers: immutable bundles of model, adapter, prompt, retrieval and defaults.",
     "rollouts": "Which release of a name answers whom.",
     "access": "Whose key this is.",
