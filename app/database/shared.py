@@ -16,7 +16,7 @@ from sqlalchemy import URL, Table, event, func, make_url, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from app.database.migrating import MigrationFailed, is_current, upgrade
@@ -199,6 +199,9 @@ def _told(name: str) -> Iterator[None]:
     except (IntegrityError, ProgrammingError, DataError):
         raise
     except (SQLAlchemyError, OSError, TimeoutError) as error:
+        # SQLAlchemy knows asyncpg's errors about data only by their code, of SQL's class 22.
+        if isinstance(error, DBAPIError) and str(getattr(error.orig, "sqlstate", "")).startswith("22"):
+            raise
         raise _unavailable(name) from error
 
 

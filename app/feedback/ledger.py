@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import msgspec
-from sqlalchemy import Select, Table, select, tuple_, type_coerce
+from sqlalchemy import Select, Table, and_, or_, select, type_coerce
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.database import Database, Id, predictions
@@ -231,11 +231,11 @@ class Ledger:
 
     async def _known(self, connection: AsyncConnection, calls: Sequence[Call]) -> dict[tuple[str, str], Row]:
         """The revisions that calls with the same idempotency keys have made, by tenant and key."""
-        keys = {(call.tenant, call.idempotency_key) for call in calls if call.idempotency_key}
+        keys = [(call.tenant, call.idempotency_key) for call in calls if call.idempotency_key]
         if not keys:
             return {}
         rows = self.table
-        query = select(*self.columns).where(tuple_(rows.c.tenant, rows.c.idempotency_key).in_(keys))
+        query = select(*self.columns).where(_any_of(rows.c.tenant, rows.c.idempotency_key, keys))
         found = (await connection.execute(query)).mappings()
         return {(row["tenant"], row["idempotency_key"]): dict(row) for row in found}
 
@@ -251,14 +251,22 @@ class Ledger:
             return bool(await _stored(connection, {(tenant, prediction_id)}))
 
 
-async def _stored(connection: AsyncConnection, wanted: set[tuple[str, str | None]]) -> set[tuple[str, str | None]]:
+async def _stored(connection: AsyncConnection, wanted: set[tuple[str, str | None]]) -> set[tuple[str, str]]:
     """Which of these predictions, by tenant and id, are on record."""
-    pairs = {(tenant, id_) for tenant, id_ in wanted if id_ is not None}
+    pairs = [(tenant, id_) for tenant, id_ in wanted if id_ is not None]
     if not pairs:
         return set()
-    id_ = type_coerce(predictions.c.id, Id()).label("id")
-    query = select(predictions.c.tenant, id_).where(tuple_(predictions.c.tenant, id_).in_(pairs))
+    id_ = type_coerce(predictions.c.id, Id())
+    query = select(predictions.c.tenant, id_.label("id")).where(_any_of(predictions.c.tenant, id_, pairs))
     return {(row.tenant, row.id) for row in await connection.execute(query)}
+
+
+def _any_of(tenant: Any, name: Any, pairs: Sequence[tuple[str, str]]) -> Any:
+    """The condition that a row is one of these pairs, so that SQLite uses its index: for tuples it would not."""
+    by_tenant: dict[str, list[str]] = {}
+    for owner, value in pairs:
+        by_tenant.setdefault(owner, []).append(value)
+    return or_(*(and_(tenant == owner, name.in_(values)) for owner, values in by_tenant.items()))
 
 
 def _other_content() -> Conflict:
