@@ -43,6 +43,10 @@ class Caller(msgspec.Struct, frozen=True):
     scopes: frozenset[str]
     name: str = ""
 
+    def may(self, scope: str) -> bool:
+        """Whether the key has `scope`."""
+        return scope in self.scopes or "admin" in self.scopes
+
     def require(self, scope: str) -> None:
         """Raise Forbidden unless the key has `scope`."""
         if scope not in self.scopes and "admin" not in self.scopes:

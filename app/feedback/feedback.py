@@ -106,7 +106,7 @@ class FeedbackLog:
 
     def __init__(self, database: Database, *, capacity: int = 4096) -> None:
         identity = ("prediction_id", "conversation", "source", "author", "category")
-        self._ledger = Ledger(database, feedback, identity=identity, capacity=capacity)
+        self._ledger = Ledger(database, feedback, noun="feedback", identity=identity, capacity=capacity)
 
     async def __aenter__(self) -> Self:
         await self._ledger.__aenter__()

@@ -82,7 +82,8 @@ class LabelLog:
     """
 
     def __init__(self, database: Database, *, capacity: int = 4096) -> None:
-        self._ledger = Ledger(database, labels, identity=("prediction_id", "author"), capacity=capacity)
+        identity = ("prediction_id", "author")
+        self._ledger = Ledger(database, labels, noun="label", identity=identity, capacity=capacity)
 
     async def __aenter__(self) -> Self:
         await self._ledger.__aenter__()

@@ -54,14 +54,16 @@ class Ledger:
     Args:
         database: shared by all replicas.
         table: with the columns that `calls.revised` fills.
+        noun: what a row of it is called.
         identity: the columns that never change for an id.
         capacity: calls that may wait at a time before others are refused.
     """
 
-    def __init__(self, database: Database, table: Table, *, identity: Sequence[str], capacity: int) -> None:
+    def __init__(self, database: Database, table: Table, *, noun: str, identity: Sequence[str], capacity: int) -> None:
         self.table = table
         self.database = database
         self.columns = [column for column in table.c if not column.primary_key]
+        self._noun = noun
         self._identity = identity
         self._capacity = capacity
         kept = {"id", "revision", "tenant", "slot", "key_id", "at", "said_at", "digest", "idempotency_key", "stamps"}
@@ -123,7 +125,7 @@ class Ledger:
         """The latest revision of an id of the tenant; raises NotFound if there is none."""
         found = await self.read(self._revisions(tenant, id_).order_by(self.table.c.revision.desc()).limit(1))
         if not found:
-            raise NotFound(f"There is no such entry {id_!r} in {self.table.name}.")
+            raise NotFound(f"There is no {self._noun} {id_!r}.")
         return found[0]
 
     async def history(self, tenant: str, id_: str) -> list[Revision]:

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Header, Path, Query, Response
 
 from app.access import Caller
 from app.errors import InvalidRequest, NotFound
-from app.feedback import FeedbackSource, Speaker
+from app.feedback import FeedbackSource, Label, Speaker
 from app.feedback.calls import KEY_PREFIX
 from app.routes.dependencies import CallerDep, ServicesDep, errors
 from app.routes.feedback_schemas import (
@@ -151,11 +151,12 @@ async def withdraw_feedback(
 async def get_prediction_feedback(services: ServicesDep, caller: CallerDep, prediction_id: UUID) -> PredictionFeedback:
     """Show what is said of a prediction and what is true of it, counted and in full."""
     caller.require("feedback:read")
-    caller.require("labels:read")
     tenant, about = caller.tenant, str(prediction_id)
     is_stored = await services.feedback.is_stored(tenant, about)
     said = await services.feedback.find(tenant, prediction_id=about, limit=MAX_SHOWN)
-    stated = await services.labels.find(tenant, prediction_id=about, limit=MAX_SHOWN)
+    stated: list[Label] | None = None
+    if caller.may("labels:read"):
+        stated = await services.labels.find(tenant, prediction_id=about, limit=MAX_SHOWN)
     if not (is_stored or said or stated):
         raise NotFound(f"There is neither a prediction {about!r} nor feedback about it.")
     counts = await services.feedback.counts(tenant, [about])
@@ -164,7 +165,7 @@ async def get_prediction_feedback(services: ServicesDep, caller: CallerDep, pred
         prediction="stored" if is_stored else "not_yet",
         counts=[FeedbackCounts.of(each) for each in counts],
         feedback=[FeedbackObject.of(each) for each in said],
-        labels=[LabelObject.of(each) for each in stated],
+        labels=None if stated is None else [LabelObject.of(each) for each in stated],
     )
 
 
@@ -173,7 +174,7 @@ def speaker(caller: Caller, author: str | None) -> Speaker:
     own = f"{KEY_PREFIX}{caller.key_id}"
     if author is not None and author.startswith(KEY_PREFIX) and author != own:
         raise InvalidRequest(f"`author`: a name that begins with {KEY_PREFIX!r} stands for that key.", param="author")
-    return Speaker(tenant=caller.tenant, key_id=caller.key_id, user=author, is_admin="admin" in caller.scopes)
+    return Speaker(tenant=caller.tenant, key_id=caller.key_id, user=author, is_admin=caller.may("admin"))
 
 
 def chosen_key(in_body: str | None, in_header: str | None) -> str | None:

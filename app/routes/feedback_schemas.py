@@ -355,7 +355,9 @@ class PredictionFeedback(BaseModel):
     prediction: Literal["stored", "not_yet"] = Field(description="Whether the prediction is on record yet.")
     counts: list[FeedbackCounts]
     feedback: list[FeedbackObject] = Field(description="The newest; `/v1/feedback` has all of it.")
-    labels: list[LabelObject] = Field(description="The newest; `/v1/labels` has all of them.")
+    labels: list[LabelObject] | None = Field(
+        description="The newest; `/v1/labels` has all of them. Null if the key may not read labels."
+    )
 
 
 def milliseconds(value: datetime | None) -> int | None:
