@@ -8,9 +8,11 @@ however often, and so is the state. A call without a time of its own is the late
 from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
+from app.errors import InvalidRequest
 from app.predictions import uuid7
 
 Row = dict[str, Any]
@@ -39,6 +41,14 @@ class Speaker(msgspec.Struct, frozen=True, kw_only=True):
     def author(self) -> str:
         """The name that an author goes by in the tables."""
         return self.user if self.user is not None else f"{KEY_PREFIX}{self.key_id}"
+
+
+def canonical_id(prediction_id: str) -> str:
+    """The one way to write the id of a prediction; raises InvalidRequest if it is none."""
+    try:
+        return str(UUID(prediction_id))
+    except ValueError:
+        raise InvalidRequest(f"`prediction_id`: {prediction_id[:64]!r} is no UUID.", param="prediction_id") from None
 
 
 KEY_PREFIX = "key:"

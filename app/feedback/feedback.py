@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 
 from app.database import Database, feedback
 from app.errors import Forbidden, InvalidRequest
-from app.feedback.calls import Call, Row, Speaker, call, callers_key, latest_word_at
+from app.feedback.calls import Call, Row, Speaker, call, callers_key, canonical_id, latest_word_at
 from app.feedback.ledger import Ledger, Revision, Written
 
 FeedbackSource = Literal["end_user", "reviewer", "application", "judge"]
@@ -126,7 +126,7 @@ class FeedbackLog:
         """
         _check(given)
         identity = {
-            "prediction_id": given.prediction_id,
+            "prediction_id": None if given.prediction_id is None else canonical_id(given.prediction_id),
             "conversation": given.conversation,
             "source": given.source,
             "author": speaker.author,

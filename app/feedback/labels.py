@@ -7,7 +7,7 @@ import msgspec
 
 from app.database import Database, labels
 from app.errors import InvalidRequest
-from app.feedback.calls import Row, Speaker, call, callers_key, latest_word_at
+from app.feedback.calls import Row, Speaker, call, callers_key, canonical_id, latest_word_at
 from app.feedback.feedback import amendment
 from app.feedback.ledger import Ledger, Revision, Written
 
@@ -120,7 +120,7 @@ class LabelLog:
             }
         made = call(
             speaker,
-            {"prediction_id": stated.prediction_id, "author": speaker.author},
+            {"prediction_id": canonical_id(stated.prediction_id), "author": speaker.author},
             columns,
             said_at=stated.said_at,
             idempotency_key=stated.idempotency_key,

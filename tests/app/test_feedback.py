@@ -100,6 +100,7 @@ async def test_feedback_about_nothing_or_that_says_nothing_is_refused(feedback):
     for said, param in (
         ({"rating": True}, "prediction_id"),
         ({"rating": True, "prediction_id": PREDICTION, "conversation": "c"}, "prediction_id"),
+        ({"rating": True, "prediction_id": "7"}, "prediction_id"),
         ({"prediction_id": PREDICTION}, "rating"),
         ({"prediction_id": PREDICTION, "withdrawn": True, "rating": False}, "rating"),
         ({"prediction_id": PREDICTION, "withdrawn": True, "comment": "c"}, "comment"),
@@ -137,6 +138,16 @@ async def test_a_later_word_of_the_same_author_replaces_the_earlier_one(feedback
     second = await give(feedback, rating=False)
     assert (second.id, second.revision, second.rating, second.comment) == (first.id, 2, False, None)
     assert await the_only(feedback) == second
+
+
+async def test_a_prediction_is_the_same_however_its_id_is_written(feedback, labels):
+    given = await give(feedback, rating=True)
+    assert (await give(feedback, rating=False, prediction_id=PREDICTION.upper())).id == given.id
+    withdrawn = await feedback.withdraw(ANNA, given.id)
+    assert (withdrawn.row["id"], withdrawn.row["revision"]) == (given.id, 3)
+    await state(labels, class_name="a")
+    again = await labels.state(ANNA, Stated(prediction_id=PREDICTION.replace("-", ""), class_name="b"))
+    assert again.row["revision"] == 2
 
 
 async def test_another_author_thing_source_or_category_is_another_feedback(feedback):
