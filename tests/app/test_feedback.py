@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from sqlalchemy import event, insert
 
 from app.database import Database, predictions
+from app.database import feedback as feedback_table
 from app.errors import Conflict, Forbidden, InvalidRequest, NotFound, Overloaded, Unavailable
 from app.feedback import Counts, Feedback, FeedbackLog, Given, Label, LabelLog, Speaker, Stated
 from app.feedback.calls import Row, call, revised
@@ -490,6 +491,21 @@ async def test_whoever_follows_by_number_misses_nothing_and_sees_nothing_twice(d
     assert numbers == sorted(set(numbers))
     assert Counter(each.tenant for _, each in seen) == dict.fromkeys("abcd", 40)
     assert rated([each for _, each in seen if each.tenant == "a"]) == list(range(40))
+
+
+async def test_a_number_never_becomes_visible_before_a_smaller_one(database, feedback):
+    first = (await feedback.give(ANNA, Given(prediction_id=PREDICTION, rating=True))).row
+    async with Database(database.url) as other, other.writing() as connection:
+        await other.one_at_a_time(connection, "feedback")
+        # A replica that has its number and takes long to commit.
+        slow = first | {"id": uuid7(), "slot": bytes(16), "author": "slow"}
+        await connection.execute(insert(feedback_table).values(**slow))
+        task = asyncio.create_task(give(feedback, BEN, rating=False))
+        await asyncio.wait({task}, timeout=0.2)
+        seen = await feedback.after(0)
+    await task
+    seen += await feedback.after(seen[-1][0])
+    assert [each.author for _, each in seen] == ["anna", "slow", "ben"]
 
 
 async def test_the_answer_tells_whether_the_prediction_is_on_record_yet(database, feedback, labels):
