@@ -26,7 +26,7 @@ from app.errors import Forbidden, InvalidRequest, NotFound, Unauthenticated, Una
 
 SCOPES = frozenset(
     {"chat", "documents:read", "documents:write", "predictions:read", "releases:read", "releases:write", "metrics"}
-    | {"admin"}
+    | {"feedback:read", "feedback:write", "labels:read", "labels:write", "admin"}
 )
 """What a key may be allowed; `admin` includes all the others."""
 
@@ -42,6 +42,10 @@ class Caller(msgspec.Struct, frozen=True):
     tenant: str
     scopes: frozenset[str]
     name: str = ""
+
+    def may(self, scope: str) -> bool:
+        """Whether the key has `scope`."""
+        return scope in self.scopes or "admin" in self.scopes
 
     def require(self, scope: str) -> None:
         """Raise Forbidden unless the key has `scope`."""

@@ -105,7 +105,7 @@ def _demo_key(data_dir: Path) -> str:
     file = data_dir / "demo.key"
     if file.exists():
         return file.read_text().strip()
-    scopes = ("chat", "documents:read", "documents:write", "predictions:read", "metrics")
+    scopes = ("chat", "documents:read", "documents:write", "predictions:read", "feedback:write", "metrics")
     _, secret = create_key(data_dir / "hallmark.db", name="demo", scopes=scopes)
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as opened:

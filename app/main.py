@@ -22,6 +22,7 @@ from app.engines.local import EngineSettings
 from app.engines.supervisor import LocalEngineSupervisor
 from app.engines.tgi import TGIEngine, Timeouts
 from app.errors import ServiceError
+from app.feedback import FeedbackLog, LabelLog
 from app.gateway import Gateway
 from app.links import PassageLinks, load_secret
 from app.predictions import PredictionLog
@@ -29,7 +30,7 @@ from app.prompts import ANSWER_PROMPT
 from app.readiness import Check, Problem, Readiness
 from app.registry import Registry
 from app.releases import Prompt, Release, RetrievalPlan
-from app.routes import documents, errors, health, releases, resources, rollouts
+from app.routes import documents, errors, feedback, health, labels, releases, resources, rollouts
 from app.routes.chat import ChatRoute
 from app.routes.dependencies import Services
 from app.routes.description import describe
@@ -78,9 +79,10 @@ async def open_service(
         parser = await parts.enter_async_context(Parser(limits, processes=settings.retrieval.parser_processes))
         retriever = await parts.enter_async_context(_retriever(settings, data_dir, parser, embedder))
         site = _site(settings)
+        shared = await parts.enter_async_context(_shared_database(settings, database))
         registry = await parts.enter_async_context(
             Registry(
-                await parts.enter_async_context(_shared_database(settings, database)),
+                shared,
                 own=_release(settings),
                 vet=lambda release: vet(release, engine, site),
                 memory=data_dir / "serving.json",
@@ -111,6 +113,8 @@ async def open_service(
         services = Services(
             retriever=retriever,
             predictions=predictions,
+            feedback=await parts.enter_async_context(FeedbackLog(shared)),
+            labels=await parts.enter_async_context(LabelLog(shared)),
             registry=registry,
             defaults=_defaults(settings),
             links=links,
@@ -178,6 +182,8 @@ def create_api(services: Services | None = None, *, max_body_bytes: int | None =
         documents.routes,
         documents.search_routes,
         resources.routes,
+        feedback.routes,
+        labels.routes,
         releases.routes,
         rollouts.routes,
         health.routes,
@@ -194,7 +200,7 @@ def _for_browsers(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
     return CORSMiddleware(
         app,
         allow_origins=origins,
-        allow_methods=("GET", "POST", "DELETE"),
+        allow_methods=("GET", "POST", "PATCH", "DELETE"),
         allow_headers=("*",),
         expose_headers=("x-prediction-id", "x-request-id", "x-release", "retry-after"),
     )

@@ -195,6 +195,9 @@ class Metrics:
         self.ingest_seconds = self._histogram(
             "hallmark_ingest_seconds", "Ingesting one document: parse, split, embed, index.", REQUEST_SECONDS
         ).labels()
+        self.feedback = self._counter(
+            "hallmark_feedback", "What was said of answers, by who said it and what kind it is.", "source", "kind"
+        )
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """Count an ordinary request, one that no release answered."""
@@ -277,6 +280,10 @@ class Metrics:
         """Count a document: created, unchanged, replaced, deleted or refused."""
         self.documents.labels(outcome).inc()
         self.ingest_seconds.observe(seconds)
+
+    def said(self, source: str, kind: str) -> None:
+        """Count a call: positive, negative, number, text, change, withdrawal; label, label_withdrawal."""
+        self.feedback.labels(source, kind).inc()
 
     def watch(
         self,

@@ -8,7 +8,18 @@ from app.database.migrating import SCHEMA_VERSION, MigrationFailed, SchemaTooNew
 from app.database.ownership import DataDirectoryBusy, exclusive, own_directory
 from app.database.shared import Database
 from app.database.sqlite import BUSY_SECONDS, CONNECT_ERRORS, connect
-from app.database.tables import api_keys, metadata, predictions, registry, releases, rollout_changes, rollouts
+from app.database.tables import (
+    Id,
+    api_keys,
+    feedback,
+    labels,
+    metadata,
+    predictions,
+    registry,
+    releases,
+    rollout_changes,
+    rollouts,
+)
 
 __all__ = [
     "BUSY_SECONDS",
@@ -16,11 +27,14 @@ __all__ = [
     "SCHEMA_VERSION",
     "DataDirectoryBusy",
     "Database",
+    "Id",
     "MigrationFailed",
     "SchemaTooNew",
     "api_keys",
     "connect",
     "exclusive",
+    "feedback",
+    "labels",
     "metadata",
     "migrate",
     "own_directory",

@@ -12,11 +12,11 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import URL, Table, event, make_url
+from sqlalchemy import URL, Table, event, func, make_url, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from app.database.migrating import MigrationFailed, is_current, upgrade
@@ -107,6 +107,14 @@ class Database:
             async with _transaction(self._engine) as connection:
                 yield connection
 
+    async def one_at_a_time(self, connection: AsyncConnection, what: str) -> None:
+        """Wait until no other transaction of any process does `what`, and keep others from it until this one ends.
+
+        What such transactions write then becomes visible in the order of their row numbers. SQLite has one writer.
+        """
+        if self.kind == "postgresql":
+            await connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(what, 0))))
+
     def insert(self, table: Table) -> Any:
         """An INSERT of this database's own dialect, which knows `on_conflict_do_nothing` and its like."""
         return postgresql.insert(table) if self.kind == "postgresql" else sqlite.insert(table)
@@ -191,6 +199,9 @@ def _told(name: str) -> Iterator[None]:
     except (IntegrityError, ProgrammingError, DataError):
         raise
     except (SQLAlchemyError, OSError, TimeoutError) as error:
+        # SQLAlchemy knows asyncpg's errors about data only by their code, of SQL's class 22.
+        if isinstance(error, DBAPIError) and str(getattr(error.orig, "sqlstate", "")).startswith("22"):
+            raise
         raise _unavailable(name) from error
 
 

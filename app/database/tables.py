@@ -1,5 +1,8 @@
 """The service's tables, declared once for SQLite and PostgreSQL; Alembic's migrations make them."""
 
+from typing import Any
+from uuid import UUID
+
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -12,8 +15,34 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    TypeDecorator,
     Uuid,
 )
+from sqlalchemy.engine import Dialect
+from sqlalchemy.types import TypeEngine
+
+
+class Id(TypeDecorator[str]):
+    """An id, in Python always text: stored as those of the predictions are, so that the tables can be joined."""
+
+    impl = LargeBinary(16)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """PostgreSQL has a type for it; in SQLite it is 16 bytes."""
+        own = Uuid(as_uuid=False) if dialect.name == "postgresql" else LargeBinary(16)
+        return dialect.type_descriptor(own)
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> Any:
+        """What the database is given."""
+        if value is None or dialect.name == "postgresql":
+            return value
+        return bytes.fromhex(value.replace("-", ""))
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
+        """What the database gave."""
+        return value if value is None or dialect.name == "postgresql" else str(UUID(bytes=value))
+
 
 metadata = MetaData(
     naming_convention={
@@ -144,4 +173,74 @@ rollout_changes = Table(
     Column("action", Text, nullable=False),
     Column("before", Text),
     Column("after", Text, nullable=False),
+)
+
+# Feedback and labels are only ever appended to: a row is the state after one call, and the highest revision of an id is
+# what holds now. A slot is whose it is and about what, as a digest; the row's number rises in the order of the commits.
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("row", _row_number, primary_key=True),
+    Column("id", Id, nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("slot", LargeBinary(16), nullable=False),
+    Column("prediction_id", Id),
+    Column("conversation", Text),
+    Column("source", Text, nullable=False),
+    Column("author", Text, nullable=False),
+    Column("category", Text),
+    Column("key_id", Text, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("said_at", BigInteger, nullable=False),
+    Column("withdrawn", Boolean, nullable=False),
+    Column("rating", Float(53)),
+    Column("rating_type", Text),
+    Column("digest", LargeBinary(16), nullable=False),
+    Column("idempotency_key", Text),
+    # By column, when what it holds was said: JSON.
+    Column("stamps", Text, nullable=False),
+    # What the call said, where that is not what the columns hold: JSON.
+    Column("said", Text),
+    Column("metadata", Text),
+    Column("comment", Text),
+    Column("correction", Text),
+    Index("ix_feedback_slot_revision", "slot", "revision", unique=True),
+    Index("ix_feedback_tenant_id_revision", "tenant", "id", "revision", unique=True),
+    Index("ix_feedback_tenant_idempotency_key", "tenant", "idempotency_key", unique=True),
+    Index("ix_feedback_tenant_prediction_id", "tenant", "prediction_id"),
+    Index("ix_feedback_tenant_conversation", "tenant", "conversation"),
+)
+
+labels = Table(
+    "labels",
+    metadata,
+    Column("row", _row_number, primary_key=True),
+    Column("id", Id, nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("slot", LargeBinary(16), nullable=False),
+    Column("prediction_id", Id, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("author", Text, nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("said_at", BigInteger, nullable=False),
+    Column("withdrawn", Boolean, nullable=False),
+    # How the prediction came to be labelled, and how likely that was: without it no estimate from labels is right.
+    Column("policy", Text),
+    Column("sampling_probability", Float(53)),
+    Column("class", Text),
+    Column("digest", LargeBinary(16), nullable=False),
+    Column("idempotency_key", Text),
+    Column("stamps", Text, nullable=False),
+    Column("said", Text),
+    # A list of ids as JSON: empty where no passage is relevant, null where nothing is said of them.
+    Column("passages", Text),
+    Column("comment", Text),
+    Column("answer", Text),
+    Index("ix_labels_slot_revision", "slot", "revision", unique=True),
+    Index("ix_labels_tenant_id_revision", "tenant", "id", "revision", unique=True),
+    Index("ix_labels_tenant_idempotency_key", "tenant", "idempotency_key", unique=True),
+    Index("ix_labels_tenant_prediction_id", "tenant", "prediction_id"),
 )

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from app.access import Caller
+from app.feedback import FeedbackLog, LabelLog
 from app.links import PassageLinks
 from app.predictions import PredictionLog
 from app.readiness import Readiness
@@ -23,6 +24,8 @@ class Services:
 
     retriever: Retriever
     predictions: PredictionLog
+    feedback: FeedbackLog
+    labels: LabelLog
     registry: Registry
     defaults: Mapping[str, Any]
     """What a release has where its file leaves it out."""

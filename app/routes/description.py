@@ -25,6 +25,8 @@ _TAGS = {
     "search": "Find passages without asking a model.",
     "models": "What can be asked, and the embedding model of the index.",
     "predictions": "The record: every answer with its release, passages and timings.",
+    "feedback": "What people and programs think of answers.",
+    "labels": "What is true of an answer, as those state who can know.",
     "releases": "What answers: immutable bundles of model, adapter, prompt, retrieval and defaults.",
     "rollouts": "Which release of a name answers whom.",
     "access": "Whose key this is.",
@@ -91,6 +93,11 @@ def _mend(operation: dict[str, Any]) -> None:
         operation["description"] = rest
     for parameter in operation.get("parameters", ()):
         parameter["schema"].pop("title", None)
+        # What may be left out cannot be null there, and a choice that could be gets no plain name in a client.
+        branches = [branch for branch in parameter["schema"].get("anyOf", ()) if branch != {"type": "null"}]
+        if len(branches) == 1:
+            del parameter["schema"]["anyOf"]
+            parameter["schema"] = branches[0] | parameter["schema"]
     for response in operation["responses"].values():
         for content in response.get("content", {}).values():
             content["schema"].pop("title", None)

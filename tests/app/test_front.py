@@ -28,6 +28,9 @@ BODIES: dict[str, dict[str, Any]] = {
     "add_document": {"name": "a.md", "text": "# A\n\nText.\n"},
     "search": {"query": "Hello"},
     "create_embeddings": {"model": "hashing", "input": "Hello"},
+    "give_feedback": {"conversation": "c", "rating": True},
+    "change_feedback": {"rating": False},
+    "state_label": {"prediction_id": "0" * 8 + "-0000-7000-8000-" + "0" * 12, "class": "a"},
     "create_release": {"name": "other"},
     "set_canary": {"share": 0.1},
     "set_shadow": {"rate": 0.1},
@@ -51,6 +54,16 @@ SCOPES = {
     "search": "documents:read",
     "list_predictions": "predictions:read",
     "get_prediction": "predictions:read",
+    "give_feedback": "feedback:write",
+    "change_feedback": "feedback:write",
+    "withdraw_feedback": "feedback:write",
+    "list_feedback": "feedback:read",
+    "get_feedback": "feedback:read",
+    "get_prediction_feedback": "feedback:read",
+    "state_label": "labels:write",
+    "withdraw_label": "labels:write",
+    "list_labels": "labels:read",
+    "get_label": "labels:read",
     "list_releases": "releases:read",
     "get_release": "releases:read",
     "diff_releases": "releases:read",
@@ -71,6 +84,7 @@ SCOPES = {
 
 def concrete(path: str) -> str:
     values = {"document_id": "doc", "n": "1", "prediction_id": "0" * 8 + "-0000-7000-8000-" + "0" * 12, "model": "x"}
+    values |= dict.fromkeys(("feedback_id", "label_id"), values["prediction_id"])
     values |= {"release": "other@1", "name": "other"}
     path += "?a=other@1&b=other@1" if path.endswith("/diff") else ""
     return re.sub(r"\{(\w+)\}", lambda name: values[name[1]], path)

@@ -23,6 +23,18 @@ SCOPES = {
     ],
     "documents:write": ["POST /v1/documents", "DELETE /v1/documents/{document_id}"],
     "predictions:read": ["GET /v1/predictions", "GET /v1/predictions/{prediction_id}"],
+    "feedback:write": [
+        "POST /v1/feedback",
+        "PATCH /v1/feedback/{feedback_id}",
+        "DELETE /v1/feedback/{feedback_id}",
+    ],
+    "feedback:read": [
+        "GET /v1/feedback",
+        "GET /v1/feedback/{feedback_id}",
+        "GET /v1/predictions/{prediction_id}/feedback",
+    ],
+    "labels:write": ["POST /v1/labels", "DELETE /v1/labels/{label_id}"],
+    "labels:read": ["GET /v1/labels", "GET /v1/labels/{label_id}"],
     "releases:read": [
         "GET /v1/releases",
         "GET /v1/releases/diff",
@@ -45,6 +57,9 @@ BODIES = {
     "POST /v1/embeddings": {"model": "hashing", "input": "x"},
     "POST /v1/search": {"query": "gold"},
     "POST /v1/documents": {"name": "mine.txt", "text": "My own text."},
+    "POST /v1/feedback": {"conversation": "c", "rating": True},
+    "PATCH /v1/feedback/{feedback_id}": {"rating": False},
+    "POST /v1/labels": {"prediction_id": "01900000-0000-7000-8000-000000000001", "class": "a"},
     "POST /v1/releases": {"name": "hallmark", "notes": "another"},
     **{f"POST /v1/rollouts/{{name}}/{step}": {} for step in STEPS},
     "POST /v1/rollouts/{name}/canary": {"share": 0.1},
@@ -83,9 +98,13 @@ async def things(owner: Api) -> dict[str, str]:
     """What the owner has, by the name of the path's parameter."""
     document = await owner.add("gold.txt", "A hallmark is a stamp on gold.")
     answer = await owner.answer("What is a hallmark?")
+    feedback = await owner.client.post("/v1/feedback", json={"prediction_id": answer["id"], "rating": True})
+    label = await owner.client.post("/v1/labels", json={"prediction_id": answer["id"], "class": "a"})
     return {
         "document_id": document["id"],
         "prediction_id": answer["id"],
+        "feedback_id": feedback.json()["id"],
+        "label_id": label.json()["id"],
         "n": "1",
         "model": "hallmark",
         "name": "hallmark",
@@ -132,13 +151,14 @@ async def test_a_route_is_closed_to_a_key_without_its_scope(service, things, key
 
 @pytest.mark.parametrize("route", [route for route in ROUTES if "_id}" in route])
 async def test_what_belongs_to_another_tenant_does_not_exist(service, owner, things, route):
-    unknown = {**things, "document_id": "nobodys", "prediction_id": "01900000-0000-7000-8000-000000000000"}
+    ids = ("prediction_id", "feedback_id", "label_id")
+    unknown = {**things, "document_id": "nobodys"} | dict.fromkeys(ids, "01900000-0000-7000-8000-000000000000")
     async with service.client(service.new_key(tenant="stranger")) as stranger:
         response = await call(stranger, route, things)
         absent = await call(stranger, route, unknown)
     assert response.status_code == absent.status_code == 404
     shown, expected = response.json()["error"], absent.json()["error"]
-    for name in ("document_id", "prediction_id"):
+    for name in ("document_id", *ids):
         shown["message"] = shown["message"].replace(things[name], "...")
         expected["message"] = expected["message"].replace(unknown[name], "...")
     assert {**shown, "request_id": ""} == {**expected, "request_id": ""}
@@ -150,7 +170,8 @@ async def test_what_belongs_to_another_tenant_does_not_exist(service, owner, thi
 async def test_lists_and_searches_show_a_tenant_only_its_own(service, things):
     async with service.client(service.new_key(tenant="stranger")) as stranger:
         assert (await stranger.get("/v1/documents")).json()["data"] == []
-        assert (await stranger.get("/v1/predictions")).json()["data"] == []
+        for path in ("predictions", "feedback", "labels"):
+            assert (await stranger.get(f"/v1/{path}")).json()["data"] == []
         assert (await stranger.post("/v1/search", json={"query": "hallmark gold"})).json()["hits"] == []
         answer = (await call(stranger, "POST /v1/chat/completions", things)).json()
     assert answer["retrieval"] == "empty"

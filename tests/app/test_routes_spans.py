@@ -44,6 +44,8 @@ async def test_a_span_ends_even_with_a_defect_of_ours(path, body):
         Services(
             retriever=cast("Retriever", BrokenRetriever()),
             predictions=unused,
+            feedback=unused,
+            labels=unused,
             registry=unused,
             defaults={},
             links=PassageLinks(b"secret"),

@@ -110,6 +110,27 @@ async def test_it_uploads_searches_and_asks(api, models):
     assert record.answer == message.content
 
 
+async def test_it_gives_feedback_and_states_a_label(api, models):
+    about = "019a4e5c-7d1b-7c3e-9f00-2b8a6f1d4c55"
+    body = models.FeedbackRequest(prediction_id=about, author="anna", rating=False, category="tone")
+    given = await api("feedback", "give_feedback", body=body)
+    assert isinstance(given, models.FeedbackObject)
+    assert (given.rating, given.prediction) == (False, models.FeedbackObjectPrediction.NOT_YET)
+    change = models.FeedbackChange(author="anna", comment="too formal")
+    changed = await api("feedback", "change_feedback", feedback_id=given.id, body=change)
+    assert (changed.revision, changed.rating, changed.comment) == (2, False, "too formal")
+    label = models.LabelRequest(prediction_id=about, class_="refund", passages=[])
+    stated = await api("labels", "state_label", body=label)
+    assert (stated.class_, stated.passages) == ("refund", [])
+    summary = await api("feedback", "get_prediction_feedback", prediction_id=about)
+    assert [each.negative for each in summary.counts] == [1]
+    assert [each.id for each in summary.labels] == [stated.id]
+    gone = await api("feedback", "withdraw_feedback", feedback_id=given.id, author="anna")
+    assert gone.withdrawn
+    listed = await api("feedback", "list_feedback", source=models.ListFeedbackSource.END_USER)
+    assert listed.data == []
+
+
 async def test_it_uploads_a_file(api, models, package):
     file = importlib.import_module(f"{package}.types").File(
         payload=BytesIO(b"# Assay\n\nAn assay office tests gold."), file_name="assay.md", mime_type="text/markdown"

@@ -60,10 +60,15 @@ class Target:
             "stamps.md", "# Stamps\n\nA hallmark is a stamp on gold.\n\n## Use\n\nIt says who."
         )
         prediction = await self.api.answer("What is a hallmark?")
+        about = {"prediction_id": prediction["id"]}
+        feedback = (await self.api.client.post("/v1/feedback", json={**about, "rating": True})).json()
+        label = (await self.api.client.post("/v1/labels", json={**about, "class": "a"})).json()
         description = (await self.api.client.get("/openapi.json")).json()
         real = {
             "document_id": {"enum": [document["id"]]},
             "prediction_id": {"enum": [prediction["id"]]},
+            "feedback_id": {"enum": [feedback["id"]]},
+            "label_id": {"enum": [label["id"]]},
             "n": {"enum": [1, 2]},
         }
         for methods in description["paths"].values():
