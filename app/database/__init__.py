@@ -8,7 +8,21 @@ from app.database.migrating import SCHEMA_VERSION, MigrationFailed, SchemaTooNew
 from app.database.ownership import DataDirectoryBusy, exclusive, own_directory
 from app.database.shared import Database
 from app.database.sqlite import BUSY_SECONDS, CONNECT_ERRORS, connect
-from app.database.tables import api_keys, metadata, predictions, registry, releases, rollout_changes, rollouts
+from app.database.tables import (
+    Id,
+    api_keys,
+    dataset_rows,
+    datasets,
+    followed,
+    metadata,
+    prediction_documents,
+    predictions,
+    registry,
+    releases,
+    rollout_changes,
+    rollouts,
+    training_runs,
+)
 
 __all__ = [
     "BUSY_SECONDS",
@@ -16,17 +30,23 @@ __all__ = [
     "SCHEMA_VERSION",
     "DataDirectoryBusy",
     "Database",
+    "Id",
     "MigrationFailed",
     "SchemaTooNew",
     "api_keys",
     "connect",
+    "dataset_rows",
+    "datasets",
     "exclusive",
+    "followed",
     "metadata",
     "migrate",
     "own_directory",
+    "prediction_documents",
     "predictions",
     "registry",
     "releases",
     "rollout_changes",
     "rollouts",
+    "training_runs",
 ]
