@@ -141,6 +141,7 @@ class Database:
                     self.url.set(drivername="postgresql+asyncpg"),
                     connect_args={"timeout": timeout_seconds, "command_timeout": timeout_seconds},
                     hide_parameters=True,
+                    json_deserializer=str,  # What is JSON there is its text here.
                     pool_size=_CONNECTIONS,
                     max_overflow=0,
                     pool_timeout=timeout_seconds,

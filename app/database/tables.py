@@ -48,7 +48,7 @@ class _PlainJson(UserDefinedType[str]):
 
     cache_ok = True
 
-    def get_col_spec(self) -> str:
+    def get_col_spec(self, **_: Any) -> str:
         return "JSON"
 
 

@@ -4,13 +4,15 @@ The main rule: nothing is believed. Every digest on the way is computed again fr
 the answer says whether that held, or what differs.
 """
 
+from app.lineage.links import DatasetLink, DatasetPage, RowLink, Trace
 from app.lineage.provenance import Dataset, DatasetRow, Provenance, TrainingRun, canonical, dataset_digest, row_digest
-from app.lineage.tracing import DatasetLink, RowLink, Trace, Tracer
+from app.lineage.tracing import Tracer
 from app.lineage.uses import Used, UsedBy, Uses
 
 __all__ = [
     "Dataset",
     "DatasetLink",
+    "DatasetPage",
     "DatasetRow",
     "Provenance",
     "RowLink",

@@ -9,6 +9,17 @@ from typing import Any, Protocol
 import msgspec
 from sqlalchemy import Row
 
+from app.lineage.links import (
+    AdapterLink,
+    DatasetLink,
+    DatasetPage,
+    DocumentLink,
+    Link,
+    ReleaseLink,
+    RowLink,
+    Trace,
+    TrainingRunLink,
+)
 from app.lineage.provenance import (
     DatasetManifest,
     Provenance,
@@ -39,87 +50,6 @@ class Documents(Protocol):
     async def source(self, scope: Scope, document_id: str) -> str:
         """Get the text that quotes are spans of."""
         ...
-
-
-class Link(msgspec.Struct, frozen=True, kw_only=True):
-    """A step of the way. `verified` is null where it cannot be checked here; `problems` say what differs, and why."""
-
-    verified: bool | None
-    problems: tuple[str, ...] = ()
-
-
-class ReleaseLink(Link, frozen=True, kw_only=True):
-    """The release that answered; `content` is its canonical JSON."""
-
-    id: str | None
-    digest: str
-    content: Any = None
-    deleted: bool = False
-
-
-class AdapterLink(Link, frozen=True, kw_only=True):
-    """The adapter of the release."""
-
-    name: str
-    digest: str | None
-
-
-class TrainingRunLink(Link, frozen=True, kw_only=True):
-    """What made the adapter; `manifest` is shown to the tenant whose run it is."""
-
-    id: str
-    digest: str | None = None
-    base_model: str | None = None
-    base_revision: str | None = None
-    adapter_digest: str | None = None
-    dataset_digest: str | None = None
-    manifest: Any = None
-
-
-class DatasetLink(Link, frozen=True, kw_only=True):
-    """What the run was trained on; `name`, `version` and `manifest` are shown to the tenant whose dataset it is."""
-
-    digest: str
-    rows: int | None = None
-    name: str | None = None
-    version: str | None = None
-    manifest: Any = None
-
-
-class RowLink(Link, frozen=True, kw_only=True):
-    """One example of the dataset, and where it came from; null where that is not on record any more."""
-
-    digest: str
-    content_digest: str
-    prediction_id: str | None
-    prediction: Mention | None = None
-    label_id: str | None
-
-
-class DocumentLink(Link, frozen=True, kw_only=True):
-    """A version of a document that the prediction was given. Quotes are looked up where the version is still there."""
-
-    document_id: str
-    document_version: str
-    cited: bool
-    quotes: int
-
-
-class Trace(msgspec.Struct, frozen=True, kw_only=True):
-    """The lineage of a prediction. `verified` is true if every link is, false if one is not."""
-
-    prediction_id: str
-    verified: bool | None
-    release: ReleaseLink | None
-    adapter: AdapterLink | None
-    training_run: TrainingRunLink | None
-    dataset: DatasetLink | None
-    rows: tuple[RowLink, ...]
-    next_row: str | None
-    """The `after` of the dataset's next rows."""
-    index_version: str | None
-    documents: tuple[DocumentLink, ...]
-    object: str = "lineage"
 
 
 class Tracer:
@@ -153,38 +83,41 @@ class Tracer:
         adapter = await self._adapter(release) if release else None
         run, run_link = await self._training_run(prediction.tenant, release) if release else (None, None)
         wanted = (run.dataset_digest if run is not None else None) or (release and release.lineage.dataset_digest)
-        dataset, rows, following = await self.dataset(prediction.tenant, wanted) if wanted else (None, (), None)
+        page = await self.dataset(prediction.tenant, wanted) if wanted else None
+        rows = page.data if page else ()
         documents = await self._documents_of(prediction)
-        links = [link for link in (release_link, adapter, run_link, dataset, *rows, *documents) if link is not None]
+        steps: tuple[Link | None, ...] = (release_link, adapter, run_link, page.dataset if page else None)
+        links = [link for link in steps if link is not None]
+        links += [*rows, *documents]
         return Trace(
             prediction_id=prediction.id,
             verified=_all(links),
             release=release_link,
             adapter=adapter,
             training_run=run_link,
-            dataset=dataset,
+            dataset=page.dataset if page else None,
             rows=rows,
-            next_row=following,
+            next_row=page.next if page else None,
             index_version=prediction.index_version,
             documents=documents,
         )
 
     async def dataset(
         self, tenant: str, digest: str, *, limit: int = FIRST_ROWS, after: str | None = None
-    ) -> tuple[DatasetLink, tuple[RowLink, ...], str | None]:
-        """Verify a dataset with all its rows; give it, and the rows from the digest `after` on, for its own tenant."""
+    ) -> DatasetPage:
+        """Verify a dataset with all its rows; show its own tenant those from the one after the digest `after` on."""
         found = await self._provenance.dataset(tenant, digest)
         if found is None:
-            return DatasetLink(digest=digest, verified=False, problems=("It is not registered.",)), (), None
+            return DatasetPage(dataset=DatasetLink(digest=digest, verified=False, problems=("It is not registered.",)))
         rows = await self._provenance.rows(found.tenant, digest)
         link = await asyncio.to_thread(_dataset_link, found, rows, is_own=found.tenant == tenant)
         if found.tenant != tenant:
-            return link, (), None
+            return DatasetPage(dataset=link)
         shown = [row for row in rows if after is None or row.digest > after][: limit + 1]
         following = shown[limit - 1].digest if len(shown) > limit else None
         shown = shown[:limit]
         known = await self._history.mentions(tenant, {row.prediction_id for row in shown if row.prediction_id})
-        return link, tuple(_row_link(row, known) for row in shown), following
+        return DatasetPage(dataset=link, data=tuple(_row_link(row, known) for row in shown), next=following)
 
     async def _release(self, prediction: Prediction) -> tuple[Row[Any] | None, ReleaseLink | None]:
         label, digest = prediction.release_name, prediction.release_digest

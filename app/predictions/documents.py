@@ -49,7 +49,8 @@ def uses_of(prediction_id: str, passages: Items | None, citations: Items | None)
         for item in items or ():
             document, version = item.get("document_id"), item.get("document_version")
             if isinstance(document, str) and isinstance(version, str):
-                found[document, version] = found.get((document, version), False) or cited
+                key = document.replace("\0", "\ufffd"), version.replace("\0", "\ufffd")  # PostgreSQL's text has no NUL.
+                found[key] = found.get(key, False) or cited
     return [
         Use(prediction_id=prediction_id, document_id=document, document_version=version, cited=cited)
         for (document, version), cited in found.items()

@@ -121,3 +121,7 @@ class Prediction(msgspec.Struct, kw_only=True):
     def __repr__(self) -> str:
         # What is printed ends up in logs, where content must not be.
         return f"<Prediction {self.id} {self.outcome}>"
+
+
+FACTS = ("id", "created_at", *Prediction.__struct_fields__[1:-1])
+"""What `Prediction.as_dict` gives, in its order."""

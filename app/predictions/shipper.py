@@ -14,7 +14,7 @@ from typing import Any, Self
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.database import Database, predictions
@@ -180,7 +180,7 @@ class Shipper:
         over_open = insert.on_conflict_do_update(
             index_elements=[predictions.c.tenant, predictions.c.id],
             set_={name: insert.excluded[name] for name in COLUMNS},
-            where=predictions.c.outcome.in_(("open", "interrupted")),
+            where=or_(predictions.c.outcome == "open", predictions.c.outcome == "interrupted"),
         )
         async with self._database.writing() as connection:
             await connection.execute(over_open, list(facts))

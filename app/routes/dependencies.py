@@ -7,8 +7,9 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from app.access import Caller
+from app.lineage import Provenance, Tracer, Uses
 from app.links import PassageLinks
-from app.predictions import PredictionLog
+from app.predictions import History, PredictionLog
 from app.readiness import Readiness
 from app.registry import Registry
 from app.routes.schemas import ErrorEnvelope
@@ -23,6 +24,10 @@ class Services:
 
     retriever: Retriever
     predictions: PredictionLog
+    history: History
+    provenance: Provenance
+    tracer: Tracer
+    uses: Uses
     registry: Registry
     defaults: Mapping[str, Any]
     """What a release has where its file leaves it out."""
