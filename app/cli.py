@@ -1,4 +1,4 @@
-"""The command line: `hallmark serve | engine | demo | ingest | ask | keys | releases | rollouts | openapi`.
+"""The command line: `hallmark serve | engine | demo | ingest | ask | openapi`, and groups for keys, releases and so on.
 
 Exit codes: 0 done, 1 the work failed (some of it, or the service refused), 2 the command or a setting is wrong.
 """
@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from app.client import Client
+from app.prediction_commands import predictions
 from app.release_commands import releases, rollouts
 from app.settings import Settings, unknown_variables
 from app.terminal import Key, Url, err, explained, load, out, show_sources
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 keys = typer.Typer(help="API keys: make, list, revoke.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
+app.add_typer(predictions, name="predictions")
 app.add_typer(releases, name="releases")
 app.add_typer(rollouts, name="rollouts")
 

@@ -125,6 +125,27 @@ class Client:
             raise _failure(response)
         return msgspec.json.decode(response.content, type=dict[str, Any])
 
+    def lines(self, path: str, **options: Any) -> Iterator[bytes]:
+        """Get a file of lines and give each as it comes, with its end.
+
+        Raises:
+            ServiceFailure: the service cannot be reached, refuses, or broke off: then what came is not the whole.
+        """
+        try:
+            with self._http.stream("GET", path, **options) as response:
+                if response.status_code != 200:
+                    response.read()
+                    raise _failure(response)
+                rest = b""
+                for piece in response.iter_bytes():
+                    *whole, rest = (rest + piece).split(b"\n")
+                    for line in whole:
+                        yield line + b"\n"
+        except httpx.RemoteProtocolError as error:
+            raise ServiceFailure(f"{self.url} broke off: {error}.") from error
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+
     def _unreachable(self, error: httpx.HTTPError) -> ServiceFailure:
         reason = str(error) or type(error).__name__
         return ServiceFailure(f"{self.url} cannot be reached: {reason}. Start it with `hallmark serve`.")

@@ -24,17 +24,19 @@ from app.engines.tgi import TGIEngine, Timeouts
 from app.errors import ServiceError
 from app.feedback import FeedbackLog, LabelLog
 from app.gateway import Gateway
+from app.lineage import Provenance, Tracer, Uses
 from app.links import PassageLinks, load_secret
-from app.predictions import PredictionLog
+from app.predictions import DocumentUses, History, PredictionLog, Shipper
 from app.prompts import ANSWER_PROMPT
 from app.readiness import Check, Problem, Readiness
 from app.registry import Registry
 from app.releases import Prompt, Release, RetrievalPlan
-from app.routes import documents, errors, feedback, health, labels, releases, resources, rollouts
+from app.routes import documents, errors, feedback, health, labels, lineage, releases, resources, rollouts
 from app.routes.chat import ChatRoute
 from app.routes.dependencies import Services
 from app.routes.description import describe
 from app.routes.front import Front
+from app.routes.predictions import routes as prediction_routes
 from app.settings import Settings
 from app.shadows import Shadows
 from app.vetting import Site, disagreements, vet
@@ -80,6 +82,10 @@ async def open_service(
         retriever = await parts.enter_async_context(_retriever(settings, data_dir, parser, embedder))
         site = _site(settings)
         shared = await parts.enter_async_context(_shared_database(settings, database))
+        is_local = _is_file(shared, database)
+        shipper = None if is_local else await parts.enter_async_context(Shipper(predictions, shared))
+        document_uses = await parts.enter_async_context(DocumentUses(shared, follows=is_local))
+        history, provenance = History(shared), Provenance(shared)
         registry = await parts.enter_async_context(
             Registry(
                 shared,
@@ -108,6 +114,7 @@ async def open_service(
             requests_in_flight=lambda: gateway.in_flight,
             log_lines_dropped=lambda: log.dropped,
             shadows_dropped=lambda: shadows.dropped,
+            outbox=shipper,
         )
         public_url = settings.public_url.rstrip("/") if settings.public_url else None
         services = Services(
@@ -115,6 +122,10 @@ async def open_service(
             predictions=predictions,
             feedback=await parts.enter_async_context(FeedbackLog(shared)),
             labels=await parts.enter_async_context(LabelLog(shared)),
+            history=history,
+            provenance=provenance,
+            tracer=Tracer(provenance, history, documents=retriever, adapter_folder=settings.engine.adapter_folder),
+            uses=Uses(provenance, history, document_uses),
             registry=registry,
             defaults=_defaults(settings),
             links=links,
@@ -184,6 +195,8 @@ def create_api(services: Services | None = None, *, max_body_bytes: int | None =
         resources.routes,
         feedback.routes,
         labels.routes,
+        prediction_routes,
+        lineage.routes,
         releases.routes,
         rollouts.routes,
         health.routes,
@@ -268,6 +281,10 @@ def _shared_database(settings: Settings, local: Path) -> Database:
     if settings.database_url is None:
         return Database.of_file(local)
     return Database(settings.database_url.get_secret_value().strip())
+
+
+def _is_file(database: Database, path: Path) -> bool:
+    return database.kind == "sqlite" and Path(database.url.database or "").resolve() == path.resolve()
 
 
 def _site(settings: Settings) -> Site:

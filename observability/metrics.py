@@ -10,7 +10,7 @@ import platform
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
-from typing import Final
+from typing import Final, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
@@ -28,6 +28,17 @@ STAGE_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.
 OVERHEAD_SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 MAX_RELEASES: Final = 100
 """Releases with a label of their own; later ones are counted together as `other`."""
+
+
+class Outbox(Protocol):
+    """What waits to be moved into the shared database."""
+
+    rows: int
+
+    @property
+    def lag_seconds(self) -> float:
+        """The age of the oldest that waits."""
+        ...
 
 
 class _Timings:
@@ -292,6 +303,7 @@ class Metrics:
         requests_in_flight: Callable[[], float] | None = None,
         log_lines_dropped: Callable[[], float] | None = None,
         shadows_dropped: Callable[[], float] | None = None,
+        outbox: Outbox | None = None,
     ) -> None:
         """Read these when Prometheus asks: they cost a request nothing."""
         gauge, counter, sources = GaugeMetricFamily, CounterMetricFamily, self._observed.sources
@@ -306,6 +318,12 @@ class Metrics:
         if shadows_dropped is not None:
             documentation = "Shadow answers that did not run, or not to their end, because there was no room."
             sources["hallmark_shadows_dropped"] = counter, documentation, shadows_dropped
+
+        if outbox is not None:
+            documentation = "Predictions that wait to be moved into the shared database."
+            sources["hallmark_outbox_rows"] = gauge, documentation, lambda: outbox.rows
+            documentation = "Age of the oldest prediction that waits to be moved into the shared database."
+            sources["hallmark_outbox_lag_seconds"] = gauge, documentation, lambda: outbox.lag_seconds
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """Render all metrics in the format `accept` asks for; takes milliseconds, so call it off the event loop."""

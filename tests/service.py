@@ -24,13 +24,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.types import ASGIApp
 
 from app.access import Access, create_key
+from app.database import Database
 from app.engines import Engine
 from app.engines.tgi import TGIEngine, Timeouts
 from app.gateway import Gateway
 from app.grounding import Search
 from app.links import PassageLinks
 from app.main import open_service
-from app.predictions import Prediction, PredictionLog
+from app.predictions import History, Prediction, PredictionLog
 from app.prompts import ANSWER_PROMPT
 from app.releases import Release, Releases, RetrievalPlan
 from app.routes.chat import ChatRoute
@@ -299,7 +300,7 @@ class LiveGateway:
     url: str
     gateway: Gateway
     api: Api
-    _predictions: PredictionLog
+    _history: History
     _metrics: Metrics
     _spans: InMemorySpanExporter
 
@@ -307,7 +308,7 @@ class LiveGateway:
         """What is on record, once there are so many predictions and none of them is open."""
 
         async def closed() -> list[Prediction] | None:
-            found = await self._predictions.recent("default")
+            found = await self._history.find("default")
             return found if len(found) >= count and all(each.outcome != "open" for each in found) else None
 
         found = await until(closed)
@@ -378,4 +379,5 @@ async def live_gateway(
         headers = {"authorization": f"Bearer {key}"}
         client = httpx.AsyncClient(base_url=url, headers=headers, timeout=20, trust_env=False)
         await parts.enter_async_context(client)
-        yield LiveGateway(url, gateway, Api(client, "default", key), predictions, metrics, spans)
+        shared = await parts.enter_async_context(Database.of_file(database))
+        yield LiveGateway(url, gateway, Api(client, "default", key), History(shared), metrics, spans)

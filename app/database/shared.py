@@ -148,6 +148,8 @@ class Database:
                 return create_async_engine(
                     self.url.set(drivername="postgresql+asyncpg"),
                     connect_args={"timeout": timeout_seconds, "command_timeout": timeout_seconds},
+                    hide_parameters=True,
+                    json_deserializer=str,  # What is JSON there is its text here.
                     pool_size=_CONNECTIONS,
                     max_overflow=0,
                     pool_timeout=timeout_seconds,
@@ -158,6 +160,7 @@ class Database:
         engine = create_async_engine(
             self.url.set(drivername="sqlite+aiosqlite"),
             connect_args={"timeout": timeout_seconds},
+            hide_parameters=True,  # They may be content, and errors are logged.
             pool_size=_CONNECTIONS,
             max_overflow=0,
             pool_timeout=timeout_seconds,

@@ -4,7 +4,6 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     Boolean,
     Column,
@@ -19,7 +18,7 @@ from sqlalchemy import (
     Uuid,
 )
 from sqlalchemy.engine import Dialect
-from sqlalchemy.types import TypeEngine
+from sqlalchemy.types import TypeEngine, UserDefinedType
 
 
 class Id(TypeDecorator[str]):
@@ -44,6 +43,26 @@ class Id(TypeDecorator[str]):
         return value if value is None or dialect.name == "postgresql" else str(UUID(bytes=value))
 
 
+class _PlainJson(UserDefinedType[str]):
+    """PostgreSQL's JSON without SQLAlchemy's reading and writing of it."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "JSON"
+
+
+class Json(TypeDecorator[str]):
+    """JSON, in Python always its text: whoever reads it decides whether it need be parsed."""
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """SQLite would give a column of type JSON the affinity of a number."""
+        return _PlainJson() if dialect.name == "postgresql" else dialect.type_descriptor(Text())
+
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -54,16 +73,13 @@ metadata = MetaData(
 
 # SQLite's rowid is the cheapest key there is: an id as primary key of its own costs twice the time for each row.
 _row_number = BigInteger().with_variant(Integer(), "sqlite")
-_id = LargeBinary(16).with_variant(Uuid(as_uuid=False), "postgresql")
-# SQLite would give a column of type JSON the affinity of a number.
-_json = Text().with_variant(JSON(), "postgresql")
 
 # Small facts stand before large content, so that counting and listing never read SQLite's overflow pages.
 predictions = Table(
     "predictions",
     metadata,
     Column("row", _row_number, primary_key=True),
-    Column("id", _id, nullable=False),
+    Column("id", Id, nullable=False),
     Column("tenant", Text, nullable=False),
     Column("outcome", Text, nullable=False),
     Column("key_id", Text),
@@ -93,17 +109,26 @@ predictions = Table(
     Column("engine_seconds", Float),
     Column("total_seconds", Float),
     Column("trace_id", Text),
-    Column("metadata", _json),
-    Column("passages", _json),
-    Column("citations", _json),
-    Column("tool_calls", _json),
-    Column("request", _json),
-    Column("messages", _json),
+    Column("metadata", Json),
+    Column("passages", Json),
+    Column("citations", Json),
+    Column("tool_calls", Json),
+    Column("request", Json),
+    Column("messages", Json),
     Column("question", Text),
     Column("answer", Text),
     # One index both keeps an id unique and lists a tenant's predictions by time.
     Index("ix_predictions_tenant_id", "tenant", "id", unique=True),
+    # What a release has answered. Every index costs the log's one writer a twentieth of its time: this one is paid.
+    Index("ix_predictions_tenant_release_digest", "tenant", "release_digest", "id"),
 )
+Index(
+    "ix_predictions_tenant_conversation",
+    predictions.c.tenant,
+    predictions.c.conversation,
+    predictions.c.id,
+    postgresql_where=predictions.c.conversation.is_not(None),
+).ddl_if(dialect="postgresql")
 # At start the rows that a dead process left open are found without reading the table.
 Index(
     "ix_predictions_open",
@@ -243,4 +268,74 @@ labels = Table(
     Index("ix_labels_tenant_id_revision", "tenant", "id", "revision", unique=True),
     Index("ix_labels_tenant_idempotency_key", "tenant", "idempotency_key", unique=True),
     Index("ix_labels_tenant_prediction_id", "tenant", "prediction_id"),
+)
+
+# Which documents a prediction was given and cited, so that nobody has to read the predictions' JSON to find out.
+prediction_documents = Table(
+    "prediction_documents",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("document_id", Text, primary_key=True),
+    Column("prediction_id", Id, primary_key=True),
+    Column("document_version", Text, primary_key=True),
+    Column("cited", Boolean, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# How far `prediction_documents` has followed predictions that are in the same database: the last row looked at, whose
+# it was, and the rows before it that were still open.
+followed = Table(
+    "followed",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("row", BigInteger, nullable=False),
+    Column("prediction_id", Id),
+    Column("still_open", Text, nullable=False),
+)
+
+# What a model was trained on. A row of a dataset is named by the digest of its content and its origin, the dataset by
+# that of its rows.
+datasets = Table(
+    "datasets",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("digest", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("manifest", Text, nullable=False),
+    Column("manifest_digest", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("created_by", Text),
+    Index("ix_datasets_tenant_name", "tenant", "name", "version", unique=True),
+)
+
+dataset_rows = Table(
+    "dataset_rows",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("dataset_digest", Text, primary_key=True),
+    Column("digest", Text, primary_key=True),
+    Column("content_digest", Text, nullable=False),
+    Column("prediction_id", Id),
+    Column("label_id", Id),
+    Index("ix_dataset_rows_tenant_digest", "tenant", "digest"),
+    Index("ix_dataset_rows_tenant_prediction_id", "tenant", "prediction_id"),
+    sqlite_with_rowid=False,
+)
+
+training_runs = Table(
+    "training_runs",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("adapter_digest", Text, nullable=False),
+    Column("base_model", Text, nullable=False),
+    Column("base_revision", Text),
+    Column("dataset_digest", Text),
+    Column("manifest", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("created_by", Text),
+    Index("ix_training_runs_adapter_digest", "adapter_digest"),
+    Index("ix_training_runs_dataset_digest", "dataset_digest"),
 )

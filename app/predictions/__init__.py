@@ -6,9 +6,28 @@ the last byte is sent; what a crash cut is found at the next start and marked in
 The event loop hands rows over without waiting; one thread writes all that gathered while its last commit ran, in one
 transaction, and never lingers for more. Only an opening row that nobody waits for stays behind for a few
 milliseconds: if the answer is there by then, its closing row is the only one written.
+
+The log's file is the shared database's own, or the outbox from which the shipper moves rows there. It is asked by
+`History`; the log itself only knows the rows that it still has.
 """
 
+from app.predictions.documents import DocumentUses, Use
+from app.predictions.history import History, Mention, Where
 from app.predictions.log import PredictionLog
-from app.predictions.prediction import Outcome, Prediction, uuid7
+from app.predictions.prediction import FACTS, Outcome, Prediction, created_at, uuid7
+from app.predictions.shipper import Shipper
 
-__all__ = ["Outcome", "Prediction", "PredictionLog", "uuid7"]
+__all__ = [
+    "FACTS",
+    "DocumentUses",
+    "History",
+    "Mention",
+    "Outcome",
+    "Prediction",
+    "PredictionLog",
+    "Shipper",
+    "Use",
+    "Where",
+    "created_at",
+    "uuid7",
+]

@@ -1,22 +1,22 @@
 """The log as the gateway sees it: hand over now, wait for the disk only where a promise depends on it."""
 
 import asyncio
+import json
 import logging
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from copy import copy
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 from uuid import UUID
 
 from app import database
-from app.errors import InvalidRequest, RecordUnavailable
-from app.predictions.prediction import Prediction
-from app.predictions.rows import INTERRUPT_OPEN, SELECT, from_row
-from app.predictions.writer import Job, Tally, Writer
+from app.errors import RecordUnavailable
+from app.predictions.prediction import Outcome, Prediction
+from app.predictions.rows import BACKLOG, CLOSED, INTERRUPT_OPEN, SELECT, from_row
+from app.predictions.writer import Job, Removal, Tally, Writer
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -162,20 +162,20 @@ class PredictionLog:
         rows = await self._read(f"{SELECT} WHERE tenant = ? AND id = ?", tenant, key)
         return from_row(rows[0]) if rows else None
 
-    async def recent(self, tenant: str, *, limit: int = 50, before: str | None = None) -> list[Prediction]:
-        """List the tenant's predictions, newest first, from the id `before` on backwards."""
-        try:
-            key = UUID(before).bytes if before else b"\xff" * 16
-        except ValueError:
-            raise InvalidRequest(f"'before' must be the id of a prediction, not {before!r}.", param="before") from None
-        sql = f"{SELECT} WHERE tenant = ? AND id < ? ORDER BY id DESC LIMIT ?"
-        return [from_row(row) for row in await self._read(sql, tenant, key, limit)]
+    async def closed(self, limit: int, *, but: Collection[int] = ()) -> list[tuple[Any, ...]]:
+        """Read rows that are closed, the oldest first: the row's number, then `COLUMNS`; leave out those in `but`."""
+        return await self._read(CLOSED, json.dumps(sorted(but)), limit)
 
-    async def counts(self, tenant: str, *, since: datetime) -> dict[str, int]:
-        """Count the tenant's predictions made since then, for each outcome there is."""
-        first = (int(since.timestamp() * 1000) << 80).to_bytes(16)
-        sql = "SELECT outcome, count(*) FROM predictions WHERE tenant = ? AND id >= ? GROUP BY outcome"
-        return dict(await self._read(sql, tenant, first))
+    async def outbox(self) -> tuple[int, str | None]:
+        """Count the rows that are closed, and give the id of the oldest one."""
+        ((count, first),) = await self._read(BACKLOG)
+        return int(count), str(UUID(bytes=first)) if first else None
+
+    async def remove(self, rows: Mapping[Outcome, Sequence[int]]) -> None:
+        """Have rows removed that are kept elsewhere now; one whose outcome is another by now stays."""
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._writer.remove(Removal(rows, waiter))
+        await waiter
 
     async def _read(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
         def fetch() -> list[tuple[Any, ...]]:
@@ -200,6 +200,7 @@ class PredictionLog:
             writer = Writer(
                 writing,
                 committed=lambda jobs: self._tell_loop(self._committed, jobs),
+                removed=lambda removals: self._tell_loop(_removed, removals),
                 failed=lambda error: self._tell_loop(self._failed, error),
                 in_flight=lambda: self._answering,
                 tally=self._tally,
@@ -267,6 +268,12 @@ class PredictionLog:
                 else:
                     others = True
         return others
+
+
+def _removed(removals: list[Removal]) -> None:
+    for removal in removals:
+        if not removal.waiter.done():
+            removal.waiter.set_result(None)
 
 
 def _opening(job: Job) -> Job:

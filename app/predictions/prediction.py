@@ -42,6 +42,11 @@ def uuid7() -> str:
     )
 
 
+def created_at(prediction_id: str) -> datetime:
+    """The moment an id was made, to the millisecond."""
+    return datetime.fromtimestamp(int(prediction_id[:8] + prediction_id[9:13], 16) / 1000, UTC)
+
+
 class Prediction(msgspec.Struct, kw_only=True):
     """One request and its answer, filled in while it is answered.
 
@@ -104,7 +109,7 @@ class Prediction(msgspec.Struct, kw_only=True):
     @property
     def created_at(self) -> datetime:
         """The moment the id was made, to the millisecond."""
-        return datetime.fromtimestamp(int(self.id[:8] + self.id[9:13], 16) / 1000, UTC)
+        return created_at(self.id)
 
     def as_dict(self) -> dict[str, Any]:
         """Give every recorded fact and `created_at`, ready for msgspec's JSON encoder."""
@@ -116,3 +121,7 @@ class Prediction(msgspec.Struct, kw_only=True):
     def __repr__(self) -> str:
         # What is printed ends up in logs, where content must not be.
         return f"<Prediction {self.id} {self.outcome}>"
+
+
+FACTS = ("id", "created_at", *Prediction.__struct_fields__[1:-1])
+"""What `Prediction.as_dict` gives, in its order."""

@@ -30,6 +30,17 @@ _OVER_OPEN = (
 )
 INTERRUPT_OPEN = "UPDATE predictions SET outcome = 'interrupted' WHERE outcome = 'open'"
 
+# The outcome is the one the row was read with: one taken for interrupted may have turned out finished since.
+REMOVE = "DELETE FROM predictions WHERE outcome = ? AND row IN (SELECT value FROM json_each(?))"
+CLOSED = (
+    f"SELECT row, {', '.join(_quoted)} FROM predictions "  # noqa: S608 - our own column names.
+    "WHERE outcome <> 'open' AND row NOT IN (SELECT value FROM json_each(?)) ORDER BY row LIMIT ?"
+)
+BACKLOG = (
+    "SELECT (SELECT count(*) FROM predictions) - (SELECT count(*) FROM predictions WHERE outcome = 'open'), "
+    "(SELECT id FROM predictions WHERE outcome <> 'open' ORDER BY row LIMIT 1)"
+)
+
 MAX_ROWS = 16
 """Rows that one statement writes at most."""
 
@@ -102,6 +113,11 @@ def from_row(row: tuple[Any, ...]) -> Prediction:
     """Make a prediction of what `SELECT` gives."""
     facts = dict(zip(COLUMNS, row, strict=True))
     facts["id"] = str(UUID(bytes=facts["id"]))
+    return from_facts(facts)
+
+
+def from_facts(facts: dict[str, Any]) -> Prediction:
+    """Make a prediction of its columns by name, the id and JSON as text."""
     facts["stream"], facts["store"] = bool(facts["stream"]), bool(facts["store"])
     for column in _JSON_COLUMNS:
         name = COLUMNS[column]

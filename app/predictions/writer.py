@@ -1,16 +1,17 @@
 """The thread that puts predictions on the disk, with one commit for all that gathered during the last one."""
 
 import asyncio
+import json
 import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, Protocol
 
-from app.predictions.prediction import Prediction
-from app.predictions.rows import INTERRUPT_OPEN, MAX_ROWS, Row, insert, salvaged_row, to_row, upsert
+from app.predictions.prediction import Outcome, Prediction
+from app.predictions.rows import INTERRUPT_OPEN, MAX_ROWS, REMOVE, Row, insert, salvaged_row, to_row, upsert
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,16 @@ class Job:
         self.waiters: list[tuple[float, asyncio.Future[None]]] = []
 
 
+class Removal:
+    """Rows that may go from the disk, each with the outcome it was read with, and who waits for that."""
+
+    __slots__ = ("rows", "waiter")
+
+    def __init__(self, rows: Mapping[Outcome, Sequence[int]], waiter: asyncio.Future[None]) -> None:
+        self.rows = rows
+        self.waiter = waiter
+
+
 class Writer:
     """The one thread that writes: it commits what has gathered and tries again for as long as the disk refuses."""
 
@@ -63,6 +74,7 @@ class Writer:
         connection: sqlite3.Connection,
         *,
         committed: Callable[[list[Job]], None],
+        removed: Callable[[list[Removal]], None] = lambda _: None,
         failed: Callable[[Exception], None],
         in_flight: Callable[[], int] = lambda: 0,
         tally: Tally | None = None,
@@ -70,10 +82,12 @@ class Writer:
         """All callbacks are called in the writer's thread; `in_flight` counts the predictions open."""
         self._connection = connection
         self._committed = committed
+        self._removed = removed
         self._failed = failed
         self._in_flight = in_flight
         self._tally = tally
-        self._mailbox: SimpleQueue[list[Job] | None] = SimpleQueue()
+        self._mailbox: SimpleQueue[list[Job] | Removal | None] = SimpleQueue()
+        self._removals: list[Removal] = []
         self._give_up_at = float("inf")
         # A daemon, so that a disk which never answers cannot keep the process alive.
         self.thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
@@ -81,6 +95,10 @@ class Writer:
     def put(self, jobs: list[Job]) -> None:
         """Have `jobs` written; a later job of the same id supersedes an earlier one."""
         self._mailbox.put(jobs)
+
+    def remove(self, removal: Removal) -> None:
+        """Have rows removed along with the next commit: a writer beside this one would make it wait."""
+        self._mailbox.put(removal)
 
     def stop(self, drain_seconds: float) -> None:
         """Have the thread end when everything is written, or after `drain_seconds` of trying."""
@@ -99,8 +117,9 @@ class Writer:
         retry_at, pause, refused = 0.0, 0.05, 0
         stopped = False
         while not stopped or (batch and time.monotonic() < self._give_up_at):
-            stopped |= self._receive(batch, max(0.0, retry_at - time.monotonic()) if batch else None)
-            if not batch or time.monotonic() < retry_at:
+            waiting = batch or self._removals
+            stopped |= self._receive(batch, max(0.0, retry_at - time.monotonic()) if waiting else None)
+            if not (batch or self._removals) or time.monotonic() < retry_at:
                 continue
             opening = sum(job.prediction.outcome == "open" for job in batch)
             if self._in_flight() > opening and not stopped:
@@ -116,7 +135,10 @@ class Writer:
                 retry_at, pause = time.monotonic() + pause, min(2 * pause, 1.0)
             else:
                 self._committed(batch)
-                if self._tally is not None:
+                if self._removals:
+                    self._removed(self._removals)
+                    self._removals = []
+                if self._tally is not None and batch:
                     closed = sum(job.prediction.outcome != "open" for job in batch)
                     self._tally.recorded(closed, time.perf_counter() - started)
                 batch, retry_at, pause, refused = [], 0.0, 0.05, 0
@@ -135,7 +157,10 @@ class Writer:
         try:
             jobs = self._mailbox.get(timeout=wait_seconds)
             while jobs is not None:
-                batch += jobs
+                if isinstance(jobs, Removal):
+                    self._removals.append(jobs)
+                else:
+                    batch += jobs
                 jobs = self._mailbox.get_nowait()
         except Empty:
             return False
@@ -151,6 +176,9 @@ class Writer:
             except self.UNWRITABLE:
                 for job in jobs:
                     self._write_salvaging(job.prediction)
+            for removal in self._removals:
+                for outcome, rows in removal.rows.items():
+                    self._connection.execute(REMOVE, (outcome, json.dumps(rows)))
             self._connection.execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:

@@ -8,8 +8,9 @@ from fastapi import Depends, Request
 
 from app.access import Caller
 from app.feedback import FeedbackLog, LabelLog
+from app.lineage import Provenance, Tracer, Uses
 from app.links import PassageLinks
-from app.predictions import PredictionLog
+from app.predictions import History, PredictionLog
 from app.readiness import Readiness
 from app.registry import Registry
 from app.routes.schemas import ErrorEnvelope
@@ -26,6 +27,10 @@ class Services:
     predictions: PredictionLog
     feedback: FeedbackLog
     labels: LabelLog
+    history: History
+    provenance: Provenance
+    tracer: Tracer
+    uses: Uses
     registry: Registry
     defaults: Mapping[str, Any]
     """What a release has where its file leaves it out."""

@@ -11,11 +11,13 @@ import msgspec
 from fastapi import FastAPI
 
 from app.chat import ChatRequest
+from app.lineage import Dataset, DatasetPage, Trace, TrainingRun, UsedBy
 from app.releases import Release
 from app.routes.completions import ChatCompletion, ChatCompletionChunk
 from app.routes.dependencies import errors
 from app.routes.documents import UPLOAD_SCHEMAS
 from app.routes.front import CHAT_PATH, OPEN_PATHS
+from app.routes.lineage import Registered
 
 _REF = "#/components/schemas/{name}"
 
@@ -27,6 +29,7 @@ _TAGS = {
     "predictions": "The record: every answer with its release, passages and timings.",
     "feedback": "What people and programs think of answers.",
     "labels": "What is true of an answer, as those state who can know.",
+    "lineage": "What a prediction was made of, and what was made with it, every digest verified anew.",
     "releases": "What answers: immutable bundles of model, adapter, prompt, retrieval and defaults.",
     "rollouts": "Which release of a name answers whom.",
     "access": "Whose key this is.",
@@ -54,7 +57,7 @@ def _complete(description: dict[str, Any]) -> dict[str, Any]:
     (request, completion, chunk), found = msgspec.json.schema_components(
         [ChatRequest, ChatCompletion, ChatCompletionChunk], ref_template=_REF
     )
-    schemas.update(found, **_release_schemas())
+    schemas.update(found, **_release_schemas(), **_lineage_schemas())
     for model in UPLOAD_SCHEMAS:
         schemas[model.__name__] = model.model_json_schema(ref_template=_REF.replace("{name}", "{model}"))
     description["paths"][CHAT_PATH] = {"post": _chat(request, completion, chunk)}
@@ -78,6 +81,15 @@ def _release_schemas() -> dict[str, Schema]:
     schemas["Release"]["required"] = ["name"]
     del schemas["Release"]["properties"]["number"]
     plain: dict[str, Schema] = msgspec.json.decode(msgspec.json.encode(schemas))  # A default may be a tuple.
+    return plain
+
+
+def _lineage_schemas() -> dict[str, Schema]:
+    """What goes into and comes out of the routes of lineage."""
+    _, schemas = msgspec.json.schema_components(
+        [Dataset, DatasetPage, Registered, Trace, TrainingRun, UsedBy], ref_template=_REF
+    )
+    plain: dict[str, Schema] = msgspec.json.decode(msgspec.json.encode(schemas))
     return plain
 
 

@@ -1,13 +1,11 @@
-"""What can be asked about the service and its work: models, embeddings, predictions, identity."""
+"""What can be asked about the service: models, embeddings, identity."""
 
 import base64
 from typing import Annotated
-from uuid import UUID
 
-import msgspec
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path
 
-from app.errors import InvalidRequest, ModelNotFound, NotFound
+from app.errors import InvalidRequest, ModelNotFound
 from app.releases import Release
 from app.routes.dependencies import CallerDep, ServicesDep, errors
 from app.routes.schemas import (
@@ -18,8 +16,6 @@ from app.routes.schemas import (
     IdentityObject,
     ModelList,
     ModelObject,
-    PredictionList,
-    PredictionObject,
 )
 from observability import genai
 
@@ -75,43 +71,6 @@ async def create_embeddings(services: ServicesDep, caller: CallerDep, body: Embe
         model=body.model,
         usage=EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens),
     )
-
-
-@routes.get(
-    "/v1/predictions",
-    operation_id="list_predictions",
-    tags=["predictions"],
-    response_model=PredictionList,
-    responses=errors(),
-)
-async def list_predictions(
-    services: ServicesDep,
-    caller: CallerDep,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    before: Annotated[UUID | None, Query(description="List those made before this one.")] = None,
-) -> Response:
-    """List the tenant's predictions, newest first."""
-    caller.require("predictions:read")
-    found = await services.predictions.recent(caller.tenant, limit=limit, before=str(before) if before else None)
-    following = found[-1].id if len(found) == limit else None
-    page = {"object": "list", "data": [row.as_dict() for row in found], "next": following}
-    return Response(msgspec.json.encode(page), media_type="application/json")
-
-
-@routes.get(
-    "/v1/predictions/{prediction_id}",
-    operation_id="get_prediction",
-    tags=["predictions"],
-    response_model=PredictionObject,
-    responses=errors(404),
-)
-async def get_prediction(services: ServicesDep, caller: CallerDep, prediction_id: UUID) -> Response:
-    """Show one prediction: the release, the passages, the answer, the timings."""
-    caller.require("predictions:read")
-    row = await services.predictions.get(caller.tenant, str(prediction_id))
-    if row is None:
-        raise NotFound(f"There is no prediction {str(prediction_id)!r}.")
-    return Response(msgspec.json.encode(row.as_dict()), media_type="application/json")
 
 
 @routes.get("/v1/me", operation_id="who_am_i", tags=["access"], responses=errors())

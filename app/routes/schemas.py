@@ -338,6 +338,13 @@ class PredictionList(BaseModel):
     next: str | None = None
 
 
+class PredictionCount(BaseModel):
+    """How many predictions there are."""
+
+    object: Literal["prediction.count"] = "prediction.count"
+    count: int
+
+
 class Health(BaseModel):
     """Whether the process is alive, or ready; `checks` says what is not."""
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import RFC_4122, UUID
 
@@ -19,7 +18,7 @@ from hypothesis import strategies as st
 
 from app import database
 from app.database import DataDirectoryBusy
-from app.errors import InvalidRequest, RecordUnavailable
+from app.errors import RecordUnavailable
 from app.messages import Message
 from app.predictions import Prediction, PredictionLog, uuid7
 
@@ -379,27 +378,38 @@ async def test_a_tenant_sees_only_its_own(log):
     await asyncio.gather(log.close(mine), log.close(theirs))
     assert (await log.get("acme", mine.id)).id == mine.id
     assert await log.get("acme", theirs.id) is None
-    assert [prediction.id for prediction in await log.recent("acme")] == [mine.id]
-    since = datetime.now(UTC) - timedelta(minutes=1)
-    assert await log.counts("acme", since=since) == {"finished": 1}
-    assert await log.counts("other", since=since) == {"failed": 1}
-    assert await log.counts("other", since=since + timedelta(minutes=2)) == {}
 
 
-async def test_what_is_no_id_is_not_found_and_cannot_page(log):
+async def test_what_is_no_id_is_not_found(log):
     assert await log.get("acme", "'; DROP TABLE predictions") is None
     assert await log.get("acme", uuid7()) is None
-    with pytest.raises(InvalidRequest) as refusal:
-        await log.recent("acme", before="yesterday")
-    assert refusal.value.param == "before"
 
 
-async def test_listing_pages_back_through_time(log):
-    predictions = [_prediction(outcome="finished") for _ in range(5)]
+# --- being emptied ---
+
+
+async def test_only_closed_rows_are_read_and_go_when_their_outcome_is_still_the_same(path, log):
+    done, cut, running = (_prediction(outcome=outcome) for outcome in ("finished", "interrupted", "open"))
+    log.open(running)
+    await log.opened(running)
+    await log.close(done)
+    await log.close(cut)
+    rows = await log.closed(10)
+    assert [str(UUID(bytes=row[1])) for row in rows] == [done.id, cut.id]
+    assert await log.closed(10, but=[row[0] for row in rows]) == []
+    assert await log.outbox() == (2, done.id)
+    await log.close(_prediction(id=cut.id, outcome="finished"))
+    await log.remove({"finished": [rows[0][0]], "interrupted": [rows[1][0]]})
+    assert _rows(path) == [(cut.id, "finished"), (running.id, "open")]
+
+
+async def test_rows_go_along_with_others_though_nobody_else_writes(path, log):
+    predictions = [_prediction(outcome="finished") for _ in range(50)]
     await asyncio.gather(*(log.close(prediction) for prediction in predictions))
-    newest = await log.recent("acme", limit=2)
-    older = await log.recent("acme", limit=9, before=newest[-1].id)
-    assert [prediction.id for prediction in newest + older] == [prediction.id for prediction in reversed(predictions)]
+    numbers = [row[0] for row in await log.closed(100)]
+    await asyncio.gather(log.remove({"finished": numbers[:20]}), log.remove({"finished": numbers[20:49]}))
+    assert _rows(path) == [(predictions[49].id, "finished")]
+    assert await log.outbox() == (1, predictions[49].id)
 
 
 # --- refusing ---

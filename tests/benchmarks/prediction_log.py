@@ -30,7 +30,7 @@ import uvloop
 
 from app import database
 from app.predictions import Prediction, PredictionLog, uuid7
-from app.predictions.rows import UPSERT, to_row
+from app.predictions.rows import to_row, upsert
 
 REQUEST = json.dumps(
     {"model": "handbook", "messages": [{"role": "user", "content": "How long is a record kept? " * 4}], "stream": False}
@@ -90,7 +90,7 @@ async def naive(path: Path, producers: int, records: int) -> tuple[float, float]
 
         def write(prediction: Prediction) -> None:
             connection.execute("BEGIN")
-            connection.execute(UPSERT, to_row(prediction))
+            connection.execute(*upsert([to_row(prediction)]))
             connection.execute("COMMIT")
 
         async def record(prediction: Prediction) -> None:

@@ -1,0 +1,159 @@
+"""What was predicted, asked of the database that all replicas share: the same queries on SQLite and on PostgreSQL.
+
+The main rule: pages by id, which rises with time, so that no page costs more than another; and nothing is asked
+without naming the tenant.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from sqlalchemy import ColumnElement, Row, Select, func, or_, select
+
+from app.database import Database, predictions
+from app.predictions.prediction import Outcome, Prediction
+from app.predictions.rows import COLUMNS, from_facts
+
+LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
+
+_table = predictions.c
+_whole = [_table[name] for name in COLUMNS]
+_brief = [_table.id, _table.outcome, _table.release_name, _table.release_digest, _table.assignment]
+
+
+class Where(msgspec.Struct, frozen=True, kw_only=True):
+    """Which predictions are meant; what is None makes no difference."""
+
+    release: str | None = None
+    """`name`, or one of its releases as `name@3`."""
+    release_digest: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    """Made before that moment."""
+    outcome: Outcome | None = None
+    user: str | None = None
+    conversation: str | None = None
+    model: str | None = None
+    adapter: str | None = None
+    verdict: str | None = None
+    """With its reason, as `abstained:nothing_relevant`, or without: then whatever the reason."""
+    assignment: str | None = None
+
+
+ANY = Where()
+
+
+class Mention(msgspec.Struct, frozen=True, kw_only=True):
+    """A prediction in brief."""
+
+    id: str
+    outcome: Outcome
+    release_name: str | None
+    release_digest: str | None
+    assignment: str | None
+
+
+class History:
+    """The predictions of the shared database, as far as they have come there."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get(self, tenant: str, prediction_id: str) -> Prediction | None:
+        """Read one prediction of the tenant, by its id as text; None if there is none."""
+        query = select(*_whole).where(_table.tenant == tenant, _table.id == prediction_id)
+        found = await self._read(query)
+        return found[0] if found else None
+
+    async def find(
+        self, tenant: str, where: Where = ANY, *, limit: int = 50, before: str | None = None
+    ) -> list[Prediction]:
+        """List the tenant's predictions, the newest first, from the id `before` on backwards."""
+        query = select(*_whole).where(*_conditions(tenant, where), _table.id < (before or LAST_ID))
+        return await self._read(query.order_by(_table.id.desc()).limit(limit))
+
+    async def count(self, tenant: str, where: Where = ANY) -> int:
+        """Count the tenant's predictions."""
+        query = select(func.count()).select_from(predictions).where(*_conditions(tenant, where))
+        async with self._database.reading() as connection:
+            return int((await connection.execute(query)).scalar_one())
+
+    async def pages(self, tenant: str, where: Where = ANY, *, page_rows: int = 500) -> AsyncIterator[list[Prediction]]:
+        """Give all there are up to now, the oldest first, page by page; between two pages nothing is held open."""
+        until = datetime.now(UTC)
+        where = msgspec.structs.replace(where, until=min(where.until or until, until))
+        query = select(*_whole).where(*_conditions(tenant, where)).order_by(_table.id).limit(page_rows)
+        page = await self._read(query)
+        while page:
+            yield page
+            page = await self._read(query.where(_table.id > page[-1].id)) if len(page) == page_rows else []
+
+    async def of_releases(
+        self, tenant: str, digests: Collection[str], *, limit: int, before: str | None = None
+    ) -> list[Mention]:
+        """List what the releases of these digests answered, the newest first."""
+        async with self._database.reading() as connection:
+            found: list[Mention] = []
+            # One release after the other: each is a walk along the index, which a list of them is not.
+            for digest in digests:
+                mine = (_table.tenant == tenant, _table.release_digest == digest, _table.id < (before or LAST_ID))
+                query = select(*_brief).where(*mine).order_by(_table.id.desc()).limit(limit)
+                found += map(mention_of, await connection.execute(query))
+        return sorted(found, key=lambda each: each.id, reverse=True)[:limit]
+
+    async def mentions(self, tenant: str, ids: Collection[str]) -> dict[str, Mention]:
+        """Find those there are of these ids."""
+        found: dict[str, Mention] = {}
+        wanted = sorted(ids)
+        async with self._database.reading() as connection:
+            for at in range(0, len(wanted), 500):
+                query = select(*_brief).where(_table.tenant == tenant, _table.id.in_(wanted[at : at + 500]))
+                found |= {row.id: mention_of(row) for row in await connection.execute(query)}
+        return found
+
+    async def _read(self, query: Select[Any]) -> list[Prediction]:
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).all()
+        # Fifty long answers take milliseconds to decode.
+        return await asyncio.to_thread(_predictions, rows) if len(rows) > 1 else _predictions(rows)
+
+
+def mention_of(row: Row[Any]) -> Mention:
+    """Read a prediction in brief."""
+    return Mention(
+        id=row.id,
+        outcome=row.outcome,
+        release_name=row.release_name,
+        release_digest=row.release_digest,
+        assignment=row.assignment,
+    )
+
+
+def _predictions(rows: Sequence[Row[Any]]) -> list[Prediction]:
+    return [from_facts(dict(zip(COLUMNS, row, strict=True))) for row in rows]
+
+
+def _conditions(tenant: str, where: Where) -> Iterator[ColumnElement[bool]]:
+    yield _table.tenant == tenant
+    if where.since is not None:
+        yield _table.id >= first_id(where.since)
+    if where.until is not None:
+        yield _table.id < first_id(where.until)
+    if where.release is not None:
+        label = _table.release_name
+        yield label == where.release if "@" in where.release else label.startswith(f"{where.release}@", autoescape=True)
+    if where.verdict is not None:
+        exact = _table.verdict == where.verdict
+        yield or_(exact, _table.verdict.startswith(f"{where.verdict}:", autoescape=True))
+    for name in ("release_digest", "outcome", "user", "conversation", "model", "adapter", "assignment"):
+        if (value := getattr(where, name)) is not None:
+            yield _table[name] == value
+
+
+def first_id(moment: datetime) -> str:
+    """The smallest id that a prediction made at `moment` or later can have; without a time zone it is one in UTC."""
+    aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    digits = f"{max(0, round(aware.timestamp() * 1000)):012x}"
+    return f"{digits[:8]}-{digits[8:]}-0000-0000-000000000000"
