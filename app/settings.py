@@ -268,6 +268,7 @@ def unknown_variables() -> Iterator[tuple[str, str | None]]:
         inner = type(field.default).model_fields if isinstance(field.default, Section) else {}
         known |= {f"HALLMARK_{name}_{each}".upper() for each in inner} or {f"HALLMARK_{name}".upper()}
     for variable in sorted(os.environ):  # noqa: TID251 - this module is where the environment is read.
-        if variable.startswith("HALLMARK_") and variable not in known:
+        is_group = variable.startswith("HALLMARK_ENGINES_")  # One of them, as JSON.
+        if variable.startswith("HALLMARK_") and variable not in known and not is_group:
             near = get_close_matches(variable[9:], [name[9:] for name in known], n=1, cutoff=0.7)
             yield variable, f"HALLMARK_{near[0]}" if near else None
