@@ -238,9 +238,16 @@ class Answering:
         self._away = error
         found = next_choice(self.choice, self.request, gateway.releases, gateway.engines)
         if found is not None and not self._has_waited:
-            self._take(found)
+            self._begin_again(found)
         else:
             await self._wait()
+
+    def _begin_again(self, choice: Choice) -> None:
+        """Have another release answer; what was found and written for the one before is not of its answer."""
+        prediction = self.prediction
+        prediction.passages = prediction.messages = prediction.question = prediction.index_version = None
+        self._passages = ()
+        self._take(choice)
 
     async def _wait(self) -> None:
         """Wait once for an engine that is starting; raises why the request cannot be answered."""
@@ -253,7 +260,7 @@ class Answering:
 
     async def _answer_later(self) -> AsyncGenerator[list[Piece], None]:
         """Wait for the engine after all, where the passages have nothing that could be quoted in its place."""
-        self._take(self._chosen)
+        self._begin_again(self._chosen)
         await self._wait()
         return await self._answer()
 

@@ -232,6 +232,20 @@ async def test_an_engine_that_fails_before_its_first_word_is_stood_in_for(alive,
         )
 
 
+async def test_what_was_found_for_the_release_that_failed_is_not_of_the_other_s_answer(alive):
+    big, small, service = alive
+    async with service.tenant() as api:
+        await api.add("kettle.md", KETTLE)
+        big.script(Refuse.failed())
+        answer = await api.answer(SPEED, model="safe")
+        assert "90 seconds" in str(big.bodies[-1])
+        assert "90 seconds" not in str(small.bodies[-1])
+        assert (answer["fallback"], "citations" in answer) == ("small@1", False)
+        record = await api.record()
+        found = [record[name] for name in ("passages", "messages", "question", "index_version", "citations")]
+        assert (found, record["retrieval_outcome"]) == ([None] * 5, "off")
+
+
 @pytest.mark.parametrize(
     ("act", "status"),
     [(Refuse.overloaded(), 429), (Refuse(422, "Input validation error: no", "validation"), 400)],
