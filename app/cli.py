@@ -73,7 +73,7 @@ def serve(
     if local_engine is not None:
         embedded = settings.embedded.model_copy(update={"enabled": local_engine})
         settings = settings.model_copy(update={"embedded": embedded})
-    if settings.engine.url is None and not settings.embedded.enabled:
+    if not settings.engine.members and not settings.embedded.enabled:
         err.print("[red]no engine:[/] set HALLMARK_ENGINE_URL to a running one, or start with --local-engine.")
         raise typer.Exit(2)
     for name, meant in unknown_variables():
@@ -112,7 +112,7 @@ def demo(
             examples=examples,
             data_dir=settings.data_dir.resolve(),
             start=start,
-            local_engine=settings.engine.url is None,
+            local_engine=not settings.engine.members,
         )
 
 

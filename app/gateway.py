@@ -14,11 +14,20 @@ from time import perf_counter
 from typing import Any, Literal
 
 from app.access import Caller
+from app.calls import EngineCall, checked
 from app.chat import ChatRequest
-from app.engines import Engine, EngineInfo
-from app.errors import EngineInterrupted, EngineTimeout, Overloaded, RecordUnavailable, ServiceError
+from app.engines.groups import EngineGroups
+from app.errors import (
+    EngineInterrupted,
+    EngineTimeout,
+    EngineUnavailable,
+    Overloaded,
+    RecordUnavailable,
+    ServiceError,
+)
+from app.fallback import extract, is_stood_in_for, next_choice, wait_for
 from app.grounding import Grounds, Ratings, Search, citation_facts, find_grounds, fit_prompt, hit_facts, plan_for
-from app.messages import FinishReason, Generation, Message, Piece, Usage, whole_tool_calls
+from app.messages import FinishReason, Message, Piece, Usage, whole_tool_calls
 from app.predictions import Outcome, Prediction, PredictionLog, uuid7
 from app.prompts import question_of, search_query
 from app.releases import Choice, Releases
@@ -27,12 +36,6 @@ from observability import genai
 from observability.traces import RequestTrace
 from retrieval.citations import AnswerChecker, Citation, Verdict, plain_marker
 from retrieval.documents import Passage, Scope
-
-INFO_SECONDS = 60.0
-"""How long an engine's description of its limits is believed before it is asked again."""
-
-NO_INFO_SECONDS = 5.0
-"""How long an engine that did not describe itself is not asked again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,27 +62,25 @@ _CANCELLED: dict[StopReason | None, tuple[Outcome, str]] = {
 
 
 class Gateway:
-    """Answers requests with the releases, the engine and the passages it was given."""
+    """Answers requests with the releases, the engines and the passages it was given."""
 
     def __init__(
         self,
         *,
         releases: Releases,
-        engine: Engine,
+        engines: EngineGroups,
         search: Search | None,
         predictions: PredictionLog,
         max_concurrent: int = 512,
         record_required: bool = True,
     ) -> None:
         self.releases = releases
-        self.engine = engine
+        self.engines = engines
         self.search = search
         self.predictions = predictions
         self.max_concurrent = max_concurrent
         self.record_required = record_required
         self.in_flight = 0
-        self._info: EngineInfo | None = None
-        self._info_until = 0.0
 
     def begin(
         self, request: ChatRequest, body: bytes, caller: Caller, trace: RequestTrace, *, conversation: str | None = None
@@ -95,17 +96,6 @@ class Gateway:
             raise Overloaded("Too many answers are in flight; try again shortly.", retry_after_seconds=1)
         return Answering(self, request, body, caller, choice, trace)
 
-    async def token_limit(self) -> int | None:
-        """Tokens a prompt and its answer may have together; None when the engine does not say."""
-        if perf_counter() > self._info_until:
-            try:
-                self._info = await self.engine.describe()
-                self._info_until = perf_counter() + INFO_SECONDS
-            except ServiceError:
-                # The call itself is about to tell what is wrong with the engine; what it said before still holds.
-                self._info_until = perf_counter() + NO_INFO_SECONDS
-        return (self._info.max_total_tokens or self._info.max_input_tokens) if self._info else None
-
 
 class Answering:
     """One request being answered: its record, its release, and its events."""
@@ -114,25 +104,13 @@ class Answering:
         self, gateway: Gateway, request: ChatRequest, body: bytes, caller: Caller, choice: Choice, trace: RequestTrace
     ) -> None:
         self.request = request
-        self.choice = choice
-        self.release = release = choice.release
         self.trace = trace
-        self.plan = plan_for(request, release.retrieval)
-        self.sampling = request.sampling(max_tokens=release.max_tokens, temperature=release.temperature)
-        self.prediction = Prediction(
+        self.prediction = prediction = Prediction(
             id=uuid7(),
             tenant=caller.tenant,
             key_id=caller.key_id,
             user=request.user,
             model=request.model,
-            release_name=release.label,
-            release_digest=release.digest,
-            assignment=choice.role,
-            base_model=release.base_model,
-            adapter=release.adapter,
-            prompt_version=release.prompt.version,
-            retrieval_mode=self.plan.mode,
-            retrieval_outcome="off",
             stream=bool(request.stream),
             store=request.store is not False,
             trace_id=trace.trace_id,
@@ -145,8 +123,9 @@ class Answering:
         self.embed_seconds: float | None = None
         self._texts: list[str] = []
         self._tool_calls: list[dict[str, Any]] = []
-        self._finish_reason: FinishReason | None = None
-        self._usage = Usage()
+        self._call = EngineCall(request, prediction, trace)
+        self._away: ServiceError | None = None
+        self._has_waited = False
         self._checker: AnswerChecker | None = None
         self._rate: Ratings | None = None
         self._passages: Sequence[Passage] = ()
@@ -154,6 +133,25 @@ class Answering:
         self.marker: Callable[[int, Passage], str] = plain_marker
         """How a citation is written into the answer; by default `[n]`."""
         self._stopped: StopReason | None = None
+        self._chosen = choice
+        self._take(choice)
+
+    def _take(self, choice: Choice) -> None:
+        """Have this release answer from here on, and say so on the record."""
+        request, prediction, release = self.request, self.prediction, choice.release
+        self.choice = choice
+        self.release = release
+        self._engine = self._gateway.engines.of(release.engine)
+        self.plan = plan = plan_for(request, release.retrieval)
+        self.sampling = request.sampling(max_tokens=release.max_tokens, temperature=release.temperature)
+        prediction.release_name = release.label
+        prediction.release_digest = release.digest
+        prediction.assignment = choice.role
+        prediction.base_model = release.base_model
+        prediction.adapter = release.adapter
+        prediction.prompt_version = release.prompt.version
+        prediction.retrieval_mode = plan.mode
+        prediction.retrieval_outcome = "off"
 
     def stop(self, reason: StopReason) -> bool:
         """Note why the work is about to be cancelled; False when it is not to be: the answer is complete already."""
@@ -168,22 +166,27 @@ class Answering:
         An error before the first event is to be sent with its status; a later one ends a stream. Close the
         generator, or cancel the task that iterates it, when the client has left.
         """
-        gateway, prediction, texts = self._gateway, self.prediction, self._texts
+        gateway, prediction = self._gateway, self.prediction
         place = self.choice.role != "shadow"  # What nobody waits for takes nobody's place.
         gateway.in_flight += place
         try:
             self._open()
-            async with aclosing(await self._answer()) as batches:
-                async for batch in batches:
-                    if prediction.first_token_seconds is None:
-                        prediction.first_token_seconds = perf_counter() - self._started
-                        if prediction.stream:
-                            await self._recorded(gateway.predictions.opened(prediction))
-                    for piece in batch:
-                        texts.append(piece.text)
-                        if piece.tool_calls:
-                            self._tool_calls += piece.tool_calls
-                    yield batch
+            if not self._engine.is_up:
+                await self._stand_in(None)
+            is_said = False
+            while not is_said:
+                try:
+                    async with aclosing(await self._answer()) as batches:
+                        async for batch in batches:
+                            if prediction.first_token_seconds is None:
+                                await self._begin_telling()
+                            self._keep(batch)
+                            yield batch
+                    is_said = True
+                except ServiceError as error:
+                    if prediction.queue_seconds is not None or not is_stood_in_for(error):
+                        raise
+                    await self._stand_in(error)
             conclusion = self._conclude()
             await self._recorded(gateway.predictions.close(prediction))
             yield conclusion
@@ -198,6 +201,19 @@ class Answering:
             raise
         finally:
             gateway.in_flight -= place
+
+    async def _begin_telling(self) -> None:
+        """Note the first token; that of a stream waits for the opening row."""
+        prediction = self.prediction
+        prediction.first_token_seconds = perf_counter() - self._started
+        if prediction.stream:
+            await self._recorded(self._gateway.predictions.opened(prediction))
+
+    def _keep(self, batch: list[Piece]) -> None:
+        for piece in batch:
+            self._texts.append(piece.text)
+            if piece.tool_calls:
+                self._tool_calls += piece.tool_calls
 
     def _open(self) -> None:
         try:
@@ -216,26 +232,62 @@ class Answering:
             if self._gateway.record_required:
                 raise
 
+    async def _stand_in(self, error: ServiceError | None) -> None:
+        """Go on although the engine is away, or failed with `error`: by a fallback, or once it has come up."""
+        gateway = self._gateway
+        self._away = error
+        found = next_choice(self.choice, self.request, gateway.releases, gateway.engines)
+        if found is not None and not self._has_waited:
+            self._begin_again(found)
+        else:
+            await self._wait()
+
+    def _begin_again(self, choice: Choice) -> None:
+        """Have another release answer; what was found and written for the one before is not of its answer."""
+        prediction = self.prediction
+        prediction.passages = prediction.messages = prediction.question = prediction.index_version = None
+        self._passages = ()
+        self._take(choice)
+
+    async def _wait(self) -> None:
+        """Wait once for an engine that is starting; raises why the request cannot be answered."""
+        error = self._away
+        if self._has_waited or self.choice.role == "shadow" or not isinstance(error, EngineUnavailable | None):
+            raise error or EngineUnavailable("the engine is not available")
+        self._has_waited = True
+        if not await wait_for(self._engine, self.prediction) and error is not None:
+            raise error
+
+    async def _answer_later(self) -> AsyncGenerator[list[Piece], None]:
+        """Wait for the engine after all, where the passages have nothing that could be quoted in its place."""
+        self._begin_again(self._chosen)
+        await self._wait()
+        return await self._answer()
+
     async def _answer(self) -> AsyncGenerator[list[Piece], None]:
         """Decide how this request is answered; the generator returned does it."""
         search, messages = self._gateway.search, self.request.messages
+        is_extractive = self.choice.role == "extractive"
+        self._checker = None
         if self.plan.mode == "off" or search is None or not question_of(messages):
-            return self._generate(messages)
-        if self.plan.context == "sentences":
-            self._rate = Ratings(self._gateway.engine)
+            return await self._answer_later() if is_extractive else self._generate(messages)
+        self._rate = Ratings(self._engine) if self.plan.context == "sentences" and not is_extractive else None
         grounds = await self._retrieve(search)
         hits = grounds.hits
         if self.prediction.retrieval_outcome == "irrelevant":
             return self._abstain()
+        if is_extractive:
+            found = await extract(question_of(messages), grounds, self.plan, search, self.marker) if hits else None
+            return self._quote(*found) if found else await self._answer_later()
         if not hits:
             return self._generate(messages)
         composed = await fit_prompt(
             messages,
             grounds.shown,
             self.release.prompt,
-            limit_tokens=await self._gateway.token_limit(),
+            limit_tokens=await self._gateway.engines.token_limit(self.release.engine),
             answer_tokens=self.sampling.max_tokens or 0,
-            count_tokens=self._gateway.engine.count_tokens,
+            count_tokens=self._engine.count_tokens,
         )
         self.prediction.messages = composed
         check = self.plan.check
@@ -243,7 +295,7 @@ class Answering:
             return self._generate(composed)
         if check == "end":
             self._passages = [hit.passage for hit in hits]
-        checker = AnswerChecker(
+        self._checker = AnswerChecker(
             # What was asked last: an answer to the turn before, which the search needs for its context, is a wrong one.
             question_of(messages),
             hits,
@@ -256,7 +308,7 @@ class Answering:
             marker=self.marker,
             shown=len(grounds.shown) if self.plan.context == "sentences" else None,
         )
-        return self._checked(self._generate(composed), checker)
+        return checked(self._generate(composed), self._checker)
 
     async def _retrieve(self, search: Search) -> Grounds:
         """Find the passages to answer from, noting what was found."""
@@ -290,105 +342,36 @@ class Answering:
         )
         return grounds
 
-    async def _generate(self, messages: list[Message]) -> AsyncGenerator[list[Piece], None]:
-        """Let the engine answer, noting how it ended and how long it was waited for."""
-        request, release, prediction = self.request, self.release, self.prediction
-        sampling = self.sampling
-        span = genai.start_generation(
-            self.trace,
-            model=release.base_model or release.name,
-            provider=release.engine,
-            release=release.label,
-            prediction_id=prediction.id,
-            adapter=release.adapter,
-            stream=prediction.stream,
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=sampling.seed,
-            stop=sampling.stop,
-        )
-        generation = Generation(
-            messages=messages,
-            adapter=release.adapter,
-            sampling=sampling,
-            tools=request.tools,
-            tool_choice=request.tool_choice,
-            parallel_tool_calls=request.parallel_tool_calls,
-            response_format=request.response_format,
-            stream=prediction.stream,
-            traceparent=self.trace.traceparent_under(span),
-        )
-        asked = perf_counter()
-        waited = 0.0
-        error: BaseException | None = None
-        try:
-            async with aclosing(self._gateway.engine.generate(generation)) as batches:
-                async for batch in batches:
-                    waited += perf_counter() - asked
-                    if prediction.queue_seconds is None:
-                        prediction.queue_seconds = waited
-                        genai.first_token(span)
-                    asked = 0.0
-                    for piece in batch:
-                        self._finish_reason = piece.finish_reason or self._finish_reason
-                        self._usage = piece.usage or self._usage
-                    yield batch
-                    asked = perf_counter()
-        except BaseException as failure:
-            error = failure
-            raise
-        finally:
-            # What the consumer took between two batches is not the engine's time.
-            prediction.engine_seconds = waited + (perf_counter() - asked if asked else 0.0)
-            usage = self._usage
-            genai.end_generation(
-                span,
-                prompt_tokens=usage.prompt_tokens,
-                completion_tokens=usage.completion_tokens,
-                finish_reason=self._finish_reason,
-                error=error,
-            )
-
-    async def _checked(
-        self, batches: AsyncGenerator[list[Piece], None], checker: AnswerChecker
-    ) -> AsyncGenerator[list[Piece], None]:
-        """Send on what the checker lets through, and what it puts in place of the rest."""
-        async with aclosing(batches):
-            async for batch in batches:
-                text = await checker.feed("".join([piece.text for piece in batch]))
-                kept = [Piece(text=text)] if text else []
-                kept += [
-                    Piece(tool_calls=piece.tool_calls, logprobs=piece.logprobs)
-                    for piece in batch
-                    if piece.tool_calls or piece.logprobs
-                ]
-                if kept:
-                    yield kept
-        if text := await checker.finish():
-            yield [Piece(text=text)]
-        self._checker = checker
-        self.verdict = checker.verdict
+    def _generate(self, messages: list[Message]) -> AsyncGenerator[list[Piece], None]:
+        return self._call.generate(self._engine, self.release, self.sampling, messages)
 
     async def _abstain(self) -> AsyncGenerator[list[Piece], None]:
         """Answer that nothing relevant was found, without asking the engine."""
-        self._finish_reason = "stop"
+        self._call.finish_reason = "stop"
         self.verdict = Verdict(status="abstained", reason="nothing_relevant")
         yield [Piece(text=self.plan.abstention)]
 
+    async def _quote(self, text: str, checker: AnswerChecker) -> AsyncGenerator[list[Piece], None]:
+        """Answer by the passages alone."""
+        self._call.finish_reason = "stop"
+        self._checker = checker
+        yield [Piece(text=text)]
+
     def _conclude(self) -> Conclusion:
         """Complete the record as finished."""
-        if self._finish_reason is None:
+        finish_reason = self._call.finish_reason
+        if finish_reason is None:
             raise EngineInterrupted("The engine's answer broke off.")
-        prediction, verdict = self.prediction, self.verdict
-        citations = self._checker.citations if self._checker else ()
+        prediction, checker = self.prediction, self._checker
+        self.verdict = verdict = checker.verdict if checker else self.verdict
+        citations = checker.citations if checker else ()
         prediction.outcome = "finished"
-        prediction.finish_reason = self._finish_reason
-        prediction.citations = [citation_facts(citation) for citation in citations] if self._checker else None
+        prediction.finish_reason = finish_reason
+        prediction.citations = [citation_facts(citation) for citation in citations] if checker else None
         if verdict is not None:
             prediction.verdict = verdict.label
         self._note_answer()
-        return Conclusion(self._finish_reason, self._usage, citations, verdict, self._passages)
+        return Conclusion(finish_reason, self._call.usage, citations, verdict, self._passages)
 
     def _break_off(self, outcome: Outcome, code: str) -> None:
         """Complete the record as one that did not finish; a record already handed over stays as it is."""
@@ -401,7 +384,7 @@ class Answering:
         self._gateway.predictions.close_nowait(prediction)
 
     def _note_answer(self) -> None:
-        prediction, usage = self.prediction, self._usage
+        prediction, usage = self.prediction, self._call.usage
         prediction.answer = "".join(self._texts)
         prediction.tool_calls = whole_tool_calls(self._tool_calls) or None
         prediction.prompt_tokens = usage.prompt_tokens

@@ -80,15 +80,20 @@ def plan_for(request: ChatRequest, plan: RetrievalPlan) -> RetrievalPlan:
     if (options := request.retrieval) is not None:
         names = ("mode", "top_k", "search", "check", "fallback")
         chosen = {name: value for name in names if (value := getattr(options, name)) is not None}
-    structured = request.response_format is not None and request.response_format.get("type") != "text"
     if request.messages[-1].role == "tool":
         chosen |= {"check": "off", "fallback": "keep"}
-    elif request.tools or structured or request.logprobs:
+    elif is_for_a_program(request):
         if chosen.get("check", plan.check) == "sentence":
             chosen["check"] = "end"
         if not request.logprobs:
             chosen["fallback"] = "keep"
     return msgspec.structs.replace(plan, **chosen) if chosen else plan
+
+
+def is_for_a_program(request: ChatRequest) -> bool:
+    """Whether a sentence for a person is no answer to this: a tool call, JSON or probabilities are asked for."""
+    structured = request.response_format is not None and request.response_format.get("type") != "text"
+    return bool(request.tools or structured or request.logprobs) or request.messages[-1].role == "tool"
 
 
 async def find_grounds(

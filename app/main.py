@@ -17,11 +17,8 @@ from starlette.types import ASGIApp
 
 from app.access import Access
 from app.database import Database, own_directory
+from app.engine_wiring import Engines, open_engines, release_defaults
 from app.engines import Engine
-from app.engines.local import EngineSettings
-from app.engines.supervisor import LocalEngineSupervisor
-from app.engines.tgi import TGIEngine, Timeouts
-from app.errors import ServiceError
 from app.feedback import FeedbackLog, LabelLog
 from app.gateway import Gateway
 from app.lineage import Provenance, Tracer, Uses
@@ -39,7 +36,6 @@ from app.routes.front import Front
 from app.routes.predictions import routes as prediction_routes
 from app.settings import Settings
 from app.shadows import Shadows
-from app.vetting import Site, disagreements, vet
 from observability.logs import Log
 from observability.metrics import Metrics
 from observability.telemetry import Telemetry
@@ -75,12 +71,10 @@ async def open_service(
         metrics = Metrics(version=VERSION)
         predictions = await parts.enter_async_context(PredictionLog(database, tally=metrics))
         access = await parts.enter_async_context(Access(database))
-        supervisor = await _supervise(settings, parts) if engine is None and settings.embedded.enabled else None
-        engine = engine or await _engine(settings, supervisor, parts)
+        engines = await open_engines(settings, parts, instead=engine)
         limits = ParseLimits(max_bytes=settings.limits.max_document_bytes)
         parser = await parts.enter_async_context(Parser(limits, processes=settings.retrieval.parser_processes))
         retriever = await parts.enter_async_context(_retriever(settings, data_dir, parser, embedder))
-        site = _site(settings)
         shared = await parts.enter_async_context(_shared_database(settings, database))
         is_local = _is_file(shared, database)
         shipper = None if is_local else await parts.enter_async_context(Shipper(predictions, shared))
@@ -90,14 +84,14 @@ async def open_service(
             Registry(
                 shared,
                 own=_release(settings),
-                vet=lambda release: vet(release, engine, site),
+                vet=engines.vet,
                 memory=data_dir / "serving.json",
             )
         )
         links = PassageLinks(await asyncio.to_thread(load_secret, data_dir / "links.secret"))
         gateway = Gateway(
             releases=registry.releases,
-            engine=engine,
+            engines=engines.groups,
             search=retriever,
             predictions=predictions,
             max_concurrent=settings.limits.max_concurrent_answers,
@@ -115,6 +109,7 @@ async def open_service(
             log_lines_dropped=lambda: log.dropped,
             shadows_dropped=lambda: shadows.dropped,
             outbox=shipper,
+            engines=engines.samples,
         )
         public_url = settings.public_url.rstrip("/") if settings.public_url else None
         services = Services(
@@ -131,7 +126,7 @@ async def open_service(
             links=links,
             telemetry=telemetry,
             metrics=metrics,
-            readiness=Readiness(_checks(engine, site, registry, retriever, predictions, metrics, supervisor)),
+            readiness=Readiness(_checks(engines, registry, retriever, predictions)),
             embedding_names=tuple(dict.fromkeys((settings.retrieval.embedding_model, retriever.embedding_model))),
             collection=settings.qdrant.collection,
             max_document_bytes=settings.limits.max_document_bytes,
@@ -219,41 +214,6 @@ def _for_browsers(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
     )
 
 
-async def _supervise(settings: Settings, parts: AsyncExitStack) -> LocalEngineSupervisor:
-    embedded = settings.embedded
-    return await parts.enter_async_context(
-        LocalEngineSupervisor(
-            EngineSettings(
-                model=embedded.model,
-                threads=embedded.threads,
-                dtype=embedded.dtype,
-                max_queue=embedded.max_queue,
-                max_batch=embedded.max_batch,
-            )
-        )
-    )
-
-
-async def _engine(settings: Settings, supervisor: LocalEngineSupervisor | None, parts: AsyncExitStack) -> Engine:
-    given = settings.engine
-    engine = TGIEngine(
-        supervisor.base_url if supervisor else given.url or "http://127.0.0.1:3000",
-        dialect="embedded" if supervisor else given.dialect,
-        token=supervisor.token if supervisor else (given.token.get_secret_value().strip() if given.token else None),
-        adapters=given.adapters,
-        model=given.model,
-        timeouts=Timeouts(
-            connect_seconds=given.connect_timeout_seconds,
-            first_token_seconds=given.first_token_timeout_seconds,
-            between_tokens_seconds=given.between_tokens_timeout_seconds,
-            answer_seconds=settings.limits.request_timeout_seconds,
-        ),
-        max_connections=given.max_connections,
-    )
-    parts.push_async_callback(engine.aclose)
-    return engine
-
-
 def _retriever(settings: Settings, data_dir: Path, parser: Parser, embedder: Embedder | None) -> Retriever:
     wanted, server = settings.retrieval, settings.qdrant
     directory = data_dir / "retrieval"
@@ -287,32 +247,10 @@ def _is_file(database: Database, path: Path) -> bool:
     return database.kind == "sqlite" and Path(database.url.database or "").resolve() == path.resolve()
 
 
-def _site(settings: Settings) -> Site:
-    embedded = settings.embedded.enabled
-    return Site(
-        engine="embedded" if embedded else settings.engine.dialect,
-        served_model=settings.engine.model,
-        collection=settings.qdrant.collection,
-        fusion=settings.retrieval.fusion,
-        passage_tokens=settings.retrieval.passage_tokens,
-        base_model=settings.embedded.model if embedded else settings.engine.model,
-        adapter_folder=settings.engine.adapter_folder,
-    )
-
-
 def _defaults(settings: Settings) -> Mapping[str, Any]:
     """What a release has where its file leaves it out: the built-in prompt, and what this service has just one of."""
-    embedded = settings.embedded.enabled
-    return {
-        "engine": "embedded" if embedded else settings.engine.dialect,
-        "served_model": settings.engine.model,
-        "prompt": {"version": ANSWER_PROMPT.version, "template": ANSWER_PROMPT.template},
-        "retrieval": {
-            "collection": settings.qdrant.collection,
-            "fusion": settings.retrieval.fusion,
-            "context": "sentences" if embedded else "passages",
-        },
-    }
+    prompt = {"version": ANSWER_PROMPT.version, "template": ANSWER_PROMPT.template}
+    return {**release_defaults(settings), "prompt": prompt}
 
 
 def _release(settings: Settings) -> Release:
@@ -324,7 +262,7 @@ def _release(settings: Settings) -> Release:
     return Release(
         name=wanted.name,
         number=0,
-        engine="embedded" if embedded else settings.engine.dialect,
+        engine=settings.main_engine,
         prompt=prompt,
         retrieval=RetrievalPlan(
             mode=wanted.retrieval,
@@ -344,32 +282,15 @@ def _release(settings: Settings) -> Release:
         adapter_digest=wanted.adapter_digest,
         max_tokens=wanted.max_tokens,
         temperature=wanted.temperature,
+        fallback=wanted.engine_fallback,
         notes=wanted.notes,
     )
 
 
 def _checks(
-    engine: Engine,
-    site: Site,
-    registry: Registry,
-    retriever: Retriever,
-    predictions: PredictionLog,
-    metrics: Metrics,
-    supervisor: LocalEngineSupervisor | None,
+    engines: Engines, registry: Registry, retriever: Retriever, predictions: PredictionLog
 ) -> Mapping[str, Check]:
     """What `/readyz` asks of each part."""
-
-    async def check_engine() -> Problem | None:
-        up = False
-        try:
-            up = await engine.healthy()
-        finally:
-            metrics.engine_up(site.engine, up)
-        if up:
-            return None
-        if supervisor is None:
-            return Problem("the engine does not answer, or says that it is not healthy")
-        return Problem(f"the embedded engine ended with {supervisor.last_exit}" if supervisor.last_exit else "starting")
 
     async def check_retrieval() -> Problem | None:
         try:
@@ -384,20 +305,8 @@ def _checks(
         return None if predictions.healthy else Problem("predictions cannot be recorded")
 
     return {
-        "engine": check_engine,
-        "release": lambda: _release_problem(engine, site, registry),
+        "engine": lambda: engines.problem(registry),
+        "release": lambda: engines.release_problem(registry),
         "retrieval": check_retrieval,
         "record": check_record,
     }
-
-
-async def _release_problem(engine: Engine, site: Site, registry: Registry) -> Problem | None:
-    """What the engine serves otherwise than a release that answers says it does."""
-    try:
-        info = await engine.describe()
-    except ServiceError:
-        return None  # The engine's own check says so.
-    for release in registry.releases.answering:
-        if problems := disagreements(release, info, site):
-            return Problem(f"{release.label}: {problems[0]}", " ".join(problems))
-    return None

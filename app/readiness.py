@@ -22,6 +22,8 @@ class Problem:
 
     reason: str
     detail: str = ""
+    blocks: bool = True
+    """False of what is told although the part does its work."""
 
 
 Check = Callable[[], Awaitable[Problem | None]]
@@ -47,12 +49,21 @@ class Readiness:
 
     async def problems(self) -> dict[str, str | None]:
         """Give for each part why it is not ready, or None."""
+        found = await self._look()
+        return {name: problem.reason if problem and problem.blocks else None for name, problem in found.items()}
+
+    async def notes(self) -> dict[str, str]:
+        """Give what is to be said of parts that are ready."""
+        found = await self._look()
+        return {name: problem.reason for name, problem in found.items() if problem and not problem.blocks}
+
+    async def _look(self) -> dict[str, Problem | None]:
         async with self._asking:
             if monotonic() >= self._until:
                 found = await asyncio.gather(*map(self._ask, self._checks.values()))
                 self._note(dict(zip(self._checks, found, strict=True)))
                 self._until = monotonic() + self._believed_seconds
-            return {name: problem.reason if problem else None for name, problem in self._found.items()}
+            return self._found
 
     async def _ask(self, check: Check) -> Problem | None:
         try:
@@ -67,7 +78,7 @@ class Readiness:
         for name, problem in found.items():
             if problem == self._found.get(name):
                 continue
-            if problem is None:
+            if problem is None or not problem.blocks:
                 log.info("%s is ready again", name)
             else:
                 log.warning("%s is not ready: %s", name, " - ".join(filter(None, (problem.reason, problem.detail))))

@@ -135,6 +135,8 @@ class Release(msgspec.Struct, frozen=True, dict=True):
 def read_release(content: bytes, *, is_toml: bool, defaults: Mapping[str, Any]) -> Release:
     """Read a release from the file that describes it, with `defaults` for what it leaves out.
 
+    What `defaults` has under `engines`, by a group's name, goes before the rest for a release on that group.
+
     Raises:
         InvalidRequest: names the field and what it should be.
     """
@@ -293,6 +295,10 @@ def _choices(release: Release, role: Role, shadow: Release | None) -> tuple[Choi
 
 
 def _completed(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    engine = given.get("engine")
+    own = defaults.get("engines", {}).get(engine, {}) if isinstance(engine, str) else {}
+    defaults = {**defaults, **own}
+    defaults.pop("engines", None)
     parts = {**defaults, **given, "number": 0}
     retrieval = given.get("retrieval")
     if isinstance(retrieval, Mapping):

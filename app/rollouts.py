@@ -14,8 +14,9 @@ import msgspec
 
 from app.errors import Conflict
 
-Role = Literal["stable", "canary", "pinned", "shadow"]
-"""Why a release answered: by the rollout, because the caller named it, or unseen beside the one that did."""
+Role = Literal["stable", "canary", "pinned", "shadow", "fallback", "extractive"]
+"""Why a release answered: by the rollout, because the caller named it, unseen beside the one that did, or while an
+engine was away: in place of the release that was to, or itself, by its passages alone."""
 
 MAX_PREVIOUS = 20
 """How many promotions can be gone back."""

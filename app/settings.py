@@ -8,10 +8,10 @@ import os
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self, get_args
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, StringConstraints, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 
@@ -40,6 +40,28 @@ def _database_url(url: SecretStr) -> SecretStr:
 
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 
+Dialect = Literal["tgi", "vllm", "sglang", "llamacpp", "openai", "embedded"]
+
+
+def _dialect_and_url(url: str, dialect: str) -> tuple[str, str]:
+    """Split `vllm+http://gpu-2:8000`; a URL without a dialect in front has the one given."""
+    scheme, _, rest = url.partition("://")
+    own, plus, scheme = scheme.rpartition("+")
+    return (own, f"{scheme}://{rest}") if plus else (dialect, url)
+
+
+def _engine_url(url: str) -> str:
+    dialect, address = _dialect_and_url(url, "tgi")
+    if dialect not in get_args(Dialect):
+        raise ValueError(f"{dialect!r} is no dialect: it may begin with {', '.join(get_args(Dialect))}")
+    _http_url(address)
+    return url
+
+
+EngineUrl = Annotated[str, AfterValidator(_engine_url)]
+
+GroupName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
+
 
 class Section(BaseModel):
     """A group of settings: `HALLMARK_<GROUP>_<NAME>` in the environment, a `[group]` table in the file."""
@@ -48,12 +70,15 @@ class Section(BaseModel):
 
 
 class EngineSettings(Section):
-    """The text-generation server that answers."""
+    """The text-generation server that answers, or several that serve the same model."""
 
     url: HttpUrl | None = Field(None, description="Base URL of a running engine. Unset with `--local-engine`.")
-    dialect: Literal["tgi", "vllm", "sglang", "llamacpp", "openai", "embedded"] = Field(
-        "tgi", description="Which server it is: each differs in details the adapter knows."
+    urls: tuple[EngineUrl, ...] = Field(
+        (),
+        description="Further ones that serve the same model: requests go to the one with the least to do. One of "
+        "another dialect is written with it in front, such as `vllm+http://gpu-2:8000`.",
     )
+    dialect: Dialect = Field("tgi", description="Which server it is: each differs in details the adapter knows.")
     token: SecretStr | None = Field(None, description="Bearer token the engine wants.")
     model: str | None = Field(
         None, description="Model name to send for the base model; by default what the engine reports."
@@ -68,6 +93,19 @@ class EngineSettings(Section):
     first_token_timeout_seconds: float = Field(120.0, gt=0, description="Longest wait for the first byte of an answer.")
     between_tokens_timeout_seconds: float = Field(30.0, gt=0, description="Longest silence inside a stream.")
     max_connections: int = Field(256, ge=1, description="Requests in flight to the engine at once.")
+    start_wait_seconds: float = Field(
+        10.0, ge=0, description="Longest wait of a request for an engine that is starting; 0 refuses at once."
+    )
+    start_wait_requests: int = Field(64, ge=0, description="Requests that may wait for it at once.")
+    warmup_requests: int = Field(
+        1, ge=0, le=100, description="Requests sent to an engine that came up before callers' requests are."
+    )
+
+    @property
+    def members(self) -> list[tuple[str, str]]:
+        """Dialect and base URL of each engine, `url` first."""
+        given = [*([self.url] if self.url else []), *self.urls]
+        return [_dialect_and_url(url, self.dialect) for url in dict.fromkeys(given)]
 
 
 class EmbeddedSettings(Section):
@@ -124,6 +162,11 @@ class ReleaseSettings(Section):
     fallback: Literal["extract", "abstain", "keep"] = Field(
         "extract", description="What replaces an answer that the passages do not support."
     )
+    engine_fallback: str | None = Field(
+        None,
+        pattern=r"^extractive$|^[a-z0-9][a-z0-9._-]{0,63}@[1-9][0-9]{0,8}$",
+        description="What answers while the engine cannot: `extractive` (the passages alone), or a release, `name@3`.",
+    )
     abstention: str = "I can't answer that from the documents I have."
     max_tokens: int = Field(256, ge=1, description="Default limit of an answer.")
     temperature: float = Field(0.0, ge=0, le=2)
@@ -178,11 +221,28 @@ class Settings(BaseSettings):
     )
 
     engine: EngineSettings = EngineSettings()
+    engines: dict[GroupName, EngineSettings] = Field(
+        {}, description="Further engine groups, which releases name as their `engine`: `[engines.big]` in the file."
+    )
     embedded: EmbeddedSettings = EmbeddedSettings()
     qdrant: QdrantSettings = QdrantSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
     release: ReleaseSettings = ReleaseSettings()
     limits: LimitSettings = LimitSettings()
+
+    @model_validator(mode="after")
+    def _check_groups(self) -> Self:
+        if self.main_engine in self.engines:
+            raise ValueError(f"engines.{self.main_engine}: `[engine]` goes by this name already; choose another")
+        for name, group in self.engines.items():
+            if not group.members:
+                raise ValueError(f"engines.{name}.urls: name at least one engine")
+        return self
+
+    @property
+    def main_engine(self) -> str:
+        """What releases call the group `[engine]`, or the embedded engine in its place."""
+        return "embedded" if self.embedded.enabled else self.engine.dialect
 
     @classmethod
     def settings_customise_sources(
@@ -208,6 +268,7 @@ def unknown_variables() -> Iterator[tuple[str, str | None]]:
         inner = type(field.default).model_fields if isinstance(field.default, Section) else {}
         known |= {f"HALLMARK_{name}_{each}".upper() for each in inner} or {f"HALLMARK_{name}".upper()}
     for variable in sorted(os.environ):  # noqa: TID251 - this module is where the environment is read.
-        if variable.startswith("HALLMARK_") and variable not in known:
+        is_group = variable.startswith("HALLMARK_ENGINES_")  # One of them, as JSON.
+        if variable.startswith("HALLMARK_") and variable not in known and not is_group:
             near = get_close_matches(variable[9:], [name[9:] for name in known], n=1, cutoff=0.7)
             yield variable, f"HALLMARK_{near[0]}" if near else None

@@ -32,7 +32,8 @@ class Site:
     """What this service has, and a release must agree with."""
 
     engine: str
-    """The engine's dialect."""
+    """What releases call the engine group."""
+    dialect: str = "tgi"
     served_model: str | None = None
     collection: str = "hallmark"
     fusion: str = "dbsf"
@@ -55,7 +56,7 @@ async def vet(release: Release, engine: Engine, site: Site) -> list[str]:
     if problems:
         return problems
     problems = await _context_problems(release, engine, site)
-    if release.adapter and release.engine == "tgi" and await _answers_alike(engine, release.adapter):
+    if release.adapter and site.dialect == "tgi" and await _answers_alike(engine, release.adapter):
         problems.append(
             f"`adapter`: the engine answers for {release.adapter!r} exactly as its base model does, which is what TGI "
             "does for an adapter it was not started with. Start it with `--lora-adapters`."
@@ -66,8 +67,8 @@ async def vet(release: Release, engine: Engine, site: Site) -> list[str]:
 def disagreements(release: Release, info: EngineInfo, site: Site) -> list[str]:
     """What the release says otherwise than the engine and the settings, as far as both say it."""
     here = (
-        ("engine", release.engine, site.engine, "this service's engine is"),
-        ("served_model", release.served_model, site.served_model, "this service asks its engine for"),
+        ("engine", release.engine, site.engine, "it is held against the engine"),
+        ("served_model", release.served_model, site.served_model, "this service asks that engine for"),
     )
     problems = [f"`{field}` is {said!r}; {by} {found!r}." for field, said, found, by in here if said != found]
     if release.task.kind != "answer":
@@ -88,7 +89,7 @@ def disagreements(release: Release, info: EngineInfo, site: Site) -> list[str]:
         served = ", ".join(info.adapters) or "none"
         problems.append(
             f"`adapter`: the engine is not known to serve {release.adapter!r}, but {served}. Load it, and where the "
-            "engine cannot list its adapters name it in HALLMARK_ENGINE_ADAPTERS."
+            "engine cannot list its adapters name it in the setting `adapters` of its group (HALLMARK_ENGINE_ADAPTERS)."
         )
     return problems
 

@@ -8,9 +8,9 @@ two locks for each observation. docs/telemetry.md lists every name.
 
 import platform
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
@@ -118,6 +118,67 @@ class _Answers:
         return found
 
 
+class EngineSample(NamedTuple):
+    """How one engine of a group stands when Prometheus asks."""
+
+    engine: str
+    member: str
+    state: str
+    """`closed`, `half_open` or `open`, as its breaker is."""
+    in_flight: int
+    waiting: float | None
+    ejections: int
+
+
+class GroupSample(NamedTuple):
+    """How a group of engines stands when Prometheus asks."""
+
+    engine: str
+    failovers: int
+    start_seconds: float
+    waiting: int
+    members: Sequence[EngineSample]
+
+
+class _Engines(Collector):
+    """The engines, as whoever watches them knows them when Prometheus asks."""
+
+    def __init__(self) -> None:
+        self.read: Callable[[], Sequence[GroupSample]] = tuple
+
+    def collect(self) -> Iterator[Metric]:
+        labels = ("engine", "member")
+        up = GaugeMetricFamily("hallmark_engine_up", "1 when requests are sent to the engine.", labels=labels)
+        state = GaugeMetricFamily(
+            "hallmark_engine_state", "1 for the state its breaker is in.", labels=(*labels, "state")
+        )
+        in_flight = GaugeMetricFamily("hallmark_engine_in_flight", "Our requests at the engine.", labels=labels)
+        queue = GaugeMetricFamily("hallmark_engine_queue", "Its queue as the engine reports it.", labels=labels)
+        ejections = CounterMetricFamily("hallmark_engine_ejections", "Times the engine was put out.", labels=labels)
+        failovers = CounterMetricFamily(
+            "hallmark_engine_failovers", "Requests sent to another engine of the group.", labels=("engine",)
+        )
+        start = GaugeMetricFamily(
+            "hallmark_engine_start_seconds", "What a start of the engine takes, as measured.", labels=("engine",)
+        )
+        waiting = GaugeMetricFamily(
+            "hallmark_engine_waiting_room", "Requests waiting for the engine to come up.", labels=("engine",)
+        )
+        for group in self.read():
+            failovers.add_metric((group.engine,), group.failovers)
+            start.add_metric((group.engine,), group.start_seconds)
+            waiting.add_metric((group.engine,), group.waiting)
+            for each in group.members:
+                names = (each.engine, each.member)
+                up.add_metric(names, float(each.state == "closed"))
+                state.add_metric((*names, each.state), 1.0)
+                in_flight.add_metric(names, each.in_flight)
+                ejections.add_metric(names, each.ejections)
+                if each.waiting is not None:
+                    queue.add_metric(names, each.waiting)
+        yield from (up, state, in_flight, queue, ejections, failovers, start, waiting)
+
+
 class _Observed(Collector):
     """Values that live elsewhere and are read when Prometheus asks."""
 
@@ -199,8 +260,10 @@ class Metrics:
         )
 
     def _engines_and_documents(self) -> None:
-        self._engine_up = Gauge(
-            "hallmark_engine_up", "1 when the engine's last health check passed.", ["engine"], registry=self.registry
+        self._engines = _Engines()
+        self.registry.register(self._engines)
+        self.fallbacks = self._counter(
+            "hallmark_fallbacks", "Answers given because an engine could not, by what gave them.", "release", "kind"
         )
         self.documents = self._counter("hallmark_documents", "Documents ingested, by what that did.", "outcome")
         self.ingest_seconds = self._histogram(
@@ -283,9 +346,9 @@ class Metrics:
         """Count records that were not written as they should: failed, dropped, or interrupted by a crash."""
         self._record_results[result].inc(rows)
 
-    def engine_up(self, engine: str, up: bool) -> None:
-        """Note an engine's health."""
-        self._engine_up.labels(engine).set(1 if up else 0)
+    def fell_back(self, release: str, kind: str) -> None:
+        """Count an answer given because an engine could not: by another release (`fallback`), or `extractive`."""
+        self.fallbacks.labels(self._admit(release), kind).inc()
 
     def ingested(self, outcome: str, seconds: float) -> None:
         """Count a document: created, unchanged, replaced, deleted or refused."""
@@ -304,8 +367,11 @@ class Metrics:
         log_lines_dropped: Callable[[], float] | None = None,
         shadows_dropped: Callable[[], float] | None = None,
         outbox: Outbox | None = None,
+        engines: Callable[[], Sequence[GroupSample]] | None = None,
     ) -> None:
         """Read these when Prometheus asks: they cost a request nothing."""
+        if engines is not None:
+            self._engines.read = engines
         gauge, counter, sources = GaugeMetricFamily, CounterMetricFamily, self._observed.sources
         if record_queue_depth is not None:
             name, documentation = "hallmark_record_queue_depth", "Prediction records waiting for their commit."

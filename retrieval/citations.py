@@ -32,7 +32,9 @@ __all__ = [
     "relevance",
 ]
 
-Reason = Literal["none", "nothing_relevant", "unsupported_answer", "engine_abstained", "empty_answer"]
+Reason = Literal[
+    "none", "nothing_relevant", "unsupported_answer", "engine_abstained", "empty_answer", "engine_unavailable"
+]
 Fallback = Literal["extract", "abstain", "keep"]
 
 

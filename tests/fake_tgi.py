@@ -75,6 +75,8 @@ class FakeTGI:
         self.rating: Callable[[str, str], float] | None = None
         """How likely a text answers a query, where it is to behave like the embedded engine's `/v1/rerank`."""
         self.is_healthy = True
+        self.is_hung = False
+        """Whether requests are accepted and never answered, probes included."""
         self.queue_size = 0
         self.batch_size = 0
         self.requests: list[Received] = []
@@ -144,6 +146,10 @@ class FakeTGI:
         self.open_connections -= 1
         self.changed()
 
+    def reply_to(self, raw: bytes) -> Act | None:
+        """What to do with a chat request; None does as TGI. For stand-ins of other servers."""
+        return None
+
     def act_for(self, body: dict[str, Any]) -> Act:
         if self.acts:
             return self.acts.popleft()
@@ -202,7 +208,7 @@ class FakeTGI:
         results = [{"index": index, "relevance_score": score} for index, score in sorted(rated, key=lambda r: -r[1])]
         return 200, "application/json", dump({"model": self.model_id, "results": results})
 
-    def tokenize(self, body: dict[str, Any]) -> list[dict[str, Any]]:
+    def tokenize(self, body: dict[str, Any]) -> Any:
         """One token per word, its space included; offsets are UTF-8 bytes as TGI's are."""
         tokens, start = [], 0
         for i, word in enumerate(str(body["inputs"]).split(" ")):
@@ -274,6 +280,8 @@ class _Link(asyncio.Protocol):
             return
         fake.requests.append(Received(method, self.path, self.headers, self.body))
         fake.changed()
+        if fake.is_hung:
+            return
         if method == "GET":
             self._send(*(fake.get(self.path) or (404, "", b"")))
         elif fake.api_key and self.headers.get("authorization", "").lower() != f"bearer {fake.api_key}".lower():
@@ -292,6 +300,9 @@ class _Link(asyncio.Protocol):
             self.transport.write(http_head(status, content_type, headers, length=len(body)) + body)
 
     def _chat(self) -> None:
+        if (reply := self.fake.reply_to(self.body)) is not None:
+            self.task = asyncio.get_running_loop().create_task(self._perform(reply, {}, ""))
+            return
         problem = body_problem(self.body)
         if problem is not None:
             self._send(422, "text/plain; charset=utf-8", problem.encode())

@@ -26,6 +26,7 @@ from starlette.types import ASGIApp
 from app.access import Access, create_key
 from app.database import Database
 from app.engines import Engine
+from app.engines.groups import EngineGroups
 from app.engines.tgi import TGIEngine, Timeouts
 from app.gateway import Gateway
 from app.grounding import Search
@@ -271,9 +272,8 @@ async def live_service(
     tenants: int = 0,
 ) -> AsyncIterator[Service]:
     """Run the whole service on a free port of loopback until the block ends, with keys for so many fresh tenants."""
-    given = {"data_dir": data_dir, "engine": {"url": engine_url}, **(settings or {})}
-    if settings and "engine" in settings:
-        given["engine"] = {"url": engine_url, **settings["engine"]}
+    engine = {"url": engine_url, "start_wait_seconds": 0.0, **(settings or {}).get("engine", {})}
+    given = {"data_dir": data_dir, **(settings or {}), "engine": engine}
     key, *keys = await asyncio.to_thread(_make_keys, data_dir, ["default", *(f"tenant-{i}" for i in range(tenants))])
     log = logs.configure("INFO", "json", stream=log_stream or io.BytesIO())
     try:
@@ -356,7 +356,7 @@ async def live_gateway(
         release = Release("hallmark", 1, "tgi", ANSWER_PROMPT, plan or RetrievalPlan())
         gateway = Gateway(
             releases=Releases(release),
-            engine=engine,
+            engines=EngineGroups({"tgi": engine}),
             search=search,
             predictions=predictions,
             max_concurrent=max_concurrent,

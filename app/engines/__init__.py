@@ -20,7 +20,20 @@ class EngineInfo(msgspec.Struct, frozen=True):
 
 
 class Engine(Protocol):
-    """One server that generates text."""
+    """One server that generates text, or several that serve the same model."""
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it takes requests, as far as is known; asking costs nothing."""
+        ...
+
+    async def wait_until_up(self) -> bool:
+        """Wait for an engine that is away to come up: True if it then has, False if it is not away at all.
+
+        Raises:
+            EngineUnavailable: it is not worth the wait, or too many wait; says when to retry.
+        """
+        ...
 
     def generate(self, generation: Generation) -> AsyncGenerator[list[Piece], None]:
         """Answer; each item holds the pieces that arrived together, so a consumer can send them together.

@@ -31,6 +31,7 @@ class Dialect:
     repetition penalty of value + 2, so that 0 already distorts the answer.
     `is_tgi`: the request rules of TGI's router apply (see `_for_tgi`).
     `rerank_path`: where a question and texts are rated by the model that also answers.
+    `running_metric`, `waiting_metric`: the gauges in `/metrics` of what it works at and of what queues.
     `knows_developers`: the role `developer` is passed; chat templates know none, and read `system`.
     """
 
@@ -46,6 +47,8 @@ class Dialect:
     max_top_logprobs: int | None = None
     info_path: str | None = None
     health_path: str = "/health"
+    running_metric: str | None = None
+    waiting_metric: str | None = None
     tokenize_path: str | None = "/tokenize"
     rerank_path: str | None = None
     tokenize_field: str = "prompt"
@@ -64,6 +67,8 @@ DIALECTS: dict[str, Dialect] = {
             max_stops=4,
             max_top_logprobs=5,
             info_path="/info",
+            running_metric="tgi_batch_current_size",
+            waiting_metric="tgi_queue_size",
             tokenize_field="inputs",
         ),
         # Our own engine: TGI's protocol, but it lists its adapters, answers 404 for an unknown one, and follows
@@ -76,22 +81,33 @@ DIALECTS: dict[str, Dialect] = {
             max_stops=4,
             max_top_logprobs=5,
             info_path="/info",
+            running_metric="tgi_batch_current_size",
+            waiting_metric="tgi_queue_size",
             tokenize_field="inputs",
             rerank_path="/v1/rerank",
         ),
-        Dialect("vllm", info_path="/version"),
+        Dialect(
+            "vllm",
+            info_path="/version",
+            running_metric="vllm:num_requests_running",
+            waiting_metric="vllm:num_requests_waiting",
+        ),
         # /health generates a token on SGLang, /ready does not.
         Dialect(
             "sglang",
             adapter_model="{base}:{adapter}",
             info_path="/model_info",
             health_path="/ready",
+            running_metric="sglang:num_running_reqs",
+            waiting_metric="sglang:num_queue_reqs",
         ),
         Dialect(
             "llamacpp",
             adapter_model=None,
             lists_adapters=False,
             info_path="/props",
+            running_metric="llamacpp:requests_processing",
+            waiting_metric="llamacpp:requests_deferred",
             tokenize_field="content",
         ),
         Dialect("openai", knows_developers=True, health_path="/v1/models", tokenize_path=None),

@@ -30,7 +30,7 @@ WORDS: tuple[tuple[re.Pattern[str], type[ServiceError]], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), error)
     for pattern, error in (
         # TGI's texts (router/src/lib.rs, infer/mod.rs), then those of vLLM, SGLang and llama.cpp.
-        (r"model is overloaded|request queue is full|too many (queued )?requests", Overloaded),
+        (r"model is overloaded|queue (is full|overflow)|too many (queued )?requests|max[-_]num[-_]queued", Overloaded),
         (r"`inputs` tokens \+ `max_new_tokens` must be|`inputs` must have less than|"
          r"maximum context length|context length|exceed_context_size|exceeds? the available context|"
          r"longer than the (model|maximum)|is too long for", ContextTooLong),

@@ -1,195 +1,335 @@
-"""A bounded pool of kept connections to one engine.
+"""Several engines that serve the same model, behind the protocol of one.
 
-The main rule: an exchange is repeated only if a kept connection proves closed before the engine sent a byte, and
-only once; whatever else fails is the caller's to judge.
+Each is asked every second how it is and how busy; a request goes to the one with the least to do. The main rule: an
+engine that is dead or hung costs a request some time and never the answer, for as long as nothing of the answer was
+handed out and another engine is left. What was refused as invalid is refused everywhere, and not tried again.
 """
 
 import asyncio
-import ssl
-from collections import deque
-from dataclasses import dataclass
-from urllib.parse import urlsplit
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from types import TracebackType
+from typing import Self, TypeVar
 
-from app.engines.wire import ConnectFailed, Connection, ConnectionLost, PoolExhausted, Response, TimedOut
+import msgspec
+
+from app.engines import EngineInfo
+from app.engines.breaker import Breaker
+from app.engines.member import Member, MemberFacts, has_no_route, is_refused
+from app.engines.startup import Startup
+from app.engines.tgi import TGIEngine
+from app.errors import EngineTimeout, EngineUnavailable, Overloaded, ServiceError
+from app.messages import Generation, Message, Piece, Sampling
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PROBE_SECONDS = 1.5
+LOAD_SECONDS = 0.5
+EVERY_SECONDS = 1.0
+"""From one probe to the next. A hang shortly after a probe: 0.5 + 1 + 2 x 1.5 s until the second miss, under 5."""
+
+ABANDON_AFTER_MISSES = 3
+"""Those that wait for a first token leave a member that is silent for one probe longer than its ejection takes."""
+
+TRIAL_SECONDS = 60.0
+_TRIAL = Generation([Message("user", "Hello")], sampling=Sampling(max_tokens=1, temperature=0.0))
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where a server listens, taken from its URL."""
+class EnginePool:
+    """A group of engines; implements `app.engines.Engine`. Watches them for as long as its context is open.
 
-    host: str
-    port: int
-    secure: bool
+    With one engine it adds nothing to a request: there is nobody to choose from. Whether that one is up is known all
+    the same, and told by `is_up`.
 
-    @classmethod
-    def of(cls, url: str) -> "Address":
-        """Read scheme, host and port of a URL; raises ValueError naming what is wrong with it."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"an engine's URL starts with http:// or https:// and names a host, unlike {url!r}")
-        secure = parts.scheme == "https"
-        return cls(parts.hostname, parts.port or (443 if secure else 80), secure)
-
-
-class Pool:
-    """At most `max_connections` connections to one address, kept open between exchanges.
-
-    `max_waiting` callers, by default as many again, may wait `pool_seconds` for one; further ones get `PoolExhausted`
-    at once. Nothing is opened before the first exchange.
+    Args:
+        name: the group's, for the log.
+        engines: by a name that may be shown; the pool closes them.
+        startup: what is known of starts, and the room to wait for one.
+        warmups: requests sent to an engine that came up before callers' are, so that theirs is not the slow first.
+        patience_seconds: the longest that one request waits for its first token, over all engines it tries.
+        every_seconds: from one probe to the next.
+        probe_seconds: the longest one may take.
     """
 
     def __init__(
         self,
-        address: Address,
+        name: str,
+        engines: Mapping[str, TGIEngine],
         *,
-        max_connections: int = 128,
-        connect_seconds: float = 5.0,
-        pool_seconds: float = 2.0,
-        max_waiting: int | None = None,
-        tls: ssl.SSLContext | None = None,
+        startup: Startup | None = None,
+        warmups: int = 1,
+        patience_seconds: float = 600.0,
+        every_seconds: float = EVERY_SECONDS,
+        probe_seconds: float = PROBE_SECONDS,
+        breaker: Callable[[], Breaker] = Breaker,
     ) -> None:
-        self._address = address
-        self._max_connections = max_connections
-        self._connect_seconds = connect_seconds
-        self._pool_seconds = pool_seconds
-        self._max_waiting = max_connections if max_waiting is None else max_waiting
-        self._tls = tls
-        self._idle: list[Connection] = []
-        self._open: set[Connection] = set()
-        self._connecting = 0
-        self._waiters: deque[asyncio.Future[Connection | None]] = deque()
-        self._closed = False
-        self._all_lost = asyncio.Event()
+        if not engines:
+            raise ValueError(f"the engine group {name!r} has no engines: give it `urls`")
+        self.name = name
+        self.startup = startup or Startup()
+        self.is_up = True
+        self.failovers = 0
+        """Requests that were sent to another engine after the first had failed them."""
+        self._members = [Member(each, engine, breaker()) for each, engine in engines.items()]
+        self._only = self._members[0].engine if len(self._members) == 1 else None
+        self._warmups = warmups
+        self._patience_seconds = patience_seconds
+        self._every_seconds = every_seconds
+        self._probe_seconds = probe_seconds
+        self._choices = 0
+        self._watchers: list[asyncio.Task[None]] = []
 
-    async def exchange(self, request: bytes, deadline: float) -> Response:
-        """Send one whole request and return once the response's head is in.
+    async def __aenter__(self) -> Self:
+        """Begin to watch; returns before anything is known."""
+        self._watchers = [
+            asyncio.create_task(self._watch(member), name=f"engine {self.name} {member.name}")
+            for member in self._members
+        ]
+        return self
 
-        `deadline` is on the loop's clock. Repeated once, on a new connection, when a kept connection closes before the
-        server sent a byte. Nearly always the server had closed it for its idleness and never saw the request; a
-        server that died on this very request looks the same, and the repetition then meets whatever took its place.
-        """
-        connection = await self._acquire()
-        was_kept = connection.was_kept
-        try:
-            return await connection.exchange(request, deadline)
-        except ConnectionLost:
-            if not was_kept or connection.received_any or self._closed:
-                raise
-        self._connecting += 1
-        connection = await self._connect()
-        return await connection.exchange(request, deadline)
-
-    @property
-    def open_connections(self) -> int:
-        """How many connections are open, busy or idle."""
-        return len(self._open)
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
 
     async def aclose(self) -> None:
-        """Cut every connection; exchanges in flight fail with `ConnectionLost`."""
-        self._closed = True
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_exception(ConnectFailed("the engine's connections are closed"))
-        self._waiters.clear()
-        for connection in list(self._open):
-            connection.cut()
-        if self._open:
-            await self._all_lost.wait()
+        """Stop watching, and close every connection."""
+        tasks = [*self._watchers, *(member.looking for member in self._members if member.looking is not None)]
+        self._watchers = []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for member in self._members:
+            await member.engine.aclose()
 
-    async def _acquire(self) -> Connection:
-        if self._closed:
-            raise ConnectFailed("the engine's connections are closed")
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.is_closing:
-                return connection
-        if len(self._open) + self._connecting >= self._max_connections:
-            handed = await self._wait_for_one()
-            if handed is not None:
-                return handed
-        else:
-            self._connecting += 1
-        return await self._connect()
+    @property
+    def members(self) -> list[MemberFacts]:
+        """How each engine stands."""
+        return [member.facts for member in self._members]
 
-    async def _wait_for_one(self) -> "Connection | None":
-        """Wait for a connection to be handed over, or for None: the right to open one (already counted)."""
-        if len(self._waiters) >= self._max_waiting:
-            raise PoolExhausted("too many callers wait for a connection to the engine")
-        waiter: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
+    @property
+    def engines(self) -> Mapping[str, TGIEngine]:
+        """The engines that are up, or all of them if none is, by name."""
+        found = {member.name: member.engine for member in self._members if member.breaker.state == "closed"}
+        return found or {member.name: member.engine for member in self._members}
+
+    def generate(self, generation: Generation) -> AsyncGenerator[list[Piece], None]:
+        """Answer as `Engine.generate` promises, by whichever engine can."""
+        return self._only.generate(generation) if self._only is not None else self._generate(generation)
+
+    async def describe(self) -> EngineInfo:
+        """Ask all that are up: of limits the lowest, of adapters what all of them serve.
+
+        Raises:
+            EngineUnavailable: none answers, or they serve different models.
+        """
+        if self._only is not None:
+            return await self._only.describe()
+        asked = self.engines
+        answers = await asyncio.gather(*(engine.describe() for engine in asked.values()), return_exceptions=True)
+        found: dict[str, EngineInfo] = {}
+        for name, answer in zip(asked, answers, strict=True):
+            if isinstance(answer, EngineInfo):
+                found[name] = answer
+            elif not isinstance(answer, ServiceError):
+                raise answer
+        if not found:
+            raise self.startup.unavailable()
+        served = {(asked[name].dialect.name, info.model_id, info.revision) for name, info in found.items()}
+        if len(served) > len({dialect for dialect, *_ in served}):  # Two dialects may have two names for one model.
+            models = ", ".join(f"{name} {info.model_id!r}" for name, info in found.items())
+            raise EngineUnavailable(f"the engines of the group {self.name!r} serve different models: {models}")
+        return _combined(list(found.values()))
+
+    async def count_tokens(self, text: str) -> int:
+        """Count the tokens of `text` by any engine that is up."""
+        return await self._ask(lambda engine: engine.count_tokens(text))
+
+    async def rate(self, question: str, texts: list[str]) -> list[float] | None:
+        """Rate texts as `Engine.rate` promises, by any engine that is up."""
+        return await self._ask(lambda engine: engine.rate(question, texts))
+
+    async def healthy(self) -> bool:
+        """Say whether a request would be sent to an engine now; never raises."""
+        return self.is_up and (self._only is None or await self._only.healthy())
+
+    async def wait_until_up(self) -> bool:
+        """Wait as `Engine.wait_until_up` promises; an engine that is taken for up is looked at first."""
+        if self.is_up:
+            await asyncio.gather(*map(self._look, self._members))
+        if self.is_up:
+            return False
+        await self.startup.wait()
+        return True
+
+    # --- one request ---
+
+    async def _generate(self, generation: Generation) -> AsyncGenerator[list[Piece], None]:
+        until = asyncio.get_running_loop().time() + self._patience_seconds
+        tried: list[Member] = []
+        told: ServiceError | None = None
+        while (member := self._choose(tried)) is not None:
+            self.failovers += bool(tried)
+            tried.append(member)
+            has_begun = False
+            async with aclosing(member.engine.generate(generation)) as batches:
+                try:
+                    first = await _first(member, batches, until)
+                    has_begun = True
+                    member.breaker.succeeded()
+                    yield first
+                    async for batch in batches:
+                        yield batch
+                except ServiceError as error:
+                    self._failed(member, error)
+                    if has_begun or not error.retryable:
+                        raise
+                    # One that is full is a better reason to come back than one that is gone.
+                    told = error if told is None or isinstance(error, Overloaded) else told
+                else:
+                    return
+        raise told if told is not None and self.is_up else self.startup.unavailable()
+
+    def _choose(self, tried: list[Member]) -> Member | None:
+        """The member with the least to do of those up and not tried yet; of equals the one that rested longest."""
+        fit = [member for member in self._members if member.breaker.state == "closed" and member not in tried]
+        if not fit:
+            return None
+        chosen = min(fit, key=lambda member: (member.burden, member.chosen))
+        self._choices += 1
+        chosen.chosen = self._choices
+        return chosen
+
+    def _failed(self, member: Member, error: ServiceError) -> None:
+        member.failed(asyncio.get_running_loop().time(), error)
+        self._follow(member)
+
+    async def _ask(self, question: Callable[[TGIEngine], Awaitable[T]]) -> T:
+        """Put a question that is no generation to one engine after the other, until one answers."""
+        told: ServiceError | None = None
+        tried: list[Member] = []
+        while (member := self._choose(tried)) is not None:
+            tried.append(member)
+            try:
+                return await question(member.engine)
+            except ServiceError as error:
+                if not error.retryable:
+                    raise
+                told = error
+        raise told or self.startup.unavailable()
+
+    # --- watching ---
+
+    async def _watch(self, member: Member) -> None:
+        while True:
+            try:
+                await self._look(member)
+                if member.breaker.state == "half_open":
+                    await self._try_out(member)
+            except Exception:
+                log.exception("Watching the engine %s failed by a defect of ours; it goes on", member.name)
+            is_missed = member.breaker.state == "closed" and member.breaker.misses > 0
+            await asyncio.sleep(0.0 if is_missed else self._every_seconds)
+
+    async def _look(self, member: Member) -> None:
+        """Probe a member, or join the probe that is under way."""
+        if member.looking is None or member.looking.done():
+            member.looking = asyncio.create_task(self._probe(member), name=f"probe of {member.name}")
+        await asyncio.shield(member.looking)
+
+    async def _probe(self, member: Member) -> None:
+        clock, breaker = asyncio.get_running_loop().time, member.breaker
+        began = clock()
         try:
-            async with asyncio.timeout(self._pool_seconds):
-                return await waiter
-        except BaseException as error:
-            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self._give_up(waiter.result())
-            elif waiter in self._waiters:
-                self._waiters.remove(waiter)
-            if isinstance(error, TimeoutError):
-                raise PoolExhausted(f"no connection to the engine was free for {self._pool_seconds} s") from error
-            raise
-
-    def _give_up(self, handed: "Connection | None") -> None:
-        if handed is None:
-            self._connecting -= 1
-            self._wake_one()
+            await member.engine.check(self._probe_seconds)
+        except ServiceError as error:
+            if has_no_route(error):
+                breaker.answered(clock())
+            elif isinstance(error, EngineUnavailable):
+                breaker.missed(clock(), _unavailability(error), at_once=True)
+            elif member.engine.heard_at < began:
+                # What is busy with a long prompt may leave a probe waiting; but then its answers go on.
+                breaker.missed(clock(), f"does not answer probes: {error.code}")
         else:
-            self.release(handed)
+            breaker.answered(clock())
+        self._follow(member)
+        if breaker.state == "closed" and not breaker.misses:
+            member.note_load(await member.engine.load(LOAD_SECONDS))
+        elif breaker.misses >= ABANDON_AFTER_MISSES and any(
+            each is not member and _is_up(each) for each in self._members
+        ):
+            member.abandon()
 
-    async def _connect(self) -> Connection:
-        """Open a connection; the caller has counted it in `_connecting`."""
-        address = self._address
-        try:
-            async with asyncio.timeout(self._connect_seconds):
-                if address.secure and self._tls is None:
-                    self._tls = await asyncio.to_thread(ssl.create_default_context)
-                _, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: Connection(self), address.host, address.port, ssl=self._tls if address.secure else None
-                )
-        except TimeoutError as error:
-            raise TimedOut(f"no connection within {self._connect_seconds} s") from error
-        except OSError as error:
-            raise ConnectFailed(f"cannot connect to {address.host}:{address.port}") from error
-        finally:
-            self._connecting -= 1
-            # A failed attempt frees its place; after a success nothing is free and this does nothing.
-            self._wake_one()
-        if self._closed:
-            connection.cut()
-            raise ConnectFailed("the engine's connections are closed")
-        return connection
-
-    def _wake_one(self) -> None:
-        """Give a waiter the right to open a connection, if there is room for one."""
-        while self._waiters and len(self._open) + self._connecting < self._max_connections:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                self._connecting += 1
-                waiter.set_result(None)
-
-    def release(self, connection: Connection) -> None:
-        """Take a connection back whose exchange is complete: hand it to a waiter or keep it."""
-        if self._closed or connection.is_closing or not connection.can_be_kept:
-            connection.cut()
-            return
-        connection.was_kept = True
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(connection)
+    async def _try_out(self, member: Member) -> None:
+        """Send a member that came back the requests that warm it up; if they are answered it is in again."""
+        breaker = member.breaker
+        for _ in range(max(self._warmups, int(breaker.needs_trial))):
+            try:
+                async with asyncio.timeout(TRIAL_SECONDS), aclosing(member.engine.generate(_TRIAL)) as batches:
+                    async for _ in batches:
+                        pass
+            except TimeoutError:
+                self._failed(member, EngineTimeout("the trial was not answered in time"))
                 return
-        self._idle.append(connection)
-        connection.rest()
+            except ServiceError as error:
+                if error.retryable and not isinstance(error, Overloaded):
+                    self._failed(member, error)
+                    return
+                # It is busy, or particular about what it is asked: it lives.
+        breaker.succeeded()
+        self._follow(member)
 
-    def opened(self, connection: Connection) -> None:
-        """Count a connection that has come up."""
-        self._open.add(connection)
+    def _follow(self, member: Member) -> None:
+        """Tell what has become of a member, and of the group with it."""
+        is_up = _is_up(member)
+        if is_up != member.was_up:
+            member.was_up = is_up
+            if is_up:
+                log.info("The engine %s of the group %s is in again", member.name, self.name)
+            else:
+                log.warning("The engine %s of the group %s is out: %s", member.name, self.name, member.breaker.reason)
+        self.is_up = any(map(_is_up, self._members))
+        if self.is_up:
+            self.startup.came_up()
+        else:
+            self.startup.went_away()
 
-    def lost(self, connection: Connection) -> None:
-        """Forget a connection that is gone, and let a waiter open another."""
-        self._open.discard(connection)
-        if connection in self._idle:
-            self._idle.remove(connection)
-        if self._closed and not self._open:
-            self._all_lost.set()
-        self._wake_one()
+
+def _is_up(member: Member) -> bool:
+    return member.breaker.state == "closed"
+
+
+def _unavailability(error: EngineUnavailable) -> str:
+    """Why a probe found no engine, in words for anybody."""
+    return "nothing listens there" if is_refused(error) else "says that it takes no work, or breaks off"
+
+
+async def _first(member: Member, batches: AsyncGenerator[list[Piece], None], until: float) -> list[Piece]:
+    """Wait for the first batch, until the loop's clock shows `until` or the member is given up."""
+    try:
+        async with asyncio.timeout_at(until) as patience:
+            member.patience.add(patience)
+            try:
+                return await anext(batches, [])
+            finally:
+                member.patience.discard(patience)
+    except TimeoutError as error:
+        raise EngineTimeout("the engine did not answer in time") from error
+
+
+def _combined(infos: list[EngineInfo]) -> EngineInfo:
+    """What holds whichever of the engines answers."""
+    first, *others = infos
+
+    def lowest(*limits: int | None) -> int | None:
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    return msgspec.structs.replace(
+        first,
+        max_total_tokens=lowest(*(info.max_total_tokens for info in infos)),
+        max_input_tokens=lowest(*(info.max_input_tokens for info in infos)),
+        adapters=tuple(name for name in first.adapters if all(name in other.adapters for other in others)),
+    )

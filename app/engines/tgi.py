@@ -21,10 +21,11 @@ import msgspec
 
 from app.engines import EngineInfo
 from app.engines.answers import StreamReader, read_answer, read_refusal
+from app.engines.connections import Address, Connections
 from app.engines.dialects import DIALECTS, Dialect, payload
 from app.engines.failures import broken
 from app.engines.hub import chat_request
-from app.engines.pool import Address, Pool
+from app.engines.load import Load, read_load
 from app.engines.wire import Response, WireError
 from app.errors import EngineGarbage, EngineRejected, EngineTimeout, EngineUnavailable, ModelNotFound, ServiceError
 from app.messages import Generation, Piece
@@ -60,10 +61,14 @@ class Timeouts:
 class TGIEngine:
     """One server reached over HTTP; implements `app.engines.Engine`. The constructor does no I/O.
 
+    Whether it is up is for others to watch (`EnginePool`): by itself it is always asked.
+
     `adapters` are the LoRA adapters that the server is known to serve: TGI lists them nowhere and answers an unknown
     name from the base model. Servers that list theirs are asked when an unknown name comes up. `model` overrides
     what the dialect calls the base model.
     """
+
+    is_up = True
 
     def __init__(
         self,
@@ -85,14 +90,14 @@ class TGIEngine:
         self._listed: tuple[str, ...] = ()
         self._rates = self.dialect.rerank_path is not None
         self._base = model or self.dialect.base_model
-        self._pool = Pool(
+        self._pool = Connections(
             Address.of(base_url),
             max_connections=max_connections,
             connect_seconds=timeouts.connect_seconds,
             pool_seconds=timeouts.pool_seconds,
         )
         # Whatever is no answer goes its own way: an engine busy with answers is as ready as before.
-        self._probes = Pool(
+        self._probes = Connections(
             Address.of(base_url),
             max_connections=_PROBE_CONNECTIONS,
             connect_seconds=timeouts.connect_seconds,
@@ -201,10 +206,39 @@ class TGIEngine:
     async def healthy(self) -> bool:
         """Say whether the engine would take work now; never raises."""
         try:
-            await self._call("GET", self.dialect.health_path)
+            await self.check()
         except ServiceError:
             return False
         return True
+
+    async def check(self, seconds: float | None = None) -> None:
+        """Ask the server whether it would take work; raises what its answer, or its silence, stands for."""
+        await self._call("GET", self.dialect.health_path, seconds=seconds)
+
+    async def load(self, seconds: float | None = None) -> Load | None:
+        """Read how busy the server says it is; None where it does not say."""
+        dialect = self.dialect
+        if dialect.running_metric is None or dialect.waiting_metric is None:
+            return None
+        try:
+            page = await self._call("GET", "/metrics", seconds=seconds)
+        except ServiceError:
+            return None
+        return read_load(page, running=dialect.running_metric, waiting=dialect.waiting_metric)
+
+    @property
+    def in_flight(self) -> int:
+        """How many answers it is at, those that wait for a connection included."""
+        return self._pool.busy_connections
+
+    @property
+    def heard_at(self) -> float:
+        """When anything last came from the server in answer to a generation, on the loop's clock."""
+        return self._pool.heard_at
+
+    async def wait_until_up(self) -> bool:
+        """Say at once that there is nothing to wait for: nobody watches one engine by itself (`EnginePool` does)."""
+        return False
 
     async def aclose(self) -> None:
         """Close every connection; answers in flight are interrupted."""
@@ -296,7 +330,7 @@ class _Counted(msgspec.Struct):
     tokens: list[Any] = []
 
 
-async def _send(pool: Pool, request: bytes, deadline: float) -> Response:
+async def _send(pool: Connections, request: bytes, deadline: float) -> Response:
     try:
         return await pool.exchange(request, deadline)
     except WireError as error:

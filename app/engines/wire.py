@@ -45,6 +45,9 @@ class BadResponse(WireError):
 class Owner(Protocol):
     """What a connection tells the pool it belongs to."""
 
+    heard_at: float
+    """When any of its connections last received bytes, on the loop's clock."""
+
     def opened(self, connection: "Connection") -> None:
         """It has come up."""
         ...
@@ -213,6 +216,7 @@ class Connection(asyncio.Protocol):
             self.cut()
             return
         self.received_any = True
+        self._pool.heard_at = self._loop.time()
         if not self._has_head:
             self._head_bytes += len(data)
         try:

@@ -67,7 +67,8 @@ class Prediction(msgspec.Struct, kw_only=True):
     """`name@3`."""
     release_digest: str | None = None
     assignment: str | None = None
-    """Why that release: `stable` or `canary` by its rollout, `pinned` by the caller, `shadow` beside another."""
+    """Why that release: `stable` or `canary` by its rollout, `pinned` by the caller, `shadow` beside another; while an
+    engine was away `fallback` in place of another, or `extractive` without its engine."""
     shadow_of: str | None = None
     """The prediction that was shown where this one was not."""
     base_model: str | None = None
@@ -107,16 +108,23 @@ class Prediction(msgspec.Struct, kw_only=True):
     """Set by the log when the closing row is on its way: what changes later is not recorded."""
 
     @property
+    def fallback(self) -> str | None:
+        """What answered because an engine could not: a release by its label, or `extractive`."""
+        if self.assignment == "fallback":
+            return self.release_name
+        return "extractive" if self.assignment == "extractive" else None
+
+    @property
     def created_at(self) -> datetime:
         """The moment the id was made, to the millisecond."""
         return created_at(self.id)
 
     def as_dict(self) -> dict[str, Any]:
-        """Give every recorded fact and `created_at`, ready for msgspec's JSON encoder."""
+        """Give every recorded fact, `created_at` and `fallback`, ready for msgspec's JSON encoder."""
         facts = {name: getattr(self, name) for name in self.__struct_fields__[:-1]}
         if isinstance(self.request, bytes):
             facts["request"] = msgspec.Raw(self.request)
-        return {"id": facts.pop("id"), "created_at": self.created_at, **facts}
+        return {"id": facts.pop("id"), "created_at": self.created_at, **facts, "fallback": self.fallback}
 
     def __repr__(self) -> str:
         # What is printed ends up in logs, where content must not be.

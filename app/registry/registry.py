@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Self
@@ -228,6 +228,9 @@ class Registry:
         entry = await self.get(label)
         if problems := await self._vet(entry.release):
             raise Conflict(f"{label} cannot serve: {' '.join(problems)}", param="release")
+        fallback = entry.release.fallback
+        if fallback not in (None, "extractive") and (await self.get(fallback)).approved_at is None:
+            await self._admit(fallback)
         if entry.approved_at is None:
             await self._approve(entry.release)
 
@@ -316,9 +319,21 @@ class Registry:
             self._serve([self._known[key] for key in sorted(keys & self._known.keys())], states)
             self._version = version
             if self._memory is not None:
-                serving = {(state.name, number) for state in states for number in state.serving}
+                serving = self._with_fallbacks((state.name, number) for state in states for number in state.serving)
                 kept = [self._known[key] for key in sorted(serving & self._known.keys())]
                 await asyncio.to_thread(self._memory.keep, kept, states)
+
+    def _with_fallbacks(self, keys: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
+        """These releases, and whatever answers in their place."""
+        found: set[tuple[str, int]] = set()
+        waiting = list(keys)
+        while waiting:
+            key = waiting.pop()
+            found.add(key)
+            fallback = self._known[key].fallback if key in self._known else None
+            if fallback not in (None, "extractive"):
+                waiting.append(parse_label(fallback))
+        return found
 
     async def _recall(self) -> None:
         """Serve what served last; where that is not known, the release of the settings, its number still open."""

@@ -5,7 +5,7 @@ mark. A client that hangs up cancels the work, streamed or not.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from time import perf_counter
 
@@ -118,14 +118,18 @@ class ChatRoute:
         style = _style(headers, answering)
         if style == "markdown":
             answering.marker = lambda n, passage: f"[[{n}]]({link(passage)})"
-        completion = Completion(answering.request, prediction, answering.release, link=link, style=style)
+
+        def render() -> Completion:
+            # Only once the answer has begun it is certain which release gives it.
+            return Completion(answering.request, prediction, answering.release, link=link, style=style)
+
         watch = Watch(receive, self._timeout_seconds, stop=answering.stop)
         try:
             async with aclosing(answering.events()) as events:
                 if prediction.stream:
-                    await self._stream(events, completion, answering, reply)
+                    await self._stream(events, render, answering, reply)
                 else:
-                    await self._whole(events, completion, answering, reply)
+                    await self._whole(events, render, answering, reply)
         except asyncio.CancelledError:
             if watch.reason is None or watch.task.uncancel():
                 raise
@@ -137,14 +141,14 @@ class ChatRoute:
     async def _whole(
         self,
         events: AsyncGenerator[list[Piece] | Conclusion, None],
-        completion: Completion,
+        render: Callable[[], Completion],
         answering: Answering,
         reply: "Reply",
     ) -> None:
         pieces: list[Piece] = []
         async for event in events:
             if isinstance(event, Conclusion):
-                body = completion.whole(pieces, event)
+                body = render().whole(pieces, event)
                 await reply.whole(body, [_JSON, *_named(answering)])
             else:
                 pieces += event
@@ -152,13 +156,15 @@ class ChatRoute:
     async def _stream(
         self,
         events: AsyncGenerator[list[Piece] | Conclusion, None],
-        completion: Completion,
+        render: Callable[[], Completion],
         answering: Answering,
         reply: "Reply",
     ) -> None:
+        completion: Completion | None = None
         async for event in events:
             opening = b""
-            if reply.status is None:
+            if completion is None:
+                completion = render()
                 await reply.start([*_SSE, *_named(answering)])
                 opening = completion.role()
             if isinstance(event, Conclusion):
@@ -198,6 +204,8 @@ class ChatRoute:
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
         )
+        if prediction.fallback:
+            self._metrics.fell_back(release, prediction.assignment or "")
         if prediction.citations:
             self._metrics.cited(release, [citation["status"] for citation in prediction.citations])
         if answering.verdict is not None and answering.verdict.status == "abstained":

@@ -184,11 +184,13 @@ class Completion:
         return b"data: " + _encode({**self._head, **fields}) + b"\n\n"
 
     def _evidence(self, conclusion: Conclusion) -> dict[str, Any]:
-        """What is said beside the answer about what it rests on; nothing when retrieval was off."""
-        outcome = self._prediction.retrieval_outcome
+        """What is said beside the answer about what it rests on; nothing when retrieval was off and its engine up."""
+        prediction = self._prediction
+        evidence: dict[str, Any] = {"fallback": prediction.fallback} if prediction.fallback else {}
+        outcome = prediction.retrieval_outcome
         if outcome == "off":
-            return {}
-        evidence: dict[str, Any] = {"retrieval": outcome}
+            return evidence
+        evidence["retrieval"] = outcome
         if conclusion.verdict is not None:
             evidence["verdict"] = _verdict(conclusion.verdict)
         evidence["citations"] = [citation_object(citation, self._link) for citation in conclusion.citations]
@@ -280,7 +282,9 @@ class VerdictObject(msgspec.Struct):
     """Whether the answer was given, replaced by the passages' own words, or withheld, and why."""
 
     status: Literal["answered", "replaced", "abstained"]
-    reason: Literal["none", "nothing_relevant", "unsupported_answer", "engine_abstained", "empty_answer"]
+    reason: Literal[
+        "none", "nothing_relevant", "unsupported_answer", "engine_abstained", "empty_answer", "engine_unavailable"
+    ]
     abstained: bool
     support: float
     dropped_sentences: int
@@ -299,6 +303,8 @@ class ChatCompletion(msgspec.Struct):
     retrieval: Literal["used", "empty", "irrelevant", "unavailable"] | None = None
     verdict: VerdictObject | None = None
     citations: list[CitationObject] = []
+    fallback: str | None = None
+    """What answered because an engine could not: a release by its label, or `extractive`."""
 
 
 class ChatDelta(msgspec.Struct):
@@ -332,5 +338,7 @@ class ChatCompletionChunk(msgspec.Struct):
     retrieval: Literal["used", "empty", "irrelevant", "unavailable"] | None = None
     verdict: VerdictObject | None = None
     citations: list[CitationObject] = []
+    fallback: str | None = None
+    """What answered because an engine could not, with the finish reason."""
     event: dict[str, Any] | None = None
     """Open WebUI's source event, for its own chat page."""

@@ -22,11 +22,12 @@ async def health() -> Health:
 )
 async def readiness(services: ServicesDep, response: Response) -> Health:
     """Say whether an answer could be given and recorded now; `checks` names each part and what is wrong with it."""
-    problems = await services.readiness.problems()
+    problems, notes = await services.readiness.problems(), await services.readiness.notes()
     is_ready = not any(problems.values())
     response.status_code = 200 if is_ready else 503
     return Health(
-        status="ok" if is_ready else "unready", checks={name: problem or "ok" for name, problem in problems.items()}
+        status="ok" if is_ready else "unready",
+        checks={name: problem or notes.get(name, "ok") for name, problem in problems.items()},
     )
 
 

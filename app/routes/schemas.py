@@ -295,8 +295,13 @@ class PredictionObject(BaseModel):
     model: str | None = Field(None, description="The name the caller asked for.")
     release_name: str | None = Field(None, description="`name@number`.")
     release_digest: str | None = None
-    assignment: Literal["stable", "canary", "pinned", "shadow"] | None = Field(
-        None, description="Why that release: by its rollout, by the caller's pin, or unseen beside another."
+    assignment: Literal["stable", "canary", "pinned", "shadow", "fallback", "extractive"] | None = Field(
+        None,
+        description="Why that release: by its rollout, by the caller's pin, unseen beside another, or, while an engine "
+        "was away, in place of another or by its passages alone.",
+    )
+    fallback: str | None = Field(
+        None, description="What answered because an engine could not: a release by its label, or `extractive`."
     )
     shadow_of: str | None = Field(None, description="The prediction that was shown where this one was not.")
     base_model: str | None = None

@@ -400,6 +400,8 @@ async def test_every_ending_closes_its_trace_once_and_names_what_went_wrong(tmp_
 class OddEngine:
     """An engine adapter that breaks its promises."""
 
+    is_up = True
+
     def __init__(self, *, raises: Exception | None = None) -> None:
         self.raises = raises
 
@@ -416,6 +418,9 @@ class OddEngine:
 
     async def healthy(self) -> bool:
         raise AssertionError
+
+    async def wait_until_up(self) -> bool:
+        return False
 
     async def aclose(self) -> None:
         pass

@@ -88,10 +88,10 @@ async def test_an_engine_that_does_not_tell_its_limits_is_not_asked_for_every_re
     async with FakeTGI() as tgi:
         engine = Unwilling(tgi.url)
         async with live_gateway(tmp_path, engine_url=tgi.url, engine=engine) as live:
-            assert [await live.gateway.token_limit() for _ in range(3)] == [None] * 3
+            assert [await live.gateway.engines.token_limit("tgi") for _ in range(3)] == [None] * 3
             assert engine.asked == 1
         engine.info = EngineInfo("m", max_total_tokens=7)
         async with live_gateway(tmp_path, engine_url=tgi.url, engine=engine) as live:
-            assert [await live.gateway.token_limit() for _ in range(3)] == [7] * 3
+            assert [await live.gateway.engines.token_limit("tgi") for _ in range(3)] == [7] * 3
             assert engine.asked == 2
         await engine.aclose()

@@ -83,7 +83,7 @@ async def test_a_closed_prediction_is_read_back_whole(log):
         model="handbook",
         release_name="handbook@3",
         release_digest="d" * 64,
-        assignment="shadow",
+        assignment="fallback",
         shadow_of="01900000-0000-7000-8000-000000000000",
         base_model="smollm2",
         adapter="legal",

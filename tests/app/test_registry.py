@@ -295,6 +295,16 @@ async def test_changed_settings_serve_until_a_person_decides(database_url):
 # --- without the database ---
 
 
+async def test_what_is_fallen_back_on_is_remembered_with_what_serves(tmp_path):
+    memory, url = tmp_path / "serving.json", f"sqlite:///{tmp_path}/shared.db"
+    async with replica(url, memory=memory) as registry:
+        small, _ = await registry.create(msgspec.structs.replace(OWN, name="small", notes="x"), who="me")
+        label = await made(registry, "safe", fallback=small.release.label)
+        await promote(registry, int(label.rpartition("@")[2]))
+    kept = json.loads(memory.read_text())["releases"]
+    assert {json.loads(each["canonical"])["name"] for each in kept} == {"hallmark", "small"}
+
+
 @pytest.mark.parametrize("with_memory", [True, False])
 async def test_what_served_last_serves_while_the_database_is_away_and_after_a_start_without_it(tmp_path, with_memory):
     memory = tmp_path / "serving.json"

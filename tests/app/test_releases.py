@@ -117,6 +117,21 @@ DEFAULTS = {
 }
 
 
+BIG = {"served_model": "org/big", "retrieval": {"collection": "papers", "fusion": "rrf", "context": "sentences"}}
+
+
+def test_what_a_release_leaves_out_is_what_its_own_engine_has():
+    defaults = {**DEFAULTS, "engines": {"big": BIG}}
+    content = b'{"name": "a", "engine": "big", "retrieval": {"top_k": 3}}'
+    on_big = read_release(content, is_toml=False, defaults=defaults)
+    assert (on_big.engine, on_big.served_model) == ("big", "org/big")
+    assert (on_big.retrieval.context, on_big.retrieval.top_k) == ("sentences", 3)
+    on_main = read_release(b'{"name": "a"}', is_toml=False, defaults=defaults)
+    assert (on_main.engine, on_main.served_model, on_main.retrieval.context) == ("tgi", None, "passages")
+    with pytest.raises(InvalidRequest, match="engine"):
+        read_release(b'{"name": "a", "engine": []}', is_toml=False, defaults=defaults)
+
+
 def read(content: str, *, is_toml: bool = True) -> Release:
     return read_release(content.encode(), is_toml=is_toml, defaults=DEFAULTS)
 

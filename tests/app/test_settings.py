@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from app.settings import Settings
+from app.settings import Settings, unknown_variables
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +75,14 @@ def test_the_file_sets_what_the_environment_leaves_open():
         ('[engine]\nurl = "localhost:8000"\n', "engine.url"),
         ('[engine]\nurl = "http://"\n', "engine.url"),
         ('[engine]\nurl = "http://gpu:port"\n', "engine.url"),
+        ('[engine]\nurls = ["http://a:1", "b:1"]\n', "engine.urls.1"),
+        ('[engine]\nurls = ["vlm+http://a:1"]\n', "engine.urls.0"),
+        ("[engine]\nwarmup_requests = -1\n", "engine.warmup_requests"),
+        ('[engines.big]\nurl = "gpu"\n', "engines.big.url"),
+        ('[engines."Big One"]\nurl = "http://a:1"\n', "engines.Big One.[key]"),
+        ('[engines.big]\ndialect = "vllm"\n', ""),
+        ('[engines.tgi]\nurl = "http://a:1"\n', ""),
+        ('[release]\nengine_fallback = "small"\n', "release.engine_fallback"),
         ('[qdrant]\nurl = "qdrant:6333"\n', "qdrant.url"),
         ('public_url = "answers.example.com"\n', "public_url"),
         ('cors_origins = ["https://a.example/page"]\n', "cors_origins.0"),
@@ -115,3 +123,27 @@ def test_a_database_is_given_by_a_url_that_is_never_shown(monkeypatch):
     with pytest.raises(ValidationError, match="postgresql://user:password@host/name") as raised:
         Settings()
     assert all("hunter2" not in problem["msg"] for problem in raised.value.errors())
+
+
+def test_engines_of_a_group_are_url_and_urls_each_once_and_with_a_dialect_of_its_own():
+    write(
+        '[engine]\nurl = "http://a:1"\nurls = ["http://b:1", "vllm+https://c/v1", "http://a:1"]\ndialect = "sglang"\n'
+        '[engines.big]\nurls = ["http://d:1"]\ndialect = "vllm"\nmodel = "org/big"\n'
+    )
+    settings = Settings()
+    assert settings.engine.members == [("sglang", "http://a:1"), ("sglang", "http://b:1"), ("vllm", "https://c/v1")]
+    assert settings.engines["big"].members == [("vllm", "http://d:1")]
+    assert (settings.main_engine, settings.engines["big"].model) == ("sglang", "org/big")
+
+
+def test_groups_come_from_the_environment_as_json(monkeypatch):
+    monkeypatch.setenv("HALLMARK_ENGINES", '{"big": {"urls": ["http://d:1"]}}')
+    assert Settings().engines["big"].members == [("tgi", "http://d:1")]
+    monkeypatch.setenv("HALLMARK_ENGINES_SMALL", '{"urls": ["http://e:1"]}')
+    assert "small" in Settings().engines
+    assert list(unknown_variables()) == []
+
+
+def test_the_embedded_engine_s_name_is_its_own():
+    write('[embedded]\nenabled = true\n[engines.tgi]\nurl = "http://a:1"\n')
+    assert Settings().main_engine == "embedded"

@@ -61,7 +61,7 @@ async def test_a_release_that_says_what_the_engine_says_has_no_problems():
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"engine": "vllm"}, "`engine` is 'vllm'; this service's engine is 'tgi'"),
+        ({"engine": "vllm"}, "`engine` is 'vllm'; it is held against the engine 'tgi'"),
         ({"served_model": "tuned"}, "`served_model` is 'tuned'"),
         ({"base_model": "org/other"}, "`base_model` is 'org/other'; the engine serves 'org/base'"),
         ({"base_revision": "xyz"}, "`base_revision` is 'xyz'; the engine serves 'abc'"),
@@ -115,7 +115,7 @@ async def test_an_adapter_that_answers_exactly_as_the_base_model_is_not_there(ba
 
 async def test_only_tgi_is_suspected_of_that():
     release = variant(adapter="tone", engine="vllm")
-    assert await vet(release, AnEngine(base=FIRST, adapted=FIRST), Site(engine="vllm")) == []
+    assert await vet(release, AnEngine(base=FIRST, adapted=FIRST), Site(engine="vllm", dialect="vllm")) == []
 
 
 async def test_an_engine_that_is_away_cannot_be_asked():

@@ -108,6 +108,11 @@ class Replay:
         self._parts.push_async_callback(engine.aclose)
         return engine
 
+    is_up = True
+
+    async def wait_until_up(self) -> bool:
+        return False
+
     async def generate(self, generation: Generation) -> AsyncGenerator[list[Piece], None]:
         key = _key(msgspec.to_builtins([generation.messages, generation.adapter, generation.sampling]))
         if key not in self._known:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY, CollectorRegistry, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from observability.metrics import MAX_RELEASES, REQUEST_SECONDS, Metrics
+from observability.metrics import MAX_RELEASES, REQUEST_SECONDS, EngineSample, GroupSample, Metrics
 
 ROUTE = "/v1/chat/completions"
 DOCS = Path(__file__).parents[2] / "docs" / "telemetry.md"
@@ -145,12 +145,26 @@ def test_records_are_counted_by_what_became_of_them(metrics: Metrics) -> None:
 
 
 def test_engine_health_and_ingestion_are_shown(metrics: Metrics) -> None:
-    metrics.engine_up("tgi-1", True)
-    metrics.engine_up("tgi-2", True)
-    metrics.engine_up("tgi-2", False)
+    members = [
+        EngineSample("tgi", "gpu-1:3000", "closed", 3, 2.0, 0),
+        EngineSample("tgi", "gpu-2:3000", "half_open", 0, None, 4),
+    ]
+    metrics.watch(engines=lambda: [GroupSample("tgi", 5, 12.5, 1, members)])
+    metrics.fell_back("small@1", "fallback")
     metrics.ingested("created", 1.5)
-    assert value(metrics, "hallmark_engine_up", engine="tgi-1") == 1
-    assert value(metrics, "hallmark_engine_up", engine="tgi-2") == 0
+    first, second = ({"engine": "tgi", "member": each.member} for each in members)
+    assert value(metrics, "hallmark_engine_up", **first) == 1
+    assert value(metrics, "hallmark_engine_up", **second) == 0
+    assert value(metrics, "hallmark_engine_state", **second, state="half_open") == 1
+    assert (value(metrics, "hallmark_engine_in_flight", **first), value(metrics, "hallmark_engine_queue", **first)) == (
+        3,
+        2,
+    )
+    assert value(metrics, "hallmark_engine_ejections_total", **second) == 4
+    assert value(metrics, "hallmark_engine_failovers_total", engine="tgi") == 5
+    assert value(metrics, "hallmark_engine_start_seconds", engine="tgi") == 12.5
+    assert value(metrics, "hallmark_engine_waiting_room", engine="tgi") == 1
+    assert value(metrics, "hallmark_fallbacks_total", release="small@1", kind="fallback") == 1
     assert value(metrics, "hallmark_documents_total", outcome="created") == 1
     assert value(metrics, "hallmark_ingest_seconds_sum") == 1.5
 

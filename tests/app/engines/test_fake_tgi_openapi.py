@@ -6,7 +6,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from app.engines.pool import Address, Pool
+from app.engines.connections import Address, Connections
 from tests.fake_tgi import FakeTGI, Refuse, Tokens, ToolCall
 
 PUBLISHED = Path(__file__).parents[4] / "shared" / "data" / "tgi-openapi.json"
@@ -32,7 +32,7 @@ def check(name, instance):
 
 async def call(tgi, method, path, body=None):
     raw = json.dumps(body).encode() if body is not None else b""
-    pool = Pool(Address.of(tgi.url))
+    pool = Connections(Address.of(tgi.url))
     head = f"{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(raw)}\r\n\r\n".encode()
     response = await pool.exchange(head + raw, 1e12)
     content = await response.read(1e12, max_bytes=1 << 20)
@@ -183,7 +183,7 @@ async def test_the_lean_server_answers_the_same_bytes_as_the_full_one():
         async with FakeTGI(default=answer, lean=lean) as tgi:
             body = b'{"messages":[{"role":"user","content":"hi"}],"stream":%b,"stream_options":{"include_usage":true}}'
             for stream in (b"true", b"false"):
-                pool = Pool(Address.of(tgi.url))
+                pool = Connections(Address.of(tgi.url))
                 raw = body % stream
                 head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(raw)
                 response = await pool.exchange(head + raw, 1e12)

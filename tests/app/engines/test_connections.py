@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from app.engines.pool import Address, Pool
+from app.engines.connections import Address, Connections
 from app.engines.wire import (
     BadResponse,
     ConnectFailed,
@@ -37,7 +37,7 @@ async def fetch(pool, request=POST, *, seconds=5.0, max_bytes=1 << 20):
 
 async def test_no_more_connections_are_opened_than_allowed():
     async with FakeTGI() as tgi:
-        pool = Pool(Address.of(tgi.url), max_connections=3, pool_seconds=5)
+        pool = Connections(Address.of(tgi.url), max_connections=3, pool_seconds=5)
         answers = await asyncio.gather(*(fetch(pool) for _ in range(6)))
         assert {status for status, _ in answers} == {200}
         assert (tgi.connections, pool.open_connections) == (3, 3)
@@ -48,7 +48,7 @@ async def test_no_more_connections_are_opened_than_allowed():
 async def test_waiting_callers_are_served_in_order():
     gates = [asyncio.Event() for _ in range(4)]
     async with FakeTGI(*(Tokens(str(i), gate=gate) for i, gate in enumerate(gates))) as tgi:
-        pool = Pool(Address.of(tgi.url), max_connections=2, pool_seconds=5)
+        pool = Connections(Address.of(tgi.url), max_connections=2, pool_seconds=5)
         done = []
 
         async def one(name):
@@ -69,7 +69,7 @@ async def test_waiting_callers_are_served_in_order():
 
 async def test_a_full_waiting_room_refuses_at_once_and_a_place_is_waited_for_only_so_long():
     async with FakeTGI(default=Hang()) as tgi:
-        pool = Pool(Address.of(tgi.url), max_connections=1, pool_seconds=0.2)
+        pool = Connections(Address.of(tgi.url), max_connections=1, pool_seconds=0.2)
         busy = asyncio.create_task(fetch(pool))
         await tgi.until(lambda: len(tgi.requests) == 1)
         waiting = asyncio.create_task(fetch(pool))
@@ -85,7 +85,7 @@ async def test_a_full_waiting_room_refuses_at_once_and_a_place_is_waited_for_onl
 
 async def test_a_waiter_that_leaves_as_it_is_served_passes_its_connection_on():
     async with FakeTGI() as tgi:
-        pool = Pool(Address.of(tgi.url), max_connections=1, pool_seconds=5)
+        pool = Connections(Address.of(tgi.url), max_connections=1, pool_seconds=5)
         response = await pool.exchange(POST, soon())
         await response.read(soon(), max_bytes=1 << 20)
         leaving = asyncio.create_task(fetch(pool))
@@ -101,7 +101,7 @@ async def test_a_waiter_that_leaves_as_it_is_served_passes_its_connection_on():
 
 async def test_a_place_is_free_again_after_a_connection_was_cut():
     async with FakeTGI(Hang(), Hang()) as tgi:
-        pool = Pool(Address.of(tgi.url), max_connections=1, pool_seconds=5)
+        pool = Connections(Address.of(tgi.url), max_connections=1, pool_seconds=5)
         for _ in range(2):
             with pytest.raises(TimedOut):
                 await fetch(pool, seconds=0.05)
@@ -113,7 +113,7 @@ async def test_a_place_is_free_again_after_a_connection_was_cut():
 async def test_a_failed_attempt_to_connect_frees_its_place_for_the_next_waiter():
     async with FakeTGI() as tgi:
         address = Address.of(tgi.url)
-    pool = Pool(address, max_connections=1, pool_seconds=5)
+    pool = Connections(address, max_connections=1, pool_seconds=5)
     results = await asyncio.gather(*(fetch(pool) for _ in range(2)), return_exceptions=True)
     assert [type(result) for result in results] == [ConnectFailed, ConnectFailed]
     await pool.aclose()
@@ -121,7 +121,7 @@ async def test_a_failed_attempt_to_connect_frees_its_place_for_the_next_waiter()
 
 async def test_a_stale_connection_is_retried_once_and_a_fresh_one_never():
     async with FakeTGI() as tgi:
-        pool = Pool(Address.of(tgi.url))
+        pool = Connections(Address.of(tgi.url))
         await fetch(pool)
         tgi.script(Drop(), Drop(), Tokens("never asked"))
         with pytest.raises(ConnectionLost):
@@ -133,7 +133,7 @@ async def test_a_stale_connection_is_retried_once_and_a_fresh_one_never():
 
 async def test_after_the_first_byte_nothing_is_retried():
     async with FakeTGI() as tgi:
-        pool = Pool(Address.of(tgi.url))
+        pool = Connections(Address.of(tgi.url))
         await fetch(pool)
         tgi.script(Reply(b"HTTP/1.1 200 OK\r\ncontent-", framing="raw"), Tokens("never asked"))
         with pytest.raises(ConnectionLost):
@@ -145,7 +145,7 @@ async def test_after_the_first_byte_nothing_is_retried():
 async def test_a_body_over_the_limit_is_not_read_to_its_end():
     endless = Reply(b"x" * 300_000, b"", gates={1: asyncio.Event()})
     async with FakeTGI(endless) as tgi:
-        pool = Pool(Address.of(tgi.url))
+        pool = Connections(Address.of(tgi.url))
         with pytest.raises(BadResponse, match="200000"):
             await fetch(pool, max_bytes=200_000)
         await tgi.until(lambda: tgi.open_connections == 0)
@@ -169,7 +169,7 @@ async def test_a_reader_that_falls_behind_slows_the_engine_down():
 
     finished = asyncio.Event()
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    pool = Pool(Address("127.0.0.1", server.sockets[0].getsockname()[1], secure=False))
+    pool = Connections(Address("127.0.0.1", server.sockets[0].getsockname()[1], secure=False))
     response = await pool.exchange(GET, soon())
     before = -1
     while before != sent:
@@ -190,7 +190,7 @@ async def test_a_reader_that_falls_behind_slows_the_engine_down():
 async def test_an_interim_response_is_passed_over():
     raw = b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
     async with FakeTGI(Reply(raw, framing="raw")) as tgi:
-        pool = Pool(Address.of(tgi.url))
+        pool = Connections(Address.of(tgi.url))
         assert await fetch(pool) == (200, b"ok")
         await pool.aclose()
 
@@ -200,7 +200,7 @@ async def test_a_connection_is_kept_only_if_the_server_keeps_it(header):
     version = b"HTTP/1.1" if header else b"HTTP/1.0"
     raw = version + b" 200 OK\r\n" + header + b"content-length: 2\r\n\r\nok"
     async with FakeTGI(Reply(raw, b"", framing="raw", gates={1: asyncio.Event()})) as tgi:
-        pool = Pool(Address.of(tgi.url))
+        pool = Connections(Address.of(tgi.url))
         assert await fetch(pool) == (200, b"ok")
         assert await fetch(pool, GET) == (200, b"")
         assert tgi.connections == 2
@@ -212,7 +212,7 @@ async def test_bytes_nobody_asked_for_cost_the_connection():
     more = asyncio.Event()
     gates = {1: more, 2: asyncio.Event()}
     async with FakeTGI(Reply(raw, b"HTTP/1.1 200 OK\r\n", b"", framing="raw", gates=gates)) as tgi:
-        pool = Pool(Address.of(tgi.url))
+        pool = Connections(Address.of(tgi.url))
         assert await fetch(pool) == (200, b"ok")
         more.set()
         await tgi.until(lambda: tgi.open_connections == 0)
@@ -229,7 +229,7 @@ async def test_connecting_gives_up_in_time():
             filler = stack.enter_context(socket.socket())
             filler.setblocking(False)
             filler.connect_ex(listening.getsockname())
-        pool = Pool(Address("127.0.0.1", listening.getsockname()[1], secure=False), connect_seconds=0.2)
+        pool = Connections(Address("127.0.0.1", listening.getsockname()[1], secure=False), connect_seconds=0.2)
         begun = loop.time()
         with pytest.raises(TimedOut):
             await pool.exchange(GET, soon())
@@ -265,10 +265,10 @@ async def test_tls_is_spoken_and_the_certificate_checked(certificate):
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=ours)
     address = Address("127.0.0.1", server.sockets[0].getsockname()[1], secure=True)
-    trusting = Pool(address, tls=ssl.create_default_context(cafile=cert))
+    trusting = Connections(address, tls=ssl.create_default_context(cafile=cert))
     assert [await fetch(trusting, GET) for _ in range(2)] == [(200, b"ok")] * 2
     assert trusting.open_connections == 1
-    wary = Pool(address)
+    wary = Connections(address)
     with pytest.raises(ConnectFailed):
         await fetch(wary, GET)
     await trusting.aclose()

@@ -1,0 +1,131 @@
+"""Two engines as processes, one killed and one hung in turn under load: before a first token no client learns of it."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.service import Api, live_service
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+
+class Engine:
+    """A stand-in engine in a process of its own, always on the same port."""
+
+    def __init__(self, port: int = 0) -> None:
+        command = [sys.executable, "-m", "tests.fake_tgi", "--port", str(port), "--tokens", "4", "--delay-ms", "5"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True)
+
+    async def url(self) -> str:
+        assert self.process.stdout is not None
+        return (await asyncio.to_thread(self.process.stdout.readline)).strip()
+
+    def send(self, what: signal.Signals) -> None:
+        os.kill(self.process.pid, what)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@asynccontextmanager
+async def load(api: Api, callers: int) -> AsyncIterator[Counter[str]]:
+    """Ask without a pause, half of it streamed; gives what became of the requests, counted as they end."""
+    seen: Counter[str] = Counter()
+    is_over = False
+
+    async def ask(number: int) -> None:
+        while not is_over:
+            if number % 2:
+                response = await api.ask("Hello", retrieval={"mode": "off"})
+                seen["answered" if response.status_code == 200 else f"refused {response.text}"] += 1
+            else:
+                stream = await api.stream("Hello", retrieval={"mode": "off"})
+                if stream.done:
+                    seen["answered"] += 1
+                else:
+                    seen["cut" if stream.text else f"refused {stream.error}"] += 1
+
+    tasks = [asyncio.create_task(ask(number)) for number in range(callers)]
+    try:
+        yield seen
+    finally:
+        is_over = True
+        await asyncio.gather(*tasks)
+
+
+async def state_of(api: Api, url: str) -> str:
+    text = (await api.client.get("/metrics")).text
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == "hallmark_engine_state" and sample.labels["member"] == url.removeprefix("http://"):
+                return sample.labels["state"]
+    return ""
+
+
+async def seconds_until(api: Api, url: str, state: str) -> float:
+    began = time.monotonic()
+    async with asyncio.timeout(20):
+        while await state_of(api, url) != state:
+            await asyncio.sleep(0.02)
+    return time.monotonic() - began
+
+
+async def test_one_killed_and_one_hung_in_turn_cost_no_client_its_answer(tmp_path, capsys):
+    a, b = Engine(), Engine()
+    engines = [a, b]
+    try:
+        first, second = await a.url(), await b.url()
+        settings = {"engine": {"urls": [second]}}
+        async with (
+            live_service(tmp_path, engine_url=first, settings=settings) as service,
+            service.client() as client,
+        ):
+            api = Api(client, "default", service.key)
+            async with load(api, callers=12) as seen:
+                await asyncio.sleep(1.0)
+
+                a.send(signal.SIGSTOP)
+                hung = await seconds_until(api, first, "open")
+                answered = seen["answered"]
+                await asyncio.sleep(4.0)  # Those that wait for it are answered elsewhere by now.
+                assert seen["answered"] > answered
+                a.send(signal.SIGCONT)
+                back_from_hang = await seconds_until(api, first, "closed")
+
+                b.send(signal.SIGKILL)
+                killed = await seconds_until(api, second, "open")
+                await asyncio.sleep(0.5)
+                b.close()
+                engines.append(again := Engine(int(second.rpartition(":")[2])))
+                assert await again.url() == second
+                back_from_death = await seconds_until(api, second, "closed")
+                await asyncio.sleep(0.5)
+        with capsys.disabled():
+            print(
+                f"\nhung: out after {hung:.1f} s, in again {back_from_hang:.1f} s after it went on; killed: out after "
+                f"{killed:.1f} s, in again {back_from_death:.1f} s after its port opened; {dict(seen)}"
+            )
+        assert [what for what in seen if what.startswith("refused")] == []
+        assert hung <= 5.0
+        assert killed <= 5.0
+        assert max(back_from_hang, back_from_death) <= 5.0
+        assert seen["cut"] <= 12  # A stream of which the client has seen a part ends in an error event.
+        assert seen["answered"] > 200
+    finally:
+        for engine in engines:
+            engine.close()
