@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY, CollectorRegistry, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from observability.metrics import MAX_RELEASES, REQUEST_SECONDS, EngineSample, GroupSample, Metrics
+from observability.collectors import EngineSample, GroupSample
+from observability.metrics import MAX_RELEASES, REQUEST_SECONDS, Metrics
 
 ROUTE = "/v1/chat/completions"
 DOCS = Path(__file__).parents[2] / "docs" / "telemetry.md"
