@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, Self
 from limits.aio.storage import MemoryStorage, RedisStorage, Storage
 
 from app.access import Caller
-from app.errors import RateLimited
+from app.errors import RateLimited, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,9 @@ class RateLimits:
         redis_url: where all gateways count; None counts in this process alone.
         patience_seconds: how long it may take for one request.
         away_seconds: how long it is not asked after it failed to answer.
+
+    Raises:
+        Unavailable: the client of Redis is not installed.
     """
 
     def __init__(
@@ -178,9 +181,12 @@ class _Redis:
     """The store that all gateways count in, and whether it can be asked."""
 
     def __init__(self, url: str, patience_seconds: float, away_seconds: float) -> None:
-        from redis.asyncio import BlockingConnectionPool, Redis
-        from redis.asyncio.retry import Retry
-        from redis.backoff import NoBackoff
+        try:
+            from redis.asyncio import BlockingConnectionPool, Redis
+            from redis.asyncio.retry import Retry
+            from redis.backoff import NoBackoff
+        except ModuleNotFoundError as error:
+            raise Unavailable("Redis needs its client: pip install 'hallmark[redis]'.") from error
 
         pool: Any = BlockingConnectionPool.from_url(
             url,
