@@ -7,7 +7,7 @@ percentiles of a bootstrap over items: which items were reviewed is what chance 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -18,6 +18,7 @@ MIN_ITEMS = 20
 """Items below which no interval is given: a bootstrap of fewer says little."""
 
 Floats = NDArray[np.float64]
+Pattern = TypeVar("Pattern", bound=tuple[str, ...])
 
 
 class Agreement(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +43,7 @@ class PairAgreement(msgspec.Struct, frozen=True, kw_only=True):
 
 def krippendorff_alpha(items: Iterable[Sequence[str]]) -> Agreement:
     """Krippendorff's nominal alpha; `items` holds the classes that reviewers gave to each item, in any order."""
-    patterns = Counter(tuple(sorted(given)) for given in items if len(given) > 1)
+    patterns = _counted(tuple(sorted(given)) for given in items if len(given) > 1)
     codes = {name: code for code, name in enumerate(sorted({name for pattern in patterns for name in pattern}))}
     size = len(codes)
     pairs = np.zeros((len(patterns), size, size))
@@ -63,7 +64,7 @@ def krippendorff_alpha(items: Iterable[Sequence[str]]) -> Agreement:
 
 def cohen_kappa(pairs: Iterable[tuple[str, str]]) -> Agreement:
     """Cohen's kappa; `pairs` holds what two reviewers chose for each item."""
-    patterns = Counter(pairs)
+    patterns = _counted(pairs)
     codes = {name: code for code, name in enumerate(sorted({name for pair in patterns for name in pair}))}
     chosen = np.zeros((2, len(patterns), len(codes)))
     for at, pair in enumerate(patterns):
@@ -90,6 +91,11 @@ def pairwise(items: Iterable[dict[str, str]]) -> list[PairAgreement]:
         PairAgreement(reviewers=reviewers, kappa=cohen_kappa(pairs), share=sum(a == b for a, b in pairs) / len(pairs))
         for reviewers, pairs in sorted(shared.items())
     ]
+
+
+def _counted(patterns: Iterable[Pattern]) -> dict[Pattern, int]:
+    """How many items there are of each pattern: few enough to resample, however many items."""
+    return dict(sorted(Counter(patterns).items()))
 
 
 def _bootstrapped(counts: Iterable[int], coefficient: Callable[[Floats], Floats]) -> Agreement:
