@@ -19,6 +19,7 @@ from rich.table import Table
 from app.client import Client
 from app.prediction_commands import predictions
 from app.release_commands import releases, rollouts
+from app.review_commands import review
 from app.settings import Settings, unknown_variables
 from app.terminal import Key, Url, err, explained, load, out, show_sources
 
@@ -33,6 +34,7 @@ app.add_typer(keys, name="keys")
 app.add_typer(predictions, name="predictions")
 app.add_typer(releases, name="releases")
 app.add_typer(rollouts, name="rollouts")
+app.add_typer(review, name="review")
 
 Model = Annotated[str, typer.Option(help="The release to ask, by name or as `name@3`.")]
 

@@ -28,7 +28,8 @@ from app.prompts import ANSWER_PROMPT
 from app.readiness import Check, Problem, Readiness
 from app.registry import Registry
 from app.releases import Prompt, Release, RetrievalPlan
-from app.routes import documents, errors, feedback, health, labels, lineage, releases, resources, rollouts
+from app.review import open_review
+from app.routes import documents, errors, feedback, health, labels, lineage, releases, resources, review, rollouts
 from app.routes.chat import ChatRoute
 from app.routes.dependencies import Services
 from app.routes.description import describe
@@ -111,17 +112,19 @@ async def open_service(
             outbox=shipper,
             engines=engines.samples,
         )
+        label_log = await parts.enter_async_context(LabelLog(shared))
         public_url = settings.public_url.rstrip("/") if settings.public_url else None
         services = Services(
             retriever=retriever,
             predictions=predictions,
             feedback=await parts.enter_async_context(FeedbackLog(shared)),
-            labels=await parts.enter_async_context(LabelLog(shared)),
+            labels=label_log,
             history=history,
             provenance=provenance,
             tracer=Tracer(provenance, history, documents=retriever, adapter_folder=settings.engine.adapter_folder),
             uses=Uses(provenance, history, document_uses),
             registry=registry,
+            review=await parts.enter_async_context(open_review(shared, history, label_log)),
             defaults=_defaults(settings),
             links=links,
             telemetry=telemetry,
@@ -192,6 +195,7 @@ def create_api(services: Services | None = None, *, max_body_bytes: int | None =
         labels.routes,
         prediction_routes,
         lineage.routes,
+        review.routes,
         releases.routes,
         rollouts.routes,
         health.routes,

@@ -5,6 +5,14 @@ prefer doubtful answers as much as it likes; weighted by those probabilities, it
 a reviewer finds is a label, kept where all labels are (`app.feedback`).
 """
 
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from app.database import Database
+from app.feedback import LabelLog
+from app.predictions import History
 from app.review.agreement import Agreement, PairAgreement
 from app.review.estimates import Estimate
 from app.review.exchange import Exchange, Imported
@@ -37,6 +45,7 @@ __all__ = [
     "QueueAgreement",
     "Queues",
     "Review",
+    "ReviewQueue",
     "Reviewer",
     "Reviews",
     "Rules",
@@ -44,4 +53,35 @@ __all__ = [
     "SkipReason",
     "Threshold",
     "messages_of",
+    "open_review",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewQueue:
+    """The parts of the review queue."""
+
+    queues: Queues
+    reviews: Reviews
+    findings: Findings
+    exchange: Exchange
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+@asynccontextmanager
+async def open_review(
+    database: Database, history: History, labels: LabelLog, *, clock: Clock = _now
+) -> AsyncIterator[ReviewQueue]:
+    """Open the review queue over the database that replicas share, and fill it until the end of the block."""
+    queues = Queues(database, clock)
+    findings = Findings(database, queues, clock)
+    async with Filler(database, queues, history, labels):
+        yield ReviewQueue(
+            queues=queues,
+            reviews=Reviews(database, queues, history, labels, clock),
+            findings=findings,
+            exchange=Exchange(database, queues, findings, history, labels, clock),
+        )
