@@ -109,6 +109,7 @@ async def test_pages_are_led_from_one_to_the_next(api):
         ({"release": "Not a name"}, "release"),
         ({"outcome": "great"}, "outcome"),
         ({"since": "yesterday"}, "since"),
+        ({"until": "0.5"}, "until"),
         ({"user": "a\0"}, "user"),
         ({"releas": "hallmark"}, "releas"),
         ({"release_digest": "abc"}, "release_digest"),
