@@ -215,6 +215,12 @@ class Queues:
             queue = await self.read(connection, tenant, name)
             return await self.boosts_of(connection, [queue.id])
 
+    async def one_boost(self, tenant: str, name: str, boost_id: str) -> Boost:
+        """One boost of a queue; raises NotFound."""
+        async with self._database.reading() as connection:
+            queue = await self.read(connection, tenant, name)
+            return await _found_boost(connection, queue, boost_id)
+
     async def boosts_of(self, connection: AsyncConnection, queue_ids: Sequence[str]) -> list[Boost]:
         """The boosts of some queues, the newest first."""
         b = review_boosts.c
@@ -226,14 +232,9 @@ class Queues:
         b = review_boosts.c
         async with self._database.writing() as connection:
             queue = await self.read(connection, tenant, name, lock=True)
-            mine = (b.queue_id == queue.id, b.id == boost_id)
-            await connection.execute(
-                review_boosts.update().where(*mine, b.ended_at.is_(None)).values(ended_at=self._clock())
-            )
-            row = (await connection.execute(select(review_boosts).where(*mine))).one_or_none()
-        if row is None:
-            raise NotFound(f"The queue {name!r} has no boost {boost_id!r}.")
-        return _boost(row)
+            still = (b.queue_id == queue.id, b.id == boost_id, b.ended_at.is_(None))
+            await connection.execute(review_boosts.update().where(*still).values(ended_at=self._clock()))
+            return await _found_boost(connection, queue, boost_id)
 
     async def add_gold(self, tenant: str, name: str, prediction_id: str, class_name: str) -> str:
         """Make a prediction one whose right class is known, to see whether reviewers find it; gives the item's id.
@@ -330,6 +331,15 @@ async def _find(connection: AsyncConnection, tenant: str, name: str, *, lock: bo
     q = review_queues.c
     query = select(review_queues).where(q.tenant == tenant, q.name == name)
     return (await connection.execute(query.with_for_update() if lock else query)).one_or_none()
+
+
+async def _found_boost(connection: AsyncConnection, queue: Queue, boost_id: str) -> Boost:
+    b = review_boosts.c
+    query = select(review_boosts).where(b.queue_id == queue.id, b.id == boost_id)
+    row = (await connection.execute(query)).one_or_none()
+    if row is None:
+        raise NotFound(f"The queue {queue.name!r} has no boost {boost_id!r}.")
+    return _boost(row)
 
 
 def _written(rules: Rules) -> str:

@@ -241,6 +241,13 @@ async def list_review_boosts(services: ServicesDep, caller: CallerDep, queue: Qu
     return BoostList(data=[BoostObject.of(each) for each in found])
 
 
+@routes.get("/v1/review/queues/{queue}/boosts/{boost_id}", operation_id="get_review_boost", responses=errors(404, 503))
+async def get_review_boost(services: ServicesDep, caller: CallerDep, queue: QueueName, boost_id: UUID) -> BoostObject:
+    """Show a boost."""
+    caller.require("review:read")
+    return BoostObject.of(await services.review.queues.one_boost(caller.tenant, queue, str(boost_id)))
+
+
 @routes.delete(
     "/v1/review/queues/{queue}/boosts/{boost_id}", operation_id="end_review_boost", responses=errors(404, 503)
 )
