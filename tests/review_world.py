@@ -43,7 +43,7 @@ class Clock:
         self.now += round(seconds * 1000)
 
 
-def person(name: str, tenant: str = "acme", **facts: Any) -> Speaker:
+def person(name: str | None, tenant: str = "acme", **facts: Any) -> Speaker:
     return Speaker(tenant=tenant, key_id="k1", user=name, **facts)
 
 
