@@ -25,6 +25,7 @@ from app.predictions import History, Prediction, Where, uuid7
 from app.predictions.rows import to_row
 from app.predictions.shipper import Shipper, shippable
 from app.review import Exchange, Filler, Finding, Findings, Item, Leased, Queues, Reviews, Rules
+from tests.service import Api, until
 
 EPOCH = Where(since=datetime(2020, 1, 1, tzinfo=UTC))
 """Everything that tests predict."""
@@ -144,3 +145,22 @@ async def emptied(url: str) -> str:
         for table in (predictions, feedback, labels, review_queues, review_boosts, review_items, reviews):
             await connection.execute(delete(table))
     return url
+
+
+async def under_review(owner: Api) -> dict[str, str]:
+    """Make a queue through the service and lease from it: the ids of all that there is then, by the path's parameter."""
+    rules = {"uniform": 1.0, "classes": ["right", "wrong"], "where": {"since": "2020-01-01T00:00:00Z"}}
+    assert (await owner.client.put("/v1/review/queues/answers", json=rules)).status_code == 201
+    boost = await owner.client.post("/v1/review/queues/answers/boosts", json={"rate": 0.5, "reason": "r", "where": {}})
+
+    async def leased() -> Any:
+        return (await owner.client.post("/v1/review/queues/answers/leases", json={})).json()["data"]
+
+    (lease,) = await until(leased)
+    review = (await owner.client.get(f"/v1/review/reviews/{lease['review_id']}")).json()
+    return {
+        "queue": "answers",
+        "review_id": review["id"],
+        "item_id": review["item_id"],
+        "boost_id": boost.json()["id"],
+    }

@@ -19,7 +19,7 @@ from app.routes.feedback_schemas import (
 from app.routes.registry_schemas import moment
 from app.routes.schemas import Wire
 
-Rate = Annotated[float, Field(gt=0, le=1)]
+Rate = Annotated[float, Field(ge=1e-6, le=1)]
 ClassName = Annotated[str, Field(min_length=1, max_length=256, pattern=ONE_LINE)]
 Fact = Annotated[str, Field(min_length=1, max_length=512, pattern=TEXT)]
 Time = Annotated[datetime, BeforeValidator(lambda value: moment(value) if isinstance(value, int) else value)]

@@ -1,7 +1,6 @@
 """Every route, from its description: closed without a key, closed to other tenants, closed without the scope."""
 
 from collections.abc import AsyncIterator
-from typing import Any
 
 import httpx
 import msgspec
@@ -11,7 +10,8 @@ from app.main import create_api
 from app.routes.front import OPEN_PATHS
 from tests.fake_tgi import FakeTGI
 from tests.lineage_world import dataset_of, row_of, run_of
-from tests.service import EVERYTHING, Api, Service, live_service, until
+from tests.review_world import under_review
+from tests.service import EVERYTHING, Api, Service, live_service
 
 STEPS = ("canary", "shadow", "promote", "rollback", "pause", "resume")
 SCOPES = {
@@ -168,25 +168,6 @@ async def things(owner: Api) -> dict[str, str]:
         "name": "hallmark",
         "release": "hallmark@1",
         **await under_review(owner),
-    }
-
-
-async def under_review(owner: Api) -> dict[str, str]:
-    """A queue, and what its owner has of it."""
-    rules = {"uniform": 1.0, "classes": ["right", "wrong"], "where": {"since": "2020-01-01T00:00:00Z"}}
-    assert (await owner.client.put("/v1/review/queues/answers", json=rules)).status_code == 201
-    boost = await owner.client.post("/v1/review/queues/answers/boosts", json={"rate": 0.5, "reason": "r", "where": {}})
-
-    async def leased() -> Any:
-        return (await owner.client.post("/v1/review/queues/answers/leases", json={})).json()["data"]
-
-    (lease,) = await until(leased)
-    review = (await owner.client.get(f"/v1/review/reviews/{lease['review_id']}")).json()
-    return {
-        "queue": "answers",
-        "review_id": review["id"],
-        "item_id": review["item_id"],
-        "boost_id": boost.json()["id"],
     }
 
 

@@ -202,7 +202,7 @@ async def test_gold_and_agreement(api):
 
 
 async def test_drift_detection_can_raise_what_is_taken(api):
-    await call(api, "PUT", QUEUE, 201, **{**RULES, "uniform": 1e-9})
+    await call(api, "PUT", QUEUE, 201, **{**RULES, "uniform": 1e-6})
     asked = [(await api.answer(f"Question {n}"))["id"] for n in range(2)]
     named = await call(
         api, "POST", f"{QUEUE}/boosts", 201, rate=1.0, reason="cluster", prediction_ids=[asked[0], uuid7()]
