@@ -148,7 +148,7 @@ async def emptied(url: str) -> str:
 
 
 async def under_review(owner: Api) -> dict[str, str]:
-    """Make a queue through the service and lease from it: the ids of all that there is then, by the path's parameter."""
+    """Make a queue through the service and lease from it: the ids of what there is then, by the path's parameter."""
     rules = {"uniform": 1.0, "classes": ["right", "wrong"], "where": {"since": "2020-01-01T00:00:00Z"}}
     assert (await owner.client.put("/v1/review/queues/answers", json=rules)).status_code == 201
     boost = await owner.client.post("/v1/review/queues/answers/boosts", json={"rate": 0.5, "reason": "r", "where": {}})
