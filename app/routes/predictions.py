@@ -106,7 +106,7 @@ async def count_predictions(
             "description": "One prediction a line, or a Parquet file in row groups.",
             "content": {
                 "application/x-ndjson": {"schema": {"type": "string"}},
-                "application/vnd.apache.parquet": {"schema": {"type": "string", "format": "binary"}},
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
             },
         },
         **errors(503),
@@ -125,7 +125,7 @@ async def export_predictions(
     first: list[Prediction] = await anext(pages, [])  # What fails before the first byte keeps its status.
     return StreamingResponse(
         _exported(writer, first, pages),
-        media_type="application/vnd.apache.parquet" if query.format == "parquet" else "application/x-ndjson",
+        media_type="application/octet-stream" if query.format == "parquet" else "application/x-ndjson",
         headers={"content-disposition": f'attachment; filename="predictions.{query.format}"'},
     )
 

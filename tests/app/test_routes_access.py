@@ -231,7 +231,7 @@ async def test_what_belongs_to_another_tenant_does_not_exist(service, owner, thi
 
 
 async def test_what_is_registered_by_another_tenant_does_not_exist(service, owner, things):
-    async with service.client(service.new_key(tenant="stranger")) as stranger:
+    async with service.client(service.new_key(tenant="newcomer")) as stranger:
         for name in ("dataset-rows", "datasets"):
             route = f"GET /v1/lineage/{name}/{{digest}}"
             assert (await call(owner.client, route, things)).status_code == 200
