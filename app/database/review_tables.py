@@ -1,6 +1,6 @@
 """The tables of the review queue, declared once for SQLite and PostgreSQL as those in `app.database.tables` are."""
 
-from sqlalchemy import BigInteger, Column, Float, Index, Integer, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, Table, Text
 
 from app.database.tables import Id, metadata
 
@@ -58,12 +58,17 @@ review_items = Table(
     Column("wanted", Integer, nullable=False),
     Column("done", Integer, nullable=False),
     Column("skipped", Integer, nullable=False),
+    # Whether its probability has risen, and labels may have to be told.
+    Column("risen", Boolean, nullable=False),
     # The right class, where the item is there to see whether reviewers find it.
     Column("gold_class", Text),
     Column("created_at", BigInteger, nullable=False),
     Index("ix_review_items_queue_id_prediction_id", "queue_id", "prediction_id", unique=True),
     Index("ix_review_items_queue_id_state", "queue_id", "state", "id"),
     Index("ix_review_items_tenant_prediction_id", "tenant", "prediction_id"),
+)
+Index(
+    "ix_review_items_risen", review_items.c.id, sqlite_where=review_items.c.risen, postgresql_where=review_items.c.risen
 )
 
 # A reviewer's turn at an item: a lease first, and then what became of it. What was found is in the label.

@@ -24,7 +24,7 @@ from app.review.rules import Candidate, Negative, Offer, Policy, chosen, rates
 
 log = logging.getLogger(__name__)
 
-LABELS_AT_ONCE = 100
+ITEMS_AT_ONCE = 100
 
 _p = predictions.c
 
@@ -115,7 +115,10 @@ class Filler:
                 failing = True
             else:
                 failing = False
-            await asyncio.sleep(pause)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._queues.changed.wait()
+            self._queues.changed.clear()
 
     async def step(self) -> bool:
         """Take every queue a batch further; tells whether there was anything to do.
@@ -126,7 +129,7 @@ class Filler:
         async with self._database.reading() as connection:
             queues = {queue.id: queue for queue in await self._queues.fillable(connection)}
             boosts = await self._queues.boosts_of(connection, list(queues))
-        did = False
+        did = await self._restate()
         if queues:
             sources = [_Source(queue, None) for queue in queues.values()]
             sources += [_Source(queues[each.queue_id], each) for each in boosts if each.ended_at is None]
@@ -135,7 +138,7 @@ class Filler:
                 did |= settled is not None and await self._scan(source, settled)
             for queue in queues.values():
                 did |= await self._hear(queue)
-        return await self._restate() or did
+        return did
 
     # --- predictions ---
 
@@ -219,25 +222,28 @@ class Filler:
 
     async def _restate(self) -> bool:
         """Correct the labels of items whose probability has risen since they were reviewed."""
-        r, i = reviews.c, review_items.c
-        risen = and_(r.state == "done", r.item_id == i.id, i.probability > func.coalesce(r.probability, 0.0))
-        query = select(r.id, r.tenant, r.queue_id, r.label_id, i.policy, i.probability).where(risen)
+        i = review_items.c
+        risen = select(i.id, i.queue_id).where(i.risen).limit(ITEMS_AT_ONCE)
         async with self._database.reading() as connection:
-            rows = (await connection.execute(query.limit(LABELS_AT_ONCE))).all()
+            rows = (await connection.execute(risen)).all()
         for row in rows:
             async with self._database.writing() as connection:
                 queue = await self._queues.of_id(connection, row.queue_id, lock=True)
-                is_old = func.coalesce(r.probability, 0.0) < row.probability
-                noted = reviews.update().where(r.id == row.id, is_old).values(probability=row.probability)
-                if (await connection.execute(noted)).rowcount:
-                    await self._labels.resample_in(
-                        connection,
-                        row.tenant,
-                        row.label_id,
-                        policy=f"{queue.name}/{row.policy}",
-                        sampling_probability=row.probability,
-                    )
+                await self._restate_item(connection, queue, row.id)
         return bool(rows)
+
+    async def _restate_item(self, connection: AsyncConnection, queue: Queue, item_id: str) -> None:
+        i, r = review_items.c, reviews.c
+        item = (await connection.execute(select(review_items).where(i.id == item_id))).one()
+        is_old = func.coalesce(r.probability, 0.0) < item.probability
+        told = select(r.id, r.label_id).where(r.item_id == item_id, r.state == "done", is_old)
+        for review in (await connection.execute(told)).all():
+            await connection.execute(reviews.update().where(r.id == review.id).values(probability=item.probability))
+            policy = f"{queue.name}/{item.policy}"
+            await self._labels.resample_in(
+                connection, queue.tenant, review.label_id, policy=policy, sampling_probability=item.probability
+            )
+        await connection.execute(review_items.update().where(i.id == item_id).values(risen=False))
 
 
 def _is_negative(wanted: Negative) -> Any:

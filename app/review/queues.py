@@ -4,12 +4,13 @@ The main rule: whoever changes a queue, its items or their reviews locks the que
 queue never meet, whichever replicas they come from.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, case, func, or_, select
+from sqlalchemy import ColumnElement, Row, case, func, or_, select, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.database import Database, feedback, predictions, review_boosts, review_items, review_queues
@@ -84,6 +85,8 @@ class Queues:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
+        self.changed = asyncio.Event()
+        """Set when there may be something to fill at once."""
 
     async def define(self, tenant: str, name: str, rules: Rules, *, who: str) -> tuple[Queue, bool]:
         """Make a queue, or give one other rules from now on; tells whether it is new.
@@ -93,6 +96,11 @@ class Queues:
         Raises:
             Conflict: the queue considers other predictions, or there are too many queues.
         """
+        defined = await self._define(tenant, name, rules, who)
+        self.changed.set()
+        return defined
+
+    async def _define(self, tenant: str, name: str, rules: Rules, who: str) -> tuple[Queue, bool]:
         now = self._clock()
         async with self._database.writing() as connection:
             row = await _find(connection, tenant, name, lock=True)
@@ -172,10 +180,13 @@ class Queues:
 
     async def fillable(self, connection: AsyncConnection) -> list[Queue]:
         """The queues of all tenants that are to be filled and have room."""
-        waiting = select(review_items.c.queue_id, func.count().label("count")).where(review_items.c.state == "waiting")
-        counts = {row.queue_id: row[1] for row in await connection.execute(waiting.group_by(review_items.c.queue_id))}
-        queues = [_queue(row) for row in await connection.execute(select(review_queues).order_by(review_queues.c.id))]
-        return [queue for queue in queues if not queue.rules.paused and counts.get(queue.id, 0) < queue.rules.capacity]
+        rows = await connection.execute(select(review_queues).order_by(review_queues.c.id))
+        queues = [queue for queue in map(_queue, rows) if not queue.rules.paused]
+        item = review_items.c
+        waiting = select(item.queue_id, func.count()).where(item.state == "waiting").group_by(item.queue_id)
+        counted = await connection.execute(waiting.where(item.queue_id.in_([queue.id for queue in queues])))
+        counts = {row[0]: row[1] for row in counted}
+        return [queue for queue in queues if counts.get(queue.id, 0) < queue.rules.capacity]
 
     # --- what is added on purpose ---
 
@@ -192,7 +203,9 @@ class Queues:
             queue = await self.read(connection, tenant, name, lock=True)
             if len([each for each in await self.boosts_of(connection, [queue.id]) if not each.ended_at]) >= MAX_BOOSTS:
                 raise Conflict(f"{MAX_BOOSTS} boosts of this queue have not ended: end one.")
-            return await self._note_boost(connection, queue, rate, reason, where, who)
+            made = await self._note_boost(connection, queue, rate, reason, where, who)
+        self.changed.set()
+        return made
 
     async def boost_named(
         self, tenant: str, name: str, *, rate: float, reason: str, prediction_ids: Sequence[str], who: str
@@ -279,6 +292,7 @@ class Queues:
             set_={
                 "policy": new.policy,
                 "probability": new.probability,
+                "risen": true(),
                 "state": case((item.state == "gold", is_enough), else_=item.state),
             },
             where=new.probability > func.coalesce(item.probability, 0.0),
@@ -295,6 +309,7 @@ class Queues:
             "wanted": reviews_wanted(queue.id, queue.rules, prediction_id),
             "done": 0,
             "skipped": 0,
+            "risen": False,
             "created_at": self._clock(),
         }
 

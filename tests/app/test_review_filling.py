@@ -80,7 +80,7 @@ async def test_only_finished_answers_that_were_kept_and_shown_are_considered(wor
 
 
 async def test_a_queue_considers_what_is_predicted_from_the_moment_it_is_made(world):
-    world.clock.now = int(datetime.now(UTC).timestamp() * 1000) + 1
+    world.clock.now = int(datetime.now(UTC).timestamp() * 1000) + 60_000
     early = await world.predict(1)
     await world.queue(where=Where())
     moment = (await world.queues.get("acme", "q")).rules.where.since
@@ -294,6 +294,24 @@ async def test_a_row_that_appears_after_one_with_a_higher_number_is_not_missed(p
             assert set(await fast.items()) == {early}
         await filling
         assert set(await fast.items()) == {early, meanwhile, late.id}
+
+
+async def test_shippers_wait_for_whoever_looks_what_has_settled_and_not_for_each_other(postgres):
+    url = postgres.create_database()
+    async with replica(url) as looking, replica(url) as shipping:
+        await looking.queue()
+        one, other = prediction(), prediction()
+        async with looking.database.writing() as connection:
+            await looking.database.not_while_one(connection, predictions.name)
+            await shipping.ship([one])
+        async with looking.database.writing() as connection:
+            await looking.database.one_at_a_time(connection, predictions.name)
+            ship = asyncio.create_task(shipping.ship([other]))
+            done, _ = await asyncio.wait({ship}, timeout=0.3)
+            assert not done
+        await ship
+        await looking.fill()
+        assert set(await looking.items()) == {one.id, other.id}
 
 
 async def test_answers_that_are_still_open_in_the_local_record_are_waited_for(tmp_path):

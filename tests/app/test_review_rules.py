@@ -116,7 +116,7 @@ def test_weighted_by_their_probabilities_the_items_stand_for_all_predictions():
         said = list(rates(rules, template, is_negative=False))
         answers[is_poor] = [(msgspec.structs.replace(template, id=str(n)), said) for n in range(1_000)]
     chance = random.Random(7)
-    trials, true_share = 500, 0.75
+    trials, true_share = 300, 0.75
     covered = covered_unweighted = 0
     errors = []
     for trial in range(trials):

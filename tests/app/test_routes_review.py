@@ -60,8 +60,8 @@ async def get(api: Api, path: str, **params: Any) -> Any:
 
 async def filled(api: Api, count: int = 3, **rules: Any) -> list[str]:
     """Ask so many questions, and wait until their answers are in a queue."""
-    await call(api, "PUT", QUEUE, 201, **{**RULES, **rules})
     asked = [(await api.answer(f"Question {n}"))["id"] for n in range(count)]
+    await call(api, "PUT", QUEUE, 201, **{**RULES, **rules})
 
     async def all_there() -> bool:
         return len((await get(api, f"{QUEUE}/items"))["data"]) == count

@@ -56,6 +56,7 @@ def upgrade() -> None:
         sa.Column("wanted", sa.Integer(), nullable=False),
         sa.Column("done", sa.Integer(), nullable=False),
         sa.Column("skipped", sa.Integer(), nullable=False),
+        sa.Column("risen", sa.Boolean(), nullable=False),
         sa.Column("gold_class", sa.Text()),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_review_items"),
@@ -65,6 +66,13 @@ def upgrade() -> None:
     )
     op.create_index("ix_review_items_queue_id_state", "review_items", ["queue_id", "state", "id"])
     op.create_index("ix_review_items_tenant_prediction_id", "review_items", ["tenant", "prediction_id"])
+    op.create_index(
+        "ix_review_items_risen",
+        "review_items",
+        ["id"],
+        sqlite_where=sa.text("risen"),
+        postgresql_where=sa.text("risen"),
+    )
     op.create_table(
         "reviews",
         sa.Column("id", _id, nullable=False),
