@@ -133,10 +133,11 @@ class ChatRoute:
         return answering
 
     def _settle(self, taken: Taken, answering: Answering, error: ServiceError | None) -> None:
-        """Have a request counted for what it took."""
-        if isinstance(error, Overloaded | Unavailable):
+        """Have a request counted for what it took; one that there was no room for, or no engine, not at all."""
+        tokens = _tokens(answering.prediction)
+        if tokens == 0 and isinstance(error, Overloaded | Unavailable):
             self._rates.give_back(taken)
-        elif (tokens := _tokens(answering.prediction)) is not None:
+        elif tokens is not None:
             self._rates.settle(taken, tokens)
 
     async def _serve(
