@@ -29,7 +29,9 @@ Conversation = Annotated[str | None, typer.Option(help="Only of this conversatio
 Model = Annotated[str | None, typer.Option(help="Only what was asked by this name.")]
 Adapter = Annotated[str | None, typer.Option(help="Only those of this adapter.")]
 Verdict = Annotated[str | None, typer.Option(help="`abstained`, or with its reason `abstained:nothing_relevant`.")]
-Assignment = Annotated[str | None, typer.Option(help="stable, canary, pinned or shadow.")]
+Assignment = Annotated[str | None, typer.Option(help="stable, canary, pinned, shadow, fallback or extractive.")]
+LabelState = Annotated[str | None, typer.Option(help="labelled or unlabelled.")]
+FeedbackState = Annotated[str | None, typer.Option(help="given, none, positive, negative or corrected.")]
 
 
 @predictions.command("list")
@@ -47,6 +49,8 @@ def show_some(
     adapter: Adapter = None,
     verdict: Verdict = None,
     assignment: Assignment = None,
+    label_state: LabelState = None,
+    feedback_state: FeedbackState = None,
 ) -> None:
     """List the newest predictions."""
     given = _given(
@@ -60,6 +64,8 @@ def show_some(
         adapter=adapter,
         verdict=verdict,
         assignment=assignment,
+        label_state=label_state,
+        feedback_state=feedback_state,
     )
     with explained(), Client(url, key) as client:
         found = client.call("GET", "/v1/predictions", params={**given, "limit": limit})["data"]
@@ -89,6 +95,8 @@ def export(
     adapter: Adapter = None,
     verdict: Verdict = None,
     assignment: Assignment = None,
+    label_state: LabelState = None,
+    feedback_state: FeedbackState = None,
 ) -> None:
     """Write predictions into a file, oldest first; it is there whole or not at all."""
     given = _given(
@@ -102,6 +110,8 @@ def export(
         adapter=adapter,
         verdict=verdict,
         assignment=assignment,
+        label_state=label_state,
+        feedback_state=feedback_state,
     )
     columns = (
         SpinnerColumn(),

@@ -12,7 +12,7 @@ The log's file is the shared database's own, or the outbox from which the shippe
 """
 
 from app.predictions.documents import DocumentUses, Use
-from app.predictions.history import History, Mention, Where
+from app.predictions.history import FeedbackState, History, LabelState, Mention, Where
 from app.predictions.log import PredictionLog
 from app.predictions.prediction import FACTS, Outcome, Prediction, created_at, uuid7
 from app.predictions.shipper import Shipper
@@ -20,7 +20,9 @@ from app.predictions.shipper import Shipper
 __all__ = [
     "FACTS",
     "DocumentUses",
+    "FeedbackState",
     "History",
+    "LabelState",
     "Mention",
     "Outcome",
     "Prediction",

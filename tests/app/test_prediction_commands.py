@@ -47,6 +47,13 @@ async def test_predictions_are_listed(service, asked):
     assert "hallmark@1" in listed.stdout
     some = (await run(service, "list", "--user", "user 1")).stdout
     assert [asked[n] in some for n in range(5)] == [False, True, False, True, False]
+    async with service.client() as client:
+        await client.post("/v1/labels", json={"prediction_id": asked[4], "class": "refund"})
+        await client.post("/v1/feedback", json={"prediction_id": asked[3], "rating": False})
+    some = (await run(service, "list", "--label-state", "unlabelled", "--feedback-state", "negative")).stdout
+    assert [asked[n] in some for n in range(5)] == [False, False, False, True, False]
+    some = (await run(service, "list", "--label-state", "labelled")).stdout
+    assert [asked[n] in some for n in range(5)] == [False, False, False, False, True]
     refused = await run(service, "list", "--outcome", "great")
     assert refused.exit_code == 1
     assert "outcome" in refused.stderr
