@@ -112,14 +112,16 @@ async def open_service(
             engines=engines.samples,
         )
         public_url = settings.public_url.rstrip("/") if settings.public_url else None
+        label_log = await parts.enter_async_context(LabelLog(shared))
+        folder = settings.engine.adapter_folder
         services = Services(
             retriever=retriever,
             predictions=predictions,
             feedback=await parts.enter_async_context(FeedbackLog(shared)),
-            labels=await parts.enter_async_context(LabelLog(shared)),
+            labels=label_log,
             history=history,
             provenance=provenance,
-            tracer=Tracer(provenance, history, documents=retriever, adapter_folder=settings.engine.adapter_folder),
+            tracer=Tracer(provenance, history, label_log, documents=retriever, adapter_folder=folder),
             uses=Uses(provenance, history, document_uses),
             registry=registry,
             defaults=_defaults(settings),
