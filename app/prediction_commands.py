@@ -10,7 +10,7 @@ import msgspec
 import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Column, Table
+from rich.table import Table
 
 from app.client import Client
 from app.terminal import Key, Url, err, explained, out
@@ -19,6 +19,8 @@ predictions = typer.Typer(help="Predictions: list, export, trace.", no_args_is_h
 
 URL = "http://127.0.0.1:8080"
 ROWS_AT_ONCE = 500
+WIDE = 120
+"""Columns of a terminal from which on there is room for more than what names a prediction."""
 
 Release = Annotated[str | None, typer.Option(help="Only of this release, as `name@3`, or of all of a name.")]
 Since = Annotated[str | None, typer.Option(help="Only those made then or later: 2026-11-01 or 2026-11-01T09:30:00Z.")]
@@ -69,11 +71,15 @@ def show_some(
     )
     with explained(), Client(url, key) as client:
         found = client.call("GET", "/v1/predictions", params={**given, "limit": limit})["data"]
-    table = Table(Column("id", no_wrap=True), "made", "release", "outcome", "verdict", "seconds", "question")
+    table, is_wide = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0)), out.width >= WIDE
+    for name in ("id", "made", "release", "outcome", *(("verdict", "seconds", "question") if is_wide else ())):
+        table.add_column(name, no_wrap=True, overflow="ellipsis")
     for each in found:
-        seconds = f"{each['total_seconds']:.2f}" if each["total_seconds"] is not None else "-"
-        facts = (each["created_at"][:19], each["release_name"] or "-", each["outcome"], each["verdict"] or "-", seconds)
-        table.add_row(each["id"], *map(escape, facts), escape((each["question"] or "")[:60]))
+        facts = [each["id"], each["created_at"][:19], each["release_name"] or "-", each["outcome"]]
+        if is_wide:
+            seconds = each["total_seconds"]
+            facts += [each["verdict"] or "-", "-" if seconds is None else f"{seconds:.2f}", _question(each)]
+        table.add_row(*map(escape, facts))
     out.print(table)
 
 
@@ -144,6 +150,15 @@ def lineage(prediction_id: Annotated[str, typer.Argument(help="A prediction's id
     if trace["verified"] is False:
         err.print("[red]not verified:[/] see `problems`")
         raise typer.Exit(1)
+
+
+def _question(prediction: dict[str, Any]) -> str:
+    """What was asked, in one line; what was not searched for stands in the request alone."""
+    asked = prediction["question"]
+    if asked is None and prediction["request"]:
+        said = prediction["request"]["messages"][-1].get("content")
+        asked = said if isinstance(said, str) else None
+    return " ".join((asked or "").split())[:60]
 
 
 def _given(**filters: str | None) -> dict[str, str]:

@@ -104,7 +104,7 @@ def invalid_fields(problems: Sequence[Any]) -> InvalidRequest:
         reason = problems[0].get("ctx", {}).get("error", "")
         return InvalidRequest(f"The body is not valid JSON: {reason}.")
     field = _field(problems[0])
-    reasons = dict.fromkeys(problem["msg"] for problem in problems if _field(problem) == field)
+    reasons = dict.fromkeys(_reason(problem) for problem in problems if _field(problem) == field)
     common = "Input should be "
     if len(reasons) > 1:
         reason = common + " or ".join(reason.removeprefix(common) for reason in reasons)
@@ -113,6 +113,12 @@ def invalid_fields(problems: Sequence[Any]) -> InvalidRequest:
     if not field:
         return InvalidRequest(f"The body: {reason}. Send it with `content-type: application/json`.")
     return InvalidRequest(f"`{field}`: {reason}.", param=field)
+
+
+def _reason(problem: Any) -> str:
+    if problem["type"] == "extra_forbidden":
+        return "There is no such field here; `/openapi.json` lists those there are"
+    return str(problem["msg"])
 
 
 def _field(problem: Any) -> str:

@@ -152,6 +152,7 @@ async def test_pages_are_led_from_one_to_the_next(api):
         ({"since": "yesterday"}, "since"),
         ({"user": "a\0"}, "user"),
         ({"releas": "hallmark"}, "releas"),
+        ({"tenant": "other"}, "tenant"),
         ({"release_digest": "abc"}, "release_digest"),
         ({"label_state": "yes"}, "label_state"),
         ({"feedback_state": "bad"}, "feedback_state"),
