@@ -21,6 +21,7 @@ from app.routes.schemas import PredictionCount, PredictionList, PredictionObject
 
 routes = APIRouter()
 
+
 def _read_time(value: Any) -> Any:
     """Read a date or a time as ISO 8601 writes it; pydantic itself would also take a number for a time."""
     if isinstance(value, str) and value[4:5] == "-":
