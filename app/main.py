@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 from starlette.middleware.cors import CORSMiddleware
@@ -24,7 +25,7 @@ from app.gateway import Gateway
 from app.lineage import Provenance, Tracer, Uses
 from app.links import PassageLinks, load_secret
 from app.predictions import DocumentUses, History, PredictionLog, Shipper
-from app.prompts import ANSWER_PROMPT
+from app.prompts import ANSWER_PROMPT, CLASSIFY_PROMPT, EXTRACT_PROMPT
 from app.readiness import Check, Problem, Readiness
 from app.registry import Registry
 from app.releases import Prompt, Release, RetrievalPlan
@@ -251,8 +252,12 @@ def _is_file(database: Database, path: Path) -> bool:
 
 def _defaults(settings: Settings) -> Mapping[str, Any]:
     """What a release has where its file leaves it out: the built-in prompt, and what this service has just one of."""
-    prompt = {"version": ANSWER_PROMPT.version, "template": ANSWER_PROMPT.template}
-    return {**release_defaults(settings), "prompt": prompt}
+    prompts = {"classify": CLASSIFY_PROMPT, "extract": EXTRACT_PROMPT}
+    tasks = {
+        kind: {"prompt": msgspec.to_builtins(prompt), "retrieval": {"mode": "off", "context": "passages"}}
+        for kind, prompt in prompts.items()
+    }
+    return {**release_defaults(settings), "prompt": msgspec.to_builtins(ANSWER_PROMPT), "tasks": tasks}
 
 
 def _release(settings: Settings) -> Release:
