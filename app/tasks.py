@@ -77,15 +77,17 @@ class Task(msgspec.Struct, frozen=True, dict=True):
         said = text.strip()
         if said in self.labels:
             return said
-        folded = _bare(said)
-        begins = [label for label in self.labels if _bare(label) and _mentions(folded, _bare(label)) == 0]
+        folded, bare = _bare(said), {label: _bare(label) for label in self.labels}
+        begins = [label for label, words in bare.items() if words and _mentions(folded, words) == 0]
         if not begins:
             raise Misfit(f"It is none of the release's {len(self.labels)} labels.")
-        best = max(begins, key=lambda label: len(_bare(label)))
-        rest = folded[len(_bare(best)) :]
-        if any(_mentions(rest, _bare(label)) is not None for label in self.labels if _bare(label)):
+        longest = max(bare[label] for label in begins)  # Each begins with the shorter ones.
+        rest = folded[len(longest) :]
+        others = [label for label, words in bare.items() if words and _mentions(rest, words) is not None]
+        found = [label for label in begins if bare[label] == longest]
+        if others or len(found) > 1:
             raise Misfit("It names more than one of the release's labels.")
-        return best
+        return found[0]
 
     def _data(self, text: str) -> str:
         """The JSON object that a text is, or that stands in it, if it fits."""

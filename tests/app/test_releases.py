@@ -228,7 +228,11 @@ def test_toml_and_json_that_say_the_same_are_the_same_release():
         ('name = "a"\n[task]\nlabels = ["x", "y"]', "task", "classify"),
         ('name = "a"\n[task]\nkind = "extract"', "task", "`schema`"),
         ('name = "a"\n[task]\nkind = "extract"\nschema = {type = "array"}', "task", "`object`"),
-        ('name = "a"\n[task]\nkind = "extract"\nschema = {type = "object", required = 1}', "task.schema", "at `required`"),
+        (
+            'name = "a"\n[task]\nkind = "extract"\nschema = {type = "object", required = 1}',
+            "task.schema",
+            "at `required`",
+        ),
         (
             'name = "a"\nfallback = "extractive"\n[task]\nkind = "classify"\nlabels = ["x", "y"]',
             "fallback",
