@@ -12,7 +12,15 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 from starlette.types import Scope
 
-from app.errors import InvalidRequest, NotFound, PayloadTooLarge, ServiceError, UnsupportedMedia, from_retrieval
+from app.errors import (
+    InvalidRequest,
+    NotFound,
+    PayloadTooLarge,
+    ServiceError,
+    UnfitAnswer,
+    UnsupportedMedia,
+    from_retrieval,
+)
 from retrieval.errors import RetrievalError
 
 log = logging.getLogger(__name__)
@@ -63,6 +71,9 @@ def error_headers(error: ServiceError, request_id: str | None) -> list[tuple[byt
         headers.append((b"x-request-id", request_id.encode()))
     if error.retry_after_seconds is not None:
         headers.append((b"retry-after", str(max(1, round(error.retry_after_seconds))).encode()))
+    if isinstance(error, UnfitAnswer):
+        # OpenAI's SDKs send a 502 again twice, and the model would say the same again.
+        headers.append((b"x-should-retry", b"false"))
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     if isinstance(error, MethodNotAllowed):

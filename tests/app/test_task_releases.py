@@ -102,6 +102,7 @@ async def test_what_is_no_class_is_a_502_and_its_text_is_on_record(api, tgi, str
     tgi.script(Tokens("I think ", "it is billing"))
     response = await api.ask(QUESTION, model="router@1", stream=stream)
     message = await refused(response, 502, "unfit_answer")
+    assert response.headers["x-should-retry"] == "false"
     assert "none of the release's 3 labels" in message
     assert "I think" not in message
     record = await api.record()
