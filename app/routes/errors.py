@@ -16,6 +16,7 @@ from app.errors import (
     InvalidRequest,
     NotFound,
     PayloadTooLarge,
+    RateLimited,
     ServiceError,
     UnfitAnswer,
     UnsupportedMedia,
@@ -78,6 +79,8 @@ def error_headers(error: ServiceError, request_id: str | None) -> list[tuple[byt
         headers.append((b"www-authenticate", b"Bearer"))
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", error.allowed.encode()))
+    if isinstance(error, RateLimited):
+        headers += error.headers
     return headers
 
 
