@@ -11,9 +11,11 @@ from time import perf_counter
 from app.admission import Place
 from app.chat import ChatRequest
 from app.engines import Engine
+from app.errors import UnfitAnswer
 from app.messages import FinishReason, Generation, Message, Piece, Sampling, Usage
 from app.predictions import Prediction
 from app.releases import Release
+from app.tasks import Misfit, Task
 from observability import genai
 from observability.traces import RequestTrace
 from retrieval.citations import AnswerChecker
@@ -29,11 +31,23 @@ class EngineCall:
         self._trace = trace
         self.finish_reason: FinishReason | None = None
         self.usage = Usage()
+        self.unfit_text = ""
+        """What the engine said where that was not what its release's task asks for."""
 
-    async def generate(
+    def generate(
         self, engine: Engine, release: Release, sampling: Sampling, messages: list[Message]
     ) -> AsyncGenerator[list[Piece], None]:
-        """Let the engine answer, noting how it ended and how long it was waited for."""
+        """Let the engine answer, noting how it ended and how long it was waited for; what answers a task is looked at.
+
+        Raises:
+            UnfitAnswer: the answer is not what the task asks for.
+        """
+        batches = self._generated(engine, release, sampling, messages)
+        return batches if release.task.is_answer else self._fitted(batches, release.task)
+
+    async def _generated(
+        self, engine: Engine, release: Release, sampling: Sampling, messages: list[Message]
+    ) -> AsyncGenerator[list[Piece], None]:
         request, prediction = self._request, self._prediction
         span = genai.start_generation(
             self._trace,
@@ -57,6 +71,8 @@ class EngineCall:
             tool_choice=request.tool_choice,
             parallel_tool_calls=request.parallel_tool_calls,
             response_format=request.response_format,
+            labels=release.task.labels,
+            schema=release.task.schema,
             stream=prediction.stream,
             traceparent=self._trace.traceparent_under(span),
         )
@@ -89,6 +105,28 @@ class EngineCall:
                 finish_reason=self.finish_reason,
                 error=error,
             )
+
+    async def _fitted(
+        self, batches: AsyncGenerator[list[Piece], None], task: Task
+    ) -> AsyncGenerator[list[Piece], None]:
+        """Hold an answer until it is whole, and send it on in the form that the task has."""
+        prediction = self._prediction
+        pieces: list[Piece] = []
+        async with aclosing(batches):
+            async for batch in batches:
+                pieces += batch
+        text = "".join([piece.text for piece in pieces])
+        try:
+            answer = task.read(text)
+        except Misfit as misfit:
+            self.unfit_text = text
+            prediction.valid = False
+            prediction.finish_reason = self.finish_reason
+            cut = " It was cut off: raise `max_tokens`." if self.finish_reason == "length" else ""
+            raise UnfitAnswer(f"The answer is not what the release's task asks for: {misfit}{cut}") from misfit
+        prediction.valid = True
+        prediction.predicted_class = answer if task.labels else None
+        yield [Piece(text=answer), *(Piece(logprobs=piece.logprobs) for piece in pieces if piece.logprobs)]
 
 
 async def checked(

@@ -11,6 +11,7 @@ import msgspec
 
 from app.errors import InvalidRequest, invalid_field
 from app.messages import Message, Sampling
+from app.tasks import Task
 from app.turns import check_turns
 
 CheckMode = Literal["sentence", "end", "off"]
@@ -80,6 +81,26 @@ class ChatRequest(msgspec.Struct, frozen=True):
             logprobs=bool(self.logprobs),
             top_logprobs=self.top_logprobs,
         )
+
+    def check_for(self, task: Task) -> None:
+        """Refuse what asks a release with a task for something else; a plain answer may be asked for anything.
+
+        Raises:
+            InvalidRequest: names the field.
+        """
+        if task.is_answer:
+            return
+        form = (self.response_format or {}).get("type", "text")
+        asked = {
+            "tools": self.tools,
+            "response_format": form != "text" and not (form == "json_object" and task.kind == "extract"),
+            **{f"retrieval.{name}": getattr(self.retrieval, name, None) for name in ("mode", "check", "fallback")},
+        }
+        for field, value in asked.items():
+            if value:
+                raise InvalidRequest(
+                    f"`{field}`: the task {task.kind!r} of this release leaves no choice.", param=field
+                )
 
 
 class _Sent(ChatRequest, frozen=True):

@@ -18,6 +18,7 @@ ServiceError                      500 internal_error
 │   ├── EngineRejected            400 engine_rejected         the engine refused the request as invalid
 │   ├── EngineGarbage             502 engine_garbage          what came back is not the protocol
 │   └── EngineInterrupted         502 engine_interrupted      cut off after the first byte
+├── UnfitAnswer                   502 unfit_answer            the answer is not what the release's task asks for
 ├── Unavailable                   503 unavailable
 │   ├── EngineUnavailable         503 engine_unavailable
 │   ├── RetrievalUnavailable      503 retrieval_unavailable
@@ -173,6 +174,12 @@ class EngineInterrupted(EngineError):
     code = "engine_interrupted"
 
 
+class UnfitAnswer(ServiceError):
+    """The engine answered, but not with one of the release's labels, or JSON that fits its schema."""
+
+    status, code = 502, "unfit_answer"
+
+
 class Unavailable(ServiceError):
     """Something the request needs is down."""
 
@@ -225,6 +232,7 @@ def from_retrieval(error: RetrievalError, *, param: str | None = None) -> Servic
     return ServiceError("Retrieval failed.")
 
 
+_INSIDE = re.compile(r"^`([\w.]+)`: |(?:missing required|contains unknown) field `([^`]+)`")
 _PATH = re.compile(r" - at `\$\.?([^`]*)`$")
 
 
@@ -232,10 +240,12 @@ def invalid_field(error: Exception) -> InvalidRequest:
     """Turn msgspec's complaint, which ends in a JSON path, into one that names the field."""
     text = str(error)
     found = _PATH.search(text)
-    reason = _PATH.sub("", text)
-    inside = re.search(r"(?:missing required|contains unknown) field `([^`]+)`", reason)
+    reason = _PATH.sub("", text).rstrip(".")
+    inside = _INSIDE.search(reason)
     param = found.group(1) if found else ""
     if inside:
-        param = f"{param}.{inside.group(1)}" if param else inside.group(1)
+        name = inside.group(1) or inside.group(2)
+        param = f"{param}.{name}" if param else name
+        reason = reason.removeprefix(f"`{name}`: ")
     where = f"`{param}`: " if param else ""
     return InvalidRequest(f"{where}{reason}.", param=param or None)

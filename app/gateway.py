@@ -29,7 +29,7 @@ from app.fallback import extract, is_stood_in_for, next_choice, wait_for
 from app.grounding import Grounds, Ratings, Search, citation_facts, find_grounds, fit_prompt, hit_facts, plan_for
 from app.messages import FinishReason, Message, Piece, Usage, whole_tool_calls
 from app.predictions import Outcome, Prediction, PredictionLog, uuid7
-from app.prompts import question_of, search_query
+from app.prompts import compose, question_of, search_query
 from app.releases import Choice, Releases
 from app.rollouts import identity_of
 from observability import genai
@@ -88,8 +88,10 @@ class Gateway:
 
         Raises:
             ModelNotFound: no such release.
+            InvalidRequest: the release has a task, and this asks for something else.
         """
         choice = self.releases.resolve(request.model, identity_of(caller.tenant, conversation, request.user))
+        request.check_for(choice.release.task)
         return Answering(self, request, body, caller, choice, trace)
 
 
@@ -141,7 +143,7 @@ class Answering:
         self.choice = choice
         self.release = release
         self._engine = self._gateway.engines.of(release.engine)
-        self.plan = plan = plan_for(request, release.retrieval)
+        self.plan = plan = plan_for(request, release.retrieval, release.task)
         self.sampling = request.sampling(max_tokens=release.max_tokens, temperature=release.temperature)
         prediction.release_name = release.label
         prediction.release_digest = release.digest
@@ -261,11 +263,12 @@ class Answering:
 
     async def _answer(self) -> AsyncGenerator[list[Piece], None]:
         """Decide how this request is answered; the generator returned does it."""
-        search, messages = self._gateway.search, self.request.messages
+        search, messages, release = self._gateway.search, self.request.messages, self.release
+        bare = compose(messages, (), release.prompt, release.task)
         is_extractive = self.choice.role == "extractive"
         self._checker = None
         if self.plan.mode == "off" or search is None or not question_of(messages):
-            return await self._answer_later() if is_extractive else self._generate(messages)
+            return await self._answer_later() if is_extractive else self._generate(bare)
         self._rate = Ratings(self._engine) if self.plan.context == "sentences" and not is_extractive else None
         grounds = await self._retrieve(search)
         hits = grounds.hits
@@ -275,16 +278,16 @@ class Answering:
             found = await extract(question_of(messages), grounds, self.plan, search, self.marker) if hits else None
             return self._quote(*found) if found else await self._answer_later()
         if not hits:
-            return self._generate(messages)
+            return self._generate(bare)
         composed = await fit_prompt(
             messages,
             grounds.shown,
-            self.release.prompt,
-            limit_tokens=await self._gateway.engines.token_limit(self.release.engine),
+            release.prompt,
+            release.task,
+            limit_tokens=await self._gateway.engines.token_limit(release.engine),
             answer_tokens=self.sampling.max_tokens or 0,
             count_tokens=self._engine.count_tokens,
         )
-        self.prediction.messages = composed
         check = self.plan.check
         if check == "off":
             return self._generate(composed)
@@ -338,6 +341,8 @@ class Answering:
         return grounds
 
     def _generate(self, messages: list[Message]) -> AsyncGenerator[list[Piece], None]:
+        if messages is not self.request.messages:
+            self.prediction.messages = messages
         return self._call.generate(self._engine, self.release, self.sampling, messages)
 
     async def _abstain(self) -> AsyncGenerator[list[Piece], None]:
@@ -380,7 +385,7 @@ class Answering:
 
     def _note_answer(self) -> None:
         prediction, usage = self.prediction, self._call.usage
-        prediction.answer = "".join(self._texts)
+        prediction.answer = "".join(self._texts) or self._call.unfit_text
         prediction.tool_calls = whole_tool_calls(self._tool_calls) or None
         prediction.prompt_tokens = usage.prompt_tokens
         prediction.completion_tokens = usage.completion_tokens

@@ -10,8 +10,9 @@ from app.chat import ChatRequest
 from app.engines import Engine
 from app.errors import ContextTooLong, RetrievalUnavailable, ServiceError, from_retrieval
 from app.messages import Message
-from app.prompts import compose, prompt_bytes
+from app.prompts import ANSWER, compose, prompt_bytes
 from app.releases import Prompt, RetrievalPlan
+from app.tasks import Task
 from retrieval.citations import Citation, Rate, best_sentences, relevance
 from retrieval.documents import Hit, Scope, SearchMode, SearchResult
 from retrieval.errors import IndexMismatch, IndexUnavailable, RetrievalError
@@ -70,17 +71,17 @@ class Grounds:
     embed_seconds: float | None = None
 
 
-def plan_for(request: ChatRequest, plan: RetrievalPlan) -> RetrievalPlan:
+def plan_for(request: ChatRequest, plan: RetrievalPlan, task: Task = ANSWER) -> RetrievalPlan:
     """The release's plan with what the request chose instead, fitted to the kind of answer asked for.
 
-    An answer for a program (a tool call, JSON) must not be replaced by a sentence for a person, and what follows a
-    tool's result rests on that result. Log-probabilities are of the tokens as they came.
+    An answer for a program (a task's, a tool call, JSON) must not be replaced by a sentence for a person, and what
+    follows a tool's result rests on that result. Log-probabilities are of the tokens as they came.
     """
     chosen: dict[str, Any] = {}
     if (options := request.retrieval) is not None:
-        names = ("mode", "top_k", "search", "check", "fallback")
+        names = ("mode", "top_k", "search", "check", "fallback") if task.is_answer else ("top_k", "search")
         chosen = {name: value for name in names if (value := getattr(options, name)) is not None}
-    if request.messages[-1].role == "tool":
+    if request.messages[-1].role == "tool" or not task.is_answer:
         chosen |= {"check": "off", "fallback": "keep"}
     elif is_for_a_program(request):
         if chosen.get("check", plan.check) == "sentence":
@@ -156,9 +157,10 @@ async def _narrowed(
 
 
 async def fit_prompt(
-    messages: Sequence[Message],
+    messages: list[Message],
     hits: Sequence[Hit],
     prompt: Prompt,
+    task: Task = ANSWER,
     *,
     limit_tokens: int | None,
     answer_tokens: int,
@@ -172,7 +174,7 @@ async def fit_prompt(
         ContextTooLong: not even one passage fits beside the conversation.
     """
     passages = [hit.passage for hit in hits]
-    composed = compose(messages, passages, prompt)
+    composed = compose(messages, passages, prompt, task)
     if limit_tokens is None:
         return composed
     room = limit_tokens - answer_tokens - TEMPLATE_TOKENS * len(composed)
@@ -187,7 +189,7 @@ async def fit_prompt(
                 param="messages",
             )
         passages.pop()
-        composed = compose(messages, passages, prompt)
+        composed = compose(messages, passages, prompt, task)
     return composed
 
 

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 from starlette.middleware.cors import CORSMiddleware
@@ -25,7 +26,7 @@ from app.gateway import Gateway
 from app.lineage import Provenance, Tracer, Uses
 from app.links import PassageLinks, load_secret
 from app.predictions import DocumentUses, History, PredictionLog, Shipper
-from app.prompts import ANSWER_PROMPT
+from app.prompts import ANSWER_PROMPT, CLASSIFY_PROMPT, EXTRACT_PROMPT
 from app.rates import RATE_HEADERS, RateLimits
 from app.readiness import Check, Problem, Readiness
 from app.registry import Registry
@@ -119,6 +120,7 @@ async def open_service(
         )
         label_log = await parts.enter_async_context(LabelLog(shared))
         public_url = settings.public_url.rstrip("/") if settings.public_url else None
+        folder = settings.engine.adapter_folder
         services = Services(
             retriever=retriever,
             predictions=predictions,
@@ -126,7 +128,7 @@ async def open_service(
             labels=label_log,
             history=history,
             provenance=provenance,
-            tracer=Tracer(provenance, history, documents=retriever, adapter_folder=settings.engine.adapter_folder),
+            tracer=Tracer(provenance, history, label_log, documents=retriever, adapter_folder=folder),
             uses=Uses(provenance, history, document_uses),
             registry=registry,
             review=await parts.enter_async_context(open_review(shared, history, label_log)),
@@ -274,8 +276,12 @@ def _is_file(database: Database, path: Path) -> bool:
 
 def _defaults(settings: Settings) -> Mapping[str, Any]:
     """What a release has where its file leaves it out: the built-in prompt, and what this service has just one of."""
-    prompt = {"version": ANSWER_PROMPT.version, "template": ANSWER_PROMPT.template}
-    return {**release_defaults(settings), "prompt": prompt}
+    prompts = {"classify": CLASSIFY_PROMPT, "extract": EXTRACT_PROMPT}
+    tasks = {
+        kind: {"prompt": msgspec.to_builtins(prompt), "retrieval": {"mode": "off", "context": "passages"}}
+        for kind, prompt in prompts.items()
+    }
+    return {**release_defaults(settings), "prompt": msgspec.to_builtins(ANSWER_PROMPT), "tasks": tasks}
 
 
 def _release(settings: Settings) -> Release:

@@ -79,6 +79,8 @@ class Generation(msgspec.Struct, frozen=True):
 
     `adapter` is the LoRA adapter's name on the engine; None asks for the base model.
     `tools`, `tool_choice` and `response_format` are OpenAI's shapes; each dialect translates them.
+    `labels`, or the JSON `schema`, are what the answer is to be one of, or to fit: the engine is held to it if it can
+    be, and the caller looks at the answer all the same.
     `traceparent` is the W3C header to send along, when the request is traced.
     """
 
@@ -89,6 +91,8 @@ class Generation(msgspec.Struct, frozen=True):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
+    labels: tuple[str, ...] = ()
+    schema: dict[str, Any] | None = None
     stream: bool = False
     traceparent: str | None = None
 

@@ -76,7 +76,7 @@ class ParquetWriter:
     def _type(self, name: str) -> Any:
         if name == "created_at":
             return self._arrow.timestamp("ms", tz="UTC")
-        if name in ("stream", "store"):
+        if name in ("stream", "store", "valid"):
             return self._arrow.bool_()
         if name in _INTEGERS:
             return self._arrow.int64()

@@ -8,7 +8,7 @@ import msgspec
 import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Column, Table
+from rich.table import Table
 
 from app.client import Client
 from app.terminal import Key, Url, err, explained, out, whole
@@ -17,6 +17,8 @@ predictions = typer.Typer(help="Predictions: list, export, trace.", no_args_is_h
 
 URL = "http://127.0.0.1:8080"
 ROWS_AT_ONCE = 500
+WIDE = 120
+"""Columns of a terminal from which on there is room for more than what names a prediction."""
 
 Release = Annotated[str | None, typer.Option(help="Only of this release, as `name@3`, or of all of a name.")]
 Since = Annotated[str | None, typer.Option(help="Only those made then or later: 2026-11-01 or 2026-11-01T09:30:00Z.")]
@@ -27,7 +29,9 @@ Conversation = Annotated[str | None, typer.Option(help="Only of this conversatio
 Model = Annotated[str | None, typer.Option(help="Only what was asked by this name.")]
 Adapter = Annotated[str | None, typer.Option(help="Only those of this adapter.")]
 Verdict = Annotated[str | None, typer.Option(help="`abstained`, or with its reason `abstained:nothing_relevant`.")]
-Assignment = Annotated[str | None, typer.Option(help="stable, canary, pinned or shadow.")]
+Assignment = Annotated[str | None, typer.Option(help="stable, canary, pinned, shadow, fallback or extractive.")]
+LabelState = Annotated[str | None, typer.Option(help="labelled or unlabelled.")]
+FeedbackState = Annotated[str | None, typer.Option(help="given, none, positive, negative or corrected.")]
 
 
 @predictions.command("list")
@@ -45,6 +49,8 @@ def show_some(
     adapter: Adapter = None,
     verdict: Verdict = None,
     assignment: Assignment = None,
+    label_state: LabelState = None,
+    feedback_state: FeedbackState = None,
 ) -> None:
     """List the newest predictions."""
     given = _given(
@@ -58,14 +64,20 @@ def show_some(
         adapter=adapter,
         verdict=verdict,
         assignment=assignment,
+        label_state=label_state,
+        feedback_state=feedback_state,
     )
     with explained(), Client(url, key) as client:
         found = client.call("GET", "/v1/predictions", params={**given, "limit": limit})["data"]
-    table = Table(Column("id", no_wrap=True), "made", "release", "outcome", "verdict", "seconds", "question")
+    table, is_wide = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0)), out.width >= WIDE
+    for name in ("id", "made", "release", "outcome", *(("verdict", "seconds", "question") if is_wide else ())):
+        table.add_column(name, no_wrap=True, overflow="ellipsis")
     for each in found:
-        seconds = f"{each['total_seconds']:.2f}" if each["total_seconds"] is not None else "-"
-        facts = (each["created_at"][:19], each["release_name"] or "-", each["outcome"], each["verdict"] or "-", seconds)
-        table.add_row(each["id"], *map(escape, facts), escape((each["question"] or "")[:60]))
+        facts = [each["id"], each["created_at"][:19], each["release_name"] or "-", each["outcome"]]
+        if is_wide:
+            seconds = each["total_seconds"]
+            facts += [each["verdict"] or "-", "-" if seconds is None else f"{seconds:.2f}", _question(each)]
+        table.add_row(*map(escape, facts))
     out.print(table)
 
 
@@ -87,6 +99,8 @@ def export(
     adapter: Adapter = None,
     verdict: Verdict = None,
     assignment: Assignment = None,
+    label_state: LabelState = None,
+    feedback_state: FeedbackState = None,
 ) -> None:
     """Write predictions into a file, oldest first; it is there whole or not at all."""
     given = _given(
@@ -100,6 +114,8 @@ def export(
         adapter=adapter,
         verdict=verdict,
         assignment=assignment,
+        label_state=label_state,
+        feedback_state=feedback_state,
     )
     columns = (
         SpinnerColumn(),
@@ -132,6 +148,15 @@ def lineage(prediction_id: Annotated[str, typer.Argument(help="A prediction's id
     if trace["verified"] is False:
         err.print("[red]not verified:[/] see `problems`")
         raise typer.Exit(1)
+
+
+def _question(prediction: dict[str, Any]) -> str:
+    """What was asked, in one line; what was not searched for stands in the request alone."""
+    asked = prediction["question"]
+    if asked is None and prediction["request"]:
+        said = prediction["request"]["messages"][-1].get("content")
+        asked = said if isinstance(said, str) else None
+    return " ".join((asked or "").split())[:60]
 
 
 def _given(**filters: str | None) -> dict[str, str]:

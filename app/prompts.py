@@ -7,8 +7,11 @@ The passages stand in the last user turn, before the question: measured on a sma
 import re
 from collections.abc import Sequence
 
+import msgspec
+
 from app.messages import Message
 from app.releases import Prompt
+from app.tasks import Task
 from retrieval.documents import Passage
 
 ANSWER_PROMPT = Prompt(
@@ -21,8 +24,27 @@ ANSWER_PROMPT = Prompt(
     ),
 )
 
+ANSWER = Task()
+
+CLASSIFY_PROMPT = Prompt(
+    version="classify-1",
+    template=(
+        "Sort the text into one of these classes:\n{labels}\n\nText: {question}\n\n"
+        "Answer with the name of the class alone."
+    ),
+)
+
+EXTRACT_PROMPT = Prompt(
+    version="extract-1",
+    template=(
+        "Write down what the text says as JSON in the form of this schema:\n{schema}\n\nText: {question}\n\n"
+        "Answer with the JSON alone."
+    ),
+)
+
 _FENCE = re.compile(r"<(?=\s*/?\s*sources\b)", re.IGNORECASE)
 _SLOT = re.compile(r"\{(question|sources)\}")
+_TASK_SLOT = re.compile(r"\{(question|sources|labels|schema)\}")
 # Words by which a question points back at the conversation.
 _ANAPHORA = frozenset(
     {"it", "its", "that", "this", "these", "those", "they", "them", "their", "he", "she", "his", "her", "one", "ones"}
@@ -52,18 +74,23 @@ def search_query(messages: Sequence[Message]) -> str:
     return f"{turns[-2]}\n{turns[-1]}" if leans else turns[-1]
 
 
-def compose(messages: Sequence[Message], passages: Sequence[Passage], prompt: Prompt) -> list[Message]:
-    """Put the passages and the instruction into the last user turn; without passages the messages stay as they are."""
-    if not passages:
-        return list(messages)
+def compose(messages: list[Message], passages: Sequence[Passage], prompt: Prompt, task: Task = ANSWER) -> list[Message]:
+    """Put the passages and the instruction into the last user turn.
+
+    Without passages the very messages that were given are the prompt, but for a task, which the model is still told.
+    """
+    if not passages and (task.is_answer or not question_of(messages)):
+        return messages
     at = max(index for index, message in enumerate(messages) if message.role == "user")
     asked = messages[at]
     slots = {
         "question": question_of(messages),
         "sources": "\n\n".join(_render(n, passage) for n, passage in enumerate(passages, start=1)),
+        "labels": "\n".join(f"- {label}" for label in task.labels),
+        "schema": msgspec.json.encode(task.schema).decode(),
     }
     # In one pass: what a question or a passage says is never taken for a slot of the template.
-    text = _SLOT.sub(lambda slot: slots[slot[1]], prompt.template)
+    text = (_SLOT if task.is_answer else _TASK_SLOT).sub(lambda slot: slots[slot[1]], prompt.template)
     images = [part for part in asked.content if part.get("type") != "text"] if isinstance(asked.content, list) else []
     content = [{"type": "text", "text": text}, *images] if images else text
     return [*messages[:at], Message(role="user", content=content, name=asked.name), *messages[at + 1 :]]

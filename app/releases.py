@@ -16,6 +16,7 @@ import msgspec
 
 from app.errors import InvalidRequest, ModelNotFound, invalid_field
 from app.rollouts import Lot, Role, Rollout
+from app.tasks import Task
 from retrieval.citations import CheckPolicy
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
@@ -25,7 +26,6 @@ Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 Short = Annotated[str, msgspec.Meta(max_length=512)]
 Text = Annotated[str, msgspec.Meta(max_length=100_000)]
-Label = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
 
 class BadRelease(ValueError):
@@ -35,17 +35,11 @@ class BadRelease(ValueError):
 class Prompt(msgspec.Struct, frozen=True):
     """How a question and its passages become messages; `{sources}` and `{question}` are replaced in `template`.
 
-    Raises:
-        BadRelease: the template lacks one of them, so that the engine would never see it.
+    That of a task may also have `{labels}` or `{schema}`, and needs `{sources}` only where passages are looked up.
     """
 
     version: Short
     template: Text
-
-    def __post_init__(self) -> None:
-        for slot in ("{sources}", "{question}"):
-            if slot not in self.template:
-                raise BadRelease(f"The prompt template {self.version!r} has no {slot}: put it where they belong.")
 
 
 class RetrievalPlan(msgspec.Struct, frozen=True):
@@ -63,28 +57,6 @@ class RetrievalPlan(msgspec.Struct, frozen=True):
     abstention: Text = "I can't answer that from the documents I have."
 
 
-class Task(msgspec.Struct, frozen=True):
-    """What is asked of the model: an answer, one of the labels, or data in the form of a JSON schema.
-
-    Raises:
-        BadRelease: the labels or the schema do not belong to the kind of task, or are missing.
-    """
-
-    kind: Literal["answer", "classify", "extract"] = "answer"
-    labels: tuple[Label, ...] = ()
-    schema: dict[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        if (self.kind == "classify") != bool(self.labels):
-            raise BadRelease("`labels` belong to a task of the kind `classify`, which needs them: list two or more.")
-        if self.labels and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
-            raise BadRelease("`labels` are two or more, each once.")
-        if (self.kind == "extract") != (self.schema is not None):
-            raise BadRelease("`schema` belongs to a task of the kind `extract`, which needs it: give a JSON schema.")
-        if self.schema is not None and self.schema.get("type") != "object":
-            raise BadRelease("`schema` is a JSON schema of `type` `object`.")
-
-
 class Lineage(msgspec.Struct, frozen=True):
     """What the adapter was made by, and of."""
 
@@ -93,7 +65,11 @@ class Lineage(msgspec.Struct, frozen=True):
 
 
 class Release(msgspec.Struct, frozen=True, dict=True):
-    """Base model, adapter, prompt, retrieval and generation defaults as one thing: named, and gone back to, whole."""
+    """Base model, adapter, prompt, retrieval and generation defaults as one thing: named, and gone back to, whole.
+
+    Raises:
+        BadRelease: its parts do not belong together.
+    """
 
     name: Name
     number: int
@@ -115,6 +91,18 @@ class Release(msgspec.Struct, frozen=True, dict=True):
     lineage: Lineage = Lineage()
     notes: Text = ""
 
+    def __post_init__(self) -> None:
+        is_answer, template = self.task.is_answer, self.prompt.template
+        slots = ["{question}"] + ["{sources}"] * (is_answer or self.retrieval.mode != "off")
+        for slot in slots:
+            if slot not in template:
+                raise BadRelease(
+                    f"`prompt.template`: {self.prompt.version!r} has no {slot}, so that the engine would never see it: "
+                    "put it where it belongs."
+                )
+        if self.fallback == "extractive" and not is_answer:
+            raise BadRelease("`fallback`: passages by themselves are an answer, and fulfil no other task.")
+
     @property
     def label(self) -> str:
         """`name@number`."""
@@ -135,7 +123,8 @@ class Release(msgspec.Struct, frozen=True, dict=True):
 def read_release(content: bytes, *, is_toml: bool, defaults: Mapping[str, Any]) -> Release:
     """Read a release from the file that describes it, with `defaults` for what it leaves out.
 
-    What `defaults` has under `engines`, by a group's name, goes before the rest for a release on that group.
+    What `defaults` has under `engines`, by a group's name, goes before the rest for a release on that group, and what
+    it has under `tasks`, by a kind, for a release with that task.
 
     Raises:
         InvalidRequest: names the field and what it should be.
@@ -295,15 +284,17 @@ def _choices(release: Release, role: Role, shadow: Release | None) -> tuple[Choi
 
 
 def _completed(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    engine = given.get("engine")
-    own = defaults.get("engines", {}).get(engine, {}) if isinstance(engine, str) else {}
-    defaults = {**defaults, **own}
-    defaults.pop("engines", None)
-    parts = {**defaults, **given, "number": 0}
-    retrieval = given.get("retrieval")
+    """What a file says, over what its kind of task has, over what its engine has, over what all have."""
+    parts = {name: value for name, value in defaults.items() if name not in ("engines", "tasks")}
+    task = given.get("task")
+    kind = task.get("kind") if isinstance(task, Mapping) else None
+    for group, name in (("engines", given.get("engine")), ("tasks", kind)):
+        own = defaults.get(group, {}).get(name, {}) if isinstance(name, str) else {}
+        parts |= {**own, "retrieval": {**parts.get("retrieval", {}), **own.get("retrieval", {})}}
+    retrieval = given.get("retrieval", {})
     if isinstance(retrieval, Mapping):
-        parts["retrieval"] = {**defaults.get("retrieval", {}), **retrieval}
-    return parts
+        retrieval = {**parts["retrieval"], **retrieval}
+    return {**parts, **given, "retrieval": retrieval, "number": 0}
 
 
 def _refuse_unknown(given: Mapping[str, Any], known: Mapping[str, Any], path: str = "") -> None:

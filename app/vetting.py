@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from app.engines import Engine, EngineInfo
-from app.errors import ServiceError
+from app.errors import EngineRejected, InvalidRequest, ServiceError
 from app.messages import Generation, Message, Sampling
+from app.prompts import compose
 from app.releases import Release
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -55,7 +56,7 @@ async def vet(release: Release, engine: Engine, site: Site) -> list[str]:
         problems += await asyncio.to_thread(_digest_problems, release, site.adapter_folder / release.adapter)
     if problems:
         return problems
-    problems = await _context_problems(release, engine, site)
+    problems = await _context_problems(release, engine, site) + await _task_problems(release, engine)
     if release.adapter and site.dialect == "tgi" and await _answers_alike(engine, release.adapter):
         problems.append(
             f"`adapter`: the engine answers for {release.adapter!r} exactly as its base model does, which is what TGI "
@@ -71,10 +72,6 @@ def disagreements(release: Release, info: EngineInfo, site: Site) -> list[str]:
         ("served_model", release.served_model, site.served_model, "this service asks that engine for"),
     )
     problems = [f"`{field}` is {said!r}; {by} {found!r}." for field, said, found, by in here if said != found]
-    if release.task.kind != "answer":
-        problems.append(
-            f"`task`: this version stores tasks of the kind {release.task.kind!r} and serves `answer` only."
-        )
     plan = release.retrieval
     if plan.mode != "off":
         here = (("collection", plan.collection, site.collection, ""), ("fusion", plan.fusion, site.fusion, ""))
@@ -129,13 +126,38 @@ async def _context_problems(release: Release, engine: Engine, site: Site) -> lis
         return []
     tokens = TEMPLATE_TOKENS
     if release.retrieval.mode != "off":
-        tokens += site.passage_tokens + await engine.count_tokens(release.prompt.template)
+        tokens += site.passage_tokens
+    if release.retrieval.mode != "off" or not release.task.is_answer:
+        (told,) = compose([Message(role="user", content="?")], (), release.prompt, release.task)
+        tokens += await engine.count_tokens(release.prompt.template if release.task.is_answer else told.text)
     if tokens + release.max_tokens <= limit:
         return []
     return [
         f"`max_tokens`: the prompt with one passage takes about {tokens} tokens and an answer {release.max_tokens}; "
         f"the engine has room for {limit}. Shorten `prompt.template` or lower `max_tokens`."
     ]
+
+
+async def _task_problems(release: Release, engine: Engine) -> list[str]:
+    """Whether the engine takes the labels or the schema that it is to be held to."""
+    if release.task.is_answer:
+        return []
+    generation = Generation(
+        messages=compose([Message(role="user", content="What is a hallmark?")], (), release.prompt, release.task),
+        adapter=release.adapter,
+        sampling=Sampling(max_tokens=1, temperature=0.0),
+        labels=release.task.labels,
+        schema=release.task.schema,
+    )
+    try:
+        async with asyncio.timeout(PROBE_SECONDS), aclosing(engine.generate(generation)) as batches:
+            async for _ in batches:
+                pass
+    except (EngineRejected, InvalidRequest) as error:
+        return [f"`task`: the engine cannot be held to it: {error.message}"]
+    except (ServiceError, TimeoutError):
+        pass  # What keeps the engine from answering at all shows elsewhere.
+    return []
 
 
 async def _answers_alike(engine: Engine, adapter: str) -> bool:

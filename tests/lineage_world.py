@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from app.database import Database
+from app.feedback import LabelLog, Speaker, Stated
 from app.lineage import (
     Dataset,
     DatasetRow,
@@ -64,7 +65,10 @@ class World:
 
     def __post_init__(self) -> None:
         self.history, self.provenance = History(self.database), Provenance(self.database)
-        self.tracer = Tracer(self.provenance, self.history, documents=self.documents, adapter_folder=self.adapters)
+        self.labels = LabelLog(self.database)
+        self.tracer = Tracer(
+            self.provenance, self.history, self.labels, documents=self.documents, adapter_folder=self.adapters
+        )
         # The predictions come as from a shipper, which notes the documents.
         self.uses = Uses(self.provenance, self.history, DocumentUses(self.database, follows=False))
 
@@ -101,12 +105,29 @@ class World:
             rows = [to_row(prediction) for prediction in predictions[at : at + 500]]
             await Shipper(None, self.database)._upsert([shippable([bytes(key), *rest]) for key, *rest in rows])
 
+    async def label(self, *predictions: Prediction, **stated: Any) -> list[str]:
+        """State what is true of predictions, and give the labels' ids."""
+        async with self.labels as log:
+            return [
+                (
+                    await log.state(
+                        Speaker(tenant=prediction.tenant, key_id="k", user="ann"),
+                        Stated(**{"prediction_id": prediction.id, "class_name": "refund", **stated}),
+                    )
+                ).row["id"]
+                for prediction in predictions
+            ]
+
     async def trained(self, name: str = "tone", *, examples: int = 5, tenant: str | None = None) -> Release:
-        """Make a dataset of new predictions, train an adapter on it, and make a release of that."""
+        """Make a dataset of new, labelled predictions, train an adapter on it, and make a release of that."""
         tenant = tenant or self.tenant
         sources = [self.prediction(tenant=tenant) for _ in range(examples)]
         await self.put(*sources)
-        rows = [row_of(f"{name} example {n}", source.id, uuid7()) for n, source in enumerate(sources)]
+        labels = await self.label(*sources)
+        rows = [
+            row_of(f"{name} example {n}", source.id, label)
+            for n, (source, label) in enumerate(zip(sources, labels, strict=True))
+        ]
         dataset = dataset_of(f"{name}-data", "1", rows)
         await self.provenance.add_dataset(tenant, dataset, who="test")
         adapter = self.adapter(name, weights=f"weights of {name}".encode())

@@ -7,6 +7,7 @@ may use one database; the data directory around it has one owner.
 from app.database.migrating import SCHEMA_VERSION, MigrationFailed, SchemaTooNew, migrate
 from app.database.ownership import DataDirectoryBusy, exclusive, own_directory
 from app.database.review_tables import review_boosts, review_items, review_queues, reviews
+from app.database.revisions import is_latest
 from app.database.shared import Database
 from app.database.sqlite import BUSY_SECONDS, CONNECT_ERRORS, connect
 from app.database.tables import (
@@ -44,6 +45,7 @@ __all__ = [
     "exclusive",
     "feedback",
     "followed",
+    "is_latest",
     "key_ring",
     "labels",
     "metadata",

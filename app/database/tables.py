@@ -101,6 +101,8 @@ predictions = Table(
     Column("finish_reason", Text),
     Column("error_code", Text),
     Column("verdict", Text),
+    Column("predicted_class", Text),
+    Column("valid", Boolean),
     Column("prompt_tokens", Integer),
     Column("completion_tokens", Integer),
     Column("retrieve_seconds", Float),

@@ -5,9 +5,12 @@ what it would refuse or misread is translated, left out where leaving out means 
 field's name. Nulls are never sent.
 """
 
+import re
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from app.errors import InvalidRequest
 from app.messages import Generation, Message
@@ -16,6 +19,8 @@ from app.messages import Generation, Message
 _SMALLEST_TOP_P = 1e-6
 _IMAGE_MARK, _NO_IMAGE_MARK = "![](", "![ ]("
 _U64 = (1 << 64) - 1
+# Nothing else is escaped: not every engine's regular expressions know an escaped space.
+_MEANINGFUL, _ESCAPED = re.compile(r"[\\.+*?()|\[\]{}^$]"), r"\\\g<0>"
 _ALIKE = ("max_tokens", "temperature", "frequency_penalty")
 _AS_OPENAI = (*_ALIKE, "presence_penalty", "top_p", "seed")
 
@@ -32,6 +37,8 @@ class Dialect:
     `is_tgi`: the request rules of TGI's router apply (see `_for_tgi`).
     `rerank_path`: where a question and texts are rated by the model that also answers.
     `running_metric`, `waiting_metric`: the gauges in `/metrics` of what it works at and of what queues.
+    `labels`: how the answer is held to one of several texts; None where it cannot be.
+    `takes_schemas`: whether the answer can be held to a JSON schema.
     `knows_developers`: the role `developer` is passed; chat templates know none, and read `system`.
     """
 
@@ -42,6 +49,8 @@ class Dialect:
     leaves_stops: bool = False
     is_tgi: bool = False
     knows_developers: bool = False
+    labels: Literal["response_format", "structured_outputs", "regex", "grammar"] | None = None
+    takes_schemas: bool = True
     passed: tuple[str, ...] = _AS_OPENAI
     max_stops: int | None = None
     max_top_logprobs: int | None = None
@@ -63,6 +72,7 @@ DIALECTS: dict[str, Dialect] = {
             lists_adapters=False,
             leaves_stops=True,
             is_tgi=True,
+            labels="response_format",
             passed=_ALIKE,
             max_stops=4,
             max_top_logprobs=5,
@@ -77,6 +87,8 @@ DIALECTS: dict[str, Dialect] = {
             "embedded",
             base_model="tgi",
             is_tgi=True,
+            labels="structured_outputs",
+            takes_schemas=False,
             passed=(*_ALIKE, "presence_penalty"),
             max_stops=4,
             max_top_logprobs=5,
@@ -88,6 +100,7 @@ DIALECTS: dict[str, Dialect] = {
         ),
         Dialect(
             "vllm",
+            labels="structured_outputs",
             info_path="/version",
             running_metric="vllm:num_requests_running",
             waiting_metric="vllm:num_requests_waiting",
@@ -96,6 +109,7 @@ DIALECTS: dict[str, Dialect] = {
         Dialect(
             "sglang",
             adapter_model="{base}:{adapter}",
+            labels="regex",
             info_path="/model_info",
             health_path="/ready",
             running_metric="sglang:num_running_reqs",
@@ -105,6 +119,7 @@ DIALECTS: dict[str, Dialect] = {
             "llamacpp",
             adapter_model=None,
             lists_adapters=False,
+            labels="grammar",
             info_path="/props",
             running_metric="llamacpp:requests_processing",
             waiting_metric="llamacpp:requests_deferred",
@@ -136,13 +151,34 @@ def payload(dialect: Dialect, generation: Generation, model: str) -> dict[str, A
         body.update(_logprobs(dialect, sampling.top_logprobs))
     if generation.tools:
         body.update(_tools(dialect, generation))
-    response_format = generation.response_format
     if dialect.is_tgi:
         _for_tgi(body, generation)
-        response_format = _tgi_grammar(response_format)
-    if response_format is not None:
-        body["response_format"] = response_format
-    return body
+    return body | _form(dialect, generation)
+
+
+def _form(dialect: Dialect, generation: Generation) -> dict[str, Any]:
+    """What the answer is held to."""
+    if generation.labels and dialect.labels is not None:
+        return {dialect.labels: _one_of(dialect, generation.labels)}
+    wanted = generation.response_format
+    if generation.schema is not None:
+        if not dialect.takes_schemas:
+            return {}
+        wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": generation.schema}}
+    if dialect.is_tgi:
+        wanted = _tgi_grammar(wanted)
+    return {} if wanted is None else {"response_format": wanted}
+
+
+def _one_of(dialect: Dialect, labels: tuple[str, ...]) -> Any:
+    """Say that the answer is one of these texts."""
+    match dialect.labels:
+        case "structured_outputs":
+            return {"choice": labels}
+        case "grammar":  # Its strings are written as JSON's are.
+            return "root ::= " + " | ".join(msgspec.json.encode(label).decode() for label in labels)
+    pattern = f"({'|'.join(_MEANINGFUL.sub(_ESCAPED, label) for label in labels)})"
+    return pattern if dialect.labels == "regex" else {"type": "regex", "value": pattern}
 
 
 def _messages(dialect: Dialect, messages: list[Message]) -> list[Message]:

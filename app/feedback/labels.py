@@ -175,6 +175,15 @@ class LabelLog:
             query = query.where(labels.c.withdrawn.is_(False))
         return [Label.of(row) for row in await self._ledger.page(query, limit=limit, before=before)]
 
+    async def known(self, tenant: str, ids: Collection[str]) -> dict[str, Label]:
+        """Find those there are of these ids, as they hold now; also those that were withdrawn."""
+        found: dict[str, Label] = {}
+        wanted = sorted(ids)
+        for at in range(0, len(wanted), 500):
+            query = self._ledger.current(tenant).where(labels.c.id.in_(wanted[at : at + 500]))
+            found |= {row["id"]: Label.of(row) for row in await self._ledger.read(query)}
+        return found
+
     async def after(self, number: int, *, limit: int = 1_000) -> list[tuple[int, Label]]:
         """What was written for any tenant since the row of that number, as `FeedbackLog.after` gives it."""
         return [(at, Label.of(row)) for at, row in await self._ledger.after(number, limit=limit)]

@@ -14,7 +14,7 @@ import msgspec
 from sqlalchemy import Select, Table, and_, or_, select, type_coerce
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.database import Database, Id, predictions
+from app.database import Database, Id, is_latest, predictions
 from app.errors import Conflict, NotFound, Overloaded, Unavailable
 from app.feedback.calls import Call, Row, revised
 
@@ -125,9 +125,7 @@ class Ledger:
     @property
     def is_latest(self) -> Any:
         """The condition that no revision follows a row."""
-        rows, later = self.table, self.table.alias()
-        following = select(later.c.row).where(later.c.slot == rows.c.slot, later.c.revision == rows.c.revision + 1)
-        return ~following.exists()
+        return is_latest(self.table)
 
     async def read(self, query: Select[Any]) -> list[Row]:
         """Run a query."""

@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from app.feedback import LabelSource
 from app.predictions import Mention
 
 
@@ -52,6 +53,14 @@ class DatasetLink(Link, frozen=True, kw_only=True):
     manifest: Any = None
 
 
+class LabelMention(msgspec.Struct, frozen=True, kw_only=True):
+    """A label in brief, as it holds now. One that was withdrawn since is nobody's truth any more."""
+
+    prediction_id: str
+    source: LabelSource
+    withdrawn: bool
+
+
 class RowLink(Link, frozen=True, kw_only=True):
     """One example of the dataset, and where it came from; null where that is not on record any more."""
 
@@ -60,6 +69,7 @@ class RowLink(Link, frozen=True, kw_only=True):
     prediction_id: str | None
     prediction: Mention | None = None
     label_id: str | None
+    label: LabelMention | None = None
 
 
 class DocumentLink(Link, frozen=True, kw_only=True):

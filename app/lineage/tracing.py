@@ -9,11 +9,13 @@ from typing import Any, Protocol
 import msgspec
 from sqlalchemy import Row
 
+from app.feedback import Label, LabelLog
 from app.lineage.links import (
     AdapterLink,
     DatasetLink,
     DatasetPage,
     DocumentLink,
+    LabelMention,
     Link,
     ReleaseLink,
     RowLink,
@@ -58,6 +60,7 @@ class Tracer:
     Args:
         provenance: what is registered.
         history: finds the predictions that datasets were made of.
+        labels: finds the labels that say what is right in them.
         documents: where quotes are looked up.
         adapter_folder: where adapters lie on this machine, each in a folder of its name.
     """
@@ -66,12 +69,14 @@ class Tracer:
         self,
         provenance: Provenance,
         history: History,
+        labels: LabelLog,
         *,
         documents: Documents | None = None,
         adapter_folder: Path | None = None,
     ) -> None:
         self._provenance = provenance
         self._history = history
+        self._labels = labels
         self._documents = documents
         self._adapter_folder = adapter_folder
         self._hashing = asyncio.Semaphore(1)
@@ -117,7 +122,9 @@ class Tracer:
         following = shown[limit - 1].digest if len(shown) > limit else None
         shown = shown[:limit]
         known = await self._history.mentions(tenant, {row.prediction_id for row in shown if row.prediction_id})
-        return DatasetPage(dataset=link, data=tuple(_row_link(row, known) for row in shown), next=following)
+        stated = await self._labels.known(tenant, {row.label_id for row in shown if row.label_id})
+        data = tuple(_row_link(row, known.get(row.prediction_id), stated.get(row.label_id)) for row in shown)
+        return DatasetPage(dataset=link, data=data, next=following)
 
     async def _release(self, prediction: Prediction) -> tuple[Row[Any] | None, ReleaseLink | None]:
         label, digest = prediction.release_name, prediction.release_digest
@@ -277,17 +284,24 @@ def _dataset_link(row: Row[Any], rows: Sequence[Row[Any]], *, is_own: bool) -> D
     )
 
 
-def _row_link(row: Row[Any], known: Mapping[str, Mention]) -> RowLink:
-    differs = _row_differs(row)
+def _row_link(row: Row[Any], prediction: Mention | None, label: Label | None) -> RowLink:
+    problems = ["Its content's digest or its origin was changed."] if _row_differs(row) else []
+    if label is not None and row.prediction_id not in (None, label.prediction_id):
+        problems.append(f"Its label is about the prediction {label.prediction_id}.")
     return RowLink(
         digest=row.digest,
         content_digest=row.content_digest,
         prediction_id=row.prediction_id,
-        prediction=known.get(row.prediction_id),
+        prediction=prediction,
         label_id=row.label_id,
-        verified=not differs,
-        problems=("Its content's digest or its origin was changed.",) if differs else (),
+        label=_mention(label) if label else None,
+        verified=not problems,
+        problems=tuple(problems),
     )
+
+
+def _mention(label: Label) -> LabelMention:
+    return LabelMention(prediction_id=label.prediction_id, source=label.source, withdrawn=label.withdrawn)
 
 
 def _row_differs(row: Row[Any]) -> bool:

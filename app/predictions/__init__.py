@@ -12,7 +12,16 @@ The log's file is the shared database's own, or the outbox from which the shippe
 """
 
 from app.predictions.documents import DocumentUses, Use
-from app.predictions.history import History, Mention, Settled, Where, conditions, first_id
+from app.predictions.history import (
+    FeedbackState,
+    History,
+    LabelState,
+    Mention,
+    Settled,
+    Where,
+    conditions,
+    first_id,
+)
 from app.predictions.log import PredictionLog
 from app.predictions.prediction import FACTS, Outcome, Prediction, created_at, uuid7
 from app.predictions.shipper import Shipper
@@ -20,7 +29,9 @@ from app.predictions.shipper import Shipper
 __all__ = [
     "FACTS",
     "DocumentUses",
+    "FeedbackState",
     "History",
+    "LabelState",
     "Mention",
     "Outcome",
     "Prediction",

@@ -7,12 +7,12 @@ without naming the tenant.
 import asyncio
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, Select, func, or_, select
+from sqlalchemy import ColumnElement, Row, Select, Table, func, or_, select
 
-from app.database import Database, predictions
+from app.database import Database, feedback, is_latest, labels, predictions
 from app.predictions.prediction import Outcome, Prediction
 from app.predictions.rows import COLUMNS, from_facts
 
@@ -21,6 +21,9 @@ LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 _table = predictions.c
 _whole = [_table[name] for name in COLUMNS]
 _brief = [_table.id, _table.outcome, _table.release_name, _table.release_digest, _table.assignment]
+
+LabelState = Literal["labelled", "unlabelled"]
+FeedbackState = Literal["given", "none", "positive", "negative", "corrected"]
 
 
 class Where(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +43,10 @@ class Where(msgspec.Struct, frozen=True, kw_only=True):
     verdict: str | None = None
     """With its reason, as `abstained:nothing_relevant`, or without: then whatever the reason."""
     assignment: str | None = None
+    label_state: LabelState | None = None
+    """Whether a label says what is true of it; one that was withdrawn says nothing."""
+    feedback_state: FeedbackState | None = None
+    """Whether anybody thinks something of it, and what: where several do, one of them is enough."""
 
 
 ANY = Where()
@@ -173,6 +180,31 @@ def conditions(tenant: str, where: Where) -> Iterator[ColumnElement[bool]]:
     for name in ("release_digest", "outcome", "user", "conversation", "model", "adapter", "assignment"):
         if (value := getattr(where, name)) is not None:
             yield _table[name] == value
+    if where.label_state is not None:
+        labelled = _is_spoken_of(labels)
+        yield labelled if where.label_state == "labelled" else ~labelled
+    if where.feedback_state is not None:
+        yield _FEEDBACK_STATES[where.feedback_state]
+
+
+def _is_spoken_of(table: Table, *that: ColumnElement[bool]) -> ColumnElement[bool]:
+    """The condition that an author says something of a prediction now, looked up by index for each in turn.
+
+    A list of all that are spoken of, made first, would cost every page as much as there are labels.
+    """
+    about = (table.c.tenant == _table.tenant, table.c.prediction_id == _table.id)
+    said = select(table.c.row).where(*about, table.c.withdrawn.is_(False), is_latest(table), *that)
+    return said.exists()
+
+
+_is_word = feedback.c.rating_type == "boolean"  # What a number means only its application knows.
+_FEEDBACK_STATES: dict[FeedbackState, ColumnElement[bool]] = {
+    "given": _is_spoken_of(feedback),
+    "none": ~_is_spoken_of(feedback),
+    "positive": _is_spoken_of(feedback, _is_word, feedback.c.rating > 0),
+    "negative": _is_spoken_of(feedback, _is_word, feedback.c.rating == 0),
+    "corrected": _is_spoken_of(feedback, feedback.c.correction.is_not(None)),
+}
 
 
 def first_id(moment: datetime) -> str:

@@ -82,6 +82,10 @@ class Prediction(msgspec.Struct, kw_only=True):
     finish_reason: str | None = None
     error_code: str | None = None
     verdict: str | None = None
+    predicted_class: str | None = None
+    """The label that a release with the task `classify` answered with."""
+    valid: bool | None = None
+    """Whether the answer is what the release's task asks for; None where that is a plain answer, or nothing came."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     retrieve_seconds: float | None = None

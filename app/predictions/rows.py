@@ -15,7 +15,7 @@ from app.predictions.prediction import Prediction
 
 COLUMNS = tuple(column.name for column in database.predictions.columns if column.name != "row")
 _JSON_COLUMNS = tuple(COLUMNS.index(name) for name in ("metadata", "passages", "citations", "tool_calls", "messages"))
-_REQUEST, _STREAM, _STORE = (COLUMNS.index(name) for name in ("request", "stream", "store"))
+_REQUEST, _STREAM, _STORE, _VALID = (COLUMNS.index(name) for name in ("request", "stream", "store", "valid"))
 _CONTENT_COLUMNS = tuple(COLUMNS.index(name) for name in ("tool_calls", "request", "messages", "question", "answer"))
 _QUOTING_COLUMNS = tuple(COLUMNS.index(name) for name in ("passages", "citations"))
 # The strings of a passage or citation that name it; every other string of it may be somebody's text.
@@ -86,6 +86,8 @@ def to_row(prediction: Prediction) -> Row:
     # Of these types and no others sqlite3 knows that they need no adapter, for which it looks at some length.
     row[0] = bytearray.fromhex(prediction.id.replace("-", ""))
     row[_STREAM], row[_STORE] = int(prediction.stream), int(prediction.store)
+    if prediction.valid is not None:
+        row[_VALID] = int(prediction.valid)
     if not prediction.store:
         for column in _CONTENT_COLUMNS:
             row[column] = None
@@ -119,6 +121,7 @@ def from_row(row: tuple[Any, ...]) -> Prediction:
 def from_facts(facts: dict[str, Any]) -> Prediction:
     """Make a prediction of its columns by name, the id and JSON as text."""
     facts["stream"], facts["store"] = bool(facts["stream"]), bool(facts["store"])
+    facts["valid"] = None if facts["valid"] is None else bool(facts["valid"])
     for column in _JSON_COLUMNS:
         name = COLUMNS[column]
         facts[name] = facts[name] and _decode(facts[name])

@@ -33,7 +33,7 @@ REFUSED_SECONDS = 600.0
 
 _JSON = frozenset({"metadata", "passages", "citations", "tool_calls", "messages", "request"})
 _INTEGERS = frozenset({"prompt_tokens", "completion_tokens"})
-_TRUTHS = frozenset({"stream", "store"})
+_TRUTHS = frozenset({"stream", "store", "valid"})
 _LARGEST_INTEGER = (1 << 31) - 1
 
 Facts = dict[str, Any]
@@ -202,7 +202,7 @@ def shippable(row: Sequence[Any]) -> Facts:
         if name in _JSON:
             facts[name] = _valid_json(value)
         elif name in _TRUTHS:
-            facts[name] = bool(value)
+            facts[name] = None if value is None else bool(value)
         elif name in _INTEGERS:
             facts[name] = value if isinstance(value, int) and abs(value) <= _LARGEST_INTEGER else None
         elif isinstance(value, str) and "\0" in value:

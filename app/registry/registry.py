@@ -245,6 +245,10 @@ class Registry:
         name, number = parse_label(release.fallback, param="fallback")
         if number not in await numbers_of(connection, name):
             raise InvalidRequest(f"`fallback`: there is no release {release.fallback!r}.", param="fallback")
+        await self._load(connection, {(name, number)})
+        found = self._known.get((name, number))
+        if found is not None and found.task != release.task:
+            raise InvalidRequest(f"`fallback`: {release.fallback!r} has another task.", param="fallback")
 
     async def _fallback_of(self, connection: AsyncConnection, name: str, number: int) -> str | None:
         await self._load(connection, {(name, number)})

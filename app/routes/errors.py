@@ -18,6 +18,7 @@ from app.errors import (
     PayloadTooLarge,
     RateLimited,
     ServiceError,
+    UnfitAnswer,
     UnsupportedMedia,
     from_retrieval,
 )
@@ -71,6 +72,9 @@ def error_headers(error: ServiceError, request_id: str | None) -> list[tuple[byt
         headers.append((b"x-request-id", request_id.encode()))
     if error.retry_after_seconds is not None:
         headers.append((b"retry-after", str(max(1, round(error.retry_after_seconds))).encode()))
+    if isinstance(error, UnfitAnswer):
+        # OpenAI's SDKs send a 502 again twice, and the model would say the same again.
+        headers.append((b"x-should-retry", b"false"))
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     if isinstance(error, MethodNotAllowed):
@@ -114,7 +118,7 @@ def invalid_fields(problems: Sequence[Any]) -> InvalidRequest:
         reason = problems[0].get("ctx", {}).get("error", "")
         return InvalidRequest(f"The body is not valid JSON: {reason}.")
     field = _field(problems[0])
-    reasons = dict.fromkeys(problem["msg"] for problem in problems if _field(problem) == field)
+    reasons = dict.fromkeys(_reason(problem) for problem in problems if _field(problem) == field)
     common = "Input should be "
     if len(reasons) > 1:
         reason = common + " or ".join(reason.removeprefix(common) for reason in reasons)
@@ -123,6 +127,12 @@ def invalid_fields(problems: Sequence[Any]) -> InvalidRequest:
     if not field:
         return InvalidRequest(f"The body: {reason}. Send it with `content-type: application/json`.")
     return InvalidRequest(f"`{field}`: {reason}.", param=field)
+
+
+def _reason(problem: Any) -> str:
+    if problem["type"] == "extra_forbidden":
+        return "There is no such field here; `/openapi.json` lists those there are"
+    return str(problem["msg"])
 
 
 def _field(problem: Any) -> str:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from app.access import Caller
 from app.errors import NotFound
 from app.parquet import ParquetWriter
-from app.predictions import FACTS, Outcome, Prediction, Where
+from app.predictions import FACTS, FeedbackState, LabelState, Outcome, Prediction, Where
 from app.releases import LABEL_PATTERN, NAME_PATTERN
 from app.routes.dependencies import CallerDep, Services, ServicesDep, errors
 from app.routes.schemas import PredictionCount, PredictionList, PredictionObject
@@ -50,10 +50,27 @@ class Filters(BaseModel):
     model: Fact | None = Field(None, description="The name the caller asked for.")
     adapter: Fact | None = None
     verdict: Fact | None = Field(None, description="`abstained:nothing_relevant`, or `abstained` whatever the reason.")
-    assignment: Literal["stable", "canary", "pinned", "shadow"] | None = None
+    assignment: Literal["stable", "canary", "pinned", "shadow", "fallback", "extractive"] | None = None
+    label_state: LabelState | None = Field(
+        None, description="Whether a label says what is true of it. Needs the scope `labels:read` too."
+    )
+    feedback_state: FeedbackState | None = Field(
+        None,
+        description="Whether there is feedback about it, a rating that is `true` or `false`, or a correction; by one "
+        "author at least. Needs the scope `feedback:read` too.",
+    )
 
-    def where(self) -> Where:
-        """The filters as the history takes them."""
+    def where(self, caller: Caller) -> Where:
+        """The filters as the history takes them, if the caller may read what they tell.
+
+        Raises:
+            Forbidden: the key lacks a scope.
+        """
+        caller.require("predictions:read")
+        if self.label_state is not None:
+            caller.require("labels:read")
+        if self.feedback_state is not None:
+            caller.require("feedback:read")
         return Where(**{name: getattr(self, name) for name in Where.__struct_fields__})
 
 
@@ -79,9 +96,9 @@ class ExportQuery(Filters):
 )
 async def list_predictions(services: ServicesDep, caller: CallerDep, query: Annotated[PageQuery, Query()]) -> Response:
     """List the tenant's predictions, newest first."""
-    caller.require("predictions:read")
+    where = query.where(caller)
     before = str(query.before) if query.before else None
-    found = await services.history.find(caller.tenant, query.where(), limit=query.limit, before=before)
+    found = await services.history.find(caller.tenant, where, limit=query.limit, before=before)
     following = found[-1].id if len(found) == query.limit else None
     page = {"object": "list", "data": [row.as_dict() for row in found], "next": following}
     return Response(await to_thread.run_sync(msgspec.json.encode, page), media_type="application/json")
@@ -92,8 +109,7 @@ async def count_predictions(
     services: ServicesDep, caller: CallerDep, query: Annotated[Filters, Query()]
 ) -> PredictionCount:
     """Count the tenant's predictions."""
-    caller.require("predictions:read")
-    return PredictionCount(count=await services.history.count(caller.tenant, query.where()))
+    return PredictionCount(count=await services.history.count(caller.tenant, query.where(caller)))
 
 
 @routes.get(
@@ -119,9 +135,8 @@ async def export_predictions(
 
     A file whose transfer breaks off is not whole: it has no end that a client would take for one.
     """
-    caller.require("predictions:read")
+    pages = services.history.pages(caller.tenant, query.where(caller))
     writer: ExportWriter = ParquetWriter(FACTS) if query.format == "parquet" else Lines()
-    pages = services.history.pages(caller.tenant, query.where())
     first: list[Prediction] = await anext(pages, [])  # What fails before the first byte keeps its status.
     return StreamingResponse(
         _exported(writer, first, pages),

@@ -316,6 +316,12 @@ class PredictionObject(BaseModel):
     finish_reason: str | None = None
     error_code: str | None = None
     verdict: str | None = None
+    predicted_class: str | None = Field(None, description="The label that a release that classifies answered with.")
+    valid: bool | None = Field(
+        None,
+        description="Whether the answer is one of the release's labels, or fits its schema; null for other releases, "
+        "and where nothing was answered.",
+    )
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     retrieve_seconds: float | None = None

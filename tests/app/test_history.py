@@ -1,7 +1,8 @@
 """What was predicted is found by what it was, in either database; pages lose and repeat nothing."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import random
+from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -9,6 +10,7 @@ import msgspec
 import pytest
 
 from app.database import Database
+from app.feedback import FeedbackLog, Given, LabelLog, Speaker, Stated
 from app.predictions import History, Prediction, Where, uuid7
 from app.predictions.history import first_id
 from app.predictions.rows import to_row
@@ -120,6 +122,130 @@ async def test_times_are_a_half_open_range_in_any_zone(database, history):
     assert await history.count("acme", Where(since=datetime(9999, 1, 1, tzinfo=UTC))) == 0
 
 
+# --- what is said of them ---
+
+
+@pytest.fixture
+async def labels(database) -> AsyncIterator[LabelLog]:
+    async with LabelLog(database) as labels:
+        yield labels
+
+
+@pytest.fixture
+async def feedback(database) -> AsyncIterator[FeedbackLog]:
+    async with FeedbackLog(database) as feedback:
+        yield feedback
+
+
+def speaker(user: str = "ann", tenant: str = "acme") -> Speaker:
+    return Speaker(tenant=tenant, key_id="k", user=user)
+
+
+async def meant(history: History, **filters: Any) -> set[str]:
+    """The ids that a filter finds, which its count and its export agree with."""
+    where = Where(**filters)
+    found = [each.id for each in await history.find("acme", where, limit=200)]
+    assert await history.count("acme", where) == len(found) == len(set(found))
+    assert [each.id for page in [page async for page in history.pages("acme", where)] for each in page] == found[::-1]
+    return set(found)
+
+
+async def test_what_is_labelled_is_told_from_what_is_not(database, history, labels):
+    first, second, third = predictions = [made(NOON) for _ in range(3)]
+    await put(database, *predictions, made(NOON, tenant="other"))
+    assert await meant(history, label_state="labelled") == set()
+    for user, about in (("ann", first), ("ben", first), ("ann", second)):
+        await labels.state(speaker(user), Stated(prediction_id=about.id, class_name="refund"))
+    await labels.state(speaker(tenant="other"), Stated(prediction_id=third.id, class_name="refund"))
+    assert await meant(history, label_state="labelled") == {first.id, second.id}
+    assert await meant(history, label_state="unlabelled") == {third.id}
+    for user, about in (("ann", first), ("ann", second)):
+        await labels.state(speaker(user), Stated(prediction_id=about.id, withdrawn=True))
+    assert await meant(history, label_state="labelled") == {first.id}
+    assert await meant(history, label_state="unlabelled") == {second.id, third.id}
+    await labels.state(speaker("ann"), Stated(prediction_id=second.id, answer="Four weeks."))
+    assert await meant(history, label_state="labelled") == {first.id, second.id}
+
+
+async def test_a_label_that_came_before_its_prediction_counts(database, history, labels):
+    prediction = made(NOON)
+    await labels.state(speaker(), Stated(prediction_id=prediction.id, class_name="refund"))
+    assert await meant(history, label_state="labelled") == set()
+    await put(database, prediction)
+    assert await meant(history, label_state="labelled") == {prediction.id}
+
+
+async def test_feedback_is_told_by_what_it_says(database, history, feedback):
+    kinds: dict[str, list[dict[str, Any]]] = {
+        "silence": [],
+        "good": [{"rating": True}],
+        "bad": [{"rating": False, "category": "tone"}],
+        "number": [{"rating": 0.0}],
+        "corrected": [{"rating": False, "correction": "Four weeks."}],
+        "comment": [{"comment": "Hm."}],
+        "changed": [{"rating": False, "correction": "Four weeks."}, {"rating": True}],
+        "withdrawn": [{"rating": False}, {"withdrawn": True}],
+    }
+    predictions = {kind: made(NOON) for kind in (*kinds, "disputed")}
+    await put(database, *predictions.values())
+    for kind, calls in kinds.items():
+        for said in calls:
+            await feedback.give(speaker(), Given(prediction_id=predictions[kind].id, **said))
+    for user, rating in (("ann", True), ("ben", False)):
+        await feedback.give(speaker(user), Given(prediction_id=predictions["disputed"].id, rating=rating))
+    await feedback.give(speaker(), Given(conversation="chat 7", rating=False))
+
+    async def found(state: str) -> set[str]:
+        ids = await meant(history, feedback_state=state)
+        return {kind for kind, prediction in predictions.items() if prediction.id in ids}
+
+    assert await found("positive") == {"good", "changed", "disputed"}
+    assert await found("negative") == {"bad", "corrected", "disputed"}
+    assert await found("corrected") == {"corrected"}
+    assert await found("none") == {"silence", "withdrawn"}
+    assert await found("given") == predictions.keys() - {"silence", "withdrawn"}
+    await feedback.give(speaker("ben"), Given(prediction_id=predictions["good"].id, withdrawn=True))
+    assert "good" in await found("positive")
+
+
+async def test_the_filters_agree_with_what_authors_say_whatever_they_said_before(database, history, labels, feedback):
+    chance = random.Random(3)
+    predictions = [made(NOON, user=chance.choice(("ann", "bob"))) for _ in range(25)]
+    await put(database, *predictions)
+    for _ in range(150):
+        about, by = chance.choice(predictions).id, speaker(chance.choice(("ann", "ben", "cy")))
+        said_at = chance.choice((None, chance.randrange(10**9)))
+        if chance.random() < 0.5:
+            says = chance.choice(({"withdrawn": True}, {"class_name": "refund"}))
+            await labels.state(by, Stated(prediction_id=about, said_at=said_at, **says))
+        else:
+            says = chance.choice(({"withdrawn": True}, {"rating": True}, {"rating": False}, {"correction": "No."}))
+            await feedback.give(by, Given(prediction_id=about, said_at=said_at, **says))
+
+    labelled = {each.prediction_id for each in await labels.find("acme", limit=200)}
+    entries = await feedback.find("acme", limit=200)
+    ids = {prediction.id for prediction in predictions}
+
+    def about_those(entries: Iterable[Any]) -> set[str]:
+        return {entry.prediction_id for entry in entries}
+
+    assert 0 < len(labelled) < len(ids)
+    assert await meant(history, label_state="labelled") == labelled
+    assert await meant(history, label_state="unlabelled") == ids - labelled
+    negative = about_those(each for each in entries if each.rating is False)
+    assert await meant(history, feedback_state="given") == about_those(entries)
+    assert await meant(history, feedback_state="none") == ids - about_those(entries)
+    assert await meant(history, feedback_state="positive") == about_those(each for each in entries if each.rating)
+    assert await meant(history, feedback_state="negative") == negative
+    assert await meant(history, feedback_state="corrected") == about_those(each for each in entries if each.correction)
+    anns = {prediction.id for prediction in predictions if prediction.user == "ann"}
+    both = await meant(history, user="ann", label_state="unlabelled", feedback_state="negative")
+    assert both == (anns & negative) - labelled
+
+
+# --- pages ---
+
+
 async def test_pages_go_back_through_time_and_lose_and_repeat_nothing(database, history):
     predictions = [made(NOON, user="ann" if n % 3 else "bob") for n in range(30)]
     await put(database, *predictions)
@@ -129,6 +255,22 @@ async def test_pages_go_back_through_time_and_lose_and_repeat_nothing(database, 
         before = page[-1].id
     expected = sorted((each.id for each in predictions if each.user == "ann"), reverse=True)
     assert [each.id for each in found] == expected
+
+
+async def test_pages_stay_as_they_are_while_predictions_and_labels_arrive(database, history, labels):
+    predictions = sorted((made(NOON) for _ in range(30)), key=lambda each: each.id)
+    await put(database, *predictions)
+    for prediction in predictions[::2]:
+        await labels.state(speaker(), Stated(prediction_id=prediction.id, class_name="refund"))
+    found, before = [], None
+    while page := await history.find("acme", Where(label_state="labelled"), limit=4, before=before):
+        found += [each.id for each in page]
+        before = page[-1].id
+        new = made(NOON + timedelta(minutes=1))
+        await put(database, new)
+        for about in (new, predictions[-1]):  # One that is new, and one that the first page came before.
+            await labels.state(speaker("ben"), Stated(prediction_id=about.id, class_name="refund"))
+    assert found == [each.id for each in predictions[::2]][::-1]
 
 
 @pytest.mark.parametrize("page_rows", [1, 7, 10, 100])

@@ -61,8 +61,8 @@ async def test_a_prediction_is_traced_to_what_its_adapter_was_trained_on(world):
     assert trace.index_version == "minilm-1"
     assert len(trace.rows) == 3
     for row in trace.rows:
-        assert row.prediction.id == row.prediction_id
-        assert row.label_id is not None
+        assert row.prediction.id == row.prediction_id == row.label.prediction_id
+        assert (row.label.source, row.label.withdrawn) == ("reviewer", False)
     assert trace.next_row is None
 
 
@@ -170,6 +170,28 @@ async def test_a_row_whose_prediction_is_gone_says_so(world):
         None,
         True,
     )
+
+
+async def test_a_label_that_was_withdrawn_since_or_is_of_another_answer_is_told(world):
+    withdrawn, other, strange = predictions = [world.prediction() for _ in range(3)]
+    await world.put(*predictions)
+    labels = await world.label(*predictions)
+    await world.label(withdrawn, class_name=None, withdrawn=True)
+    rows = [
+        row_of("a", withdrawn.id, labels[0]),
+        row_of("b", other.id, labels[2]),
+        row_of("c", None, labels[2]),
+        row_of("d", strange.id, uuid7()),
+    ]
+    dataset = dataset_of("d", "1", rows)
+    await world.provenance.add_dataset("acme", dataset, who="test")
+    page = await world.tracer.dataset("acme", dataset.manifest["digest"])
+    found = {link.digest: link for link in page.data}
+    first, second, third, fourth = (found[row.digest] for row in rows)
+    assert (first.label.withdrawn, first.verified) == (True, True)
+    assert (second.verified, second.problems) == (False, (f"Its label is about the prediction {strange.id}.",))
+    assert (third.label.prediction_id, third.verified) == (strange.id, True)
+    assert (fourth.label, fourth.verified) == (None, True)
 
 
 # --- documents ---
@@ -471,6 +493,39 @@ def test_a_prompt_that_is_changed_is_noticed_also_when_its_release_s_digest_is_c
     asyncio.run(check())
 
 
+@pytest.mark.slow
+async def test_there_is_no_byte_of_a_release_its_prompt_and_its_adapter_that_may_change(world):
+    release = await world.trained()
+    prediction, chance = world.prediction(release), random.Random(11)
+    whole = release.canonical.decode()
+    assert await trace_problems(world, prediction) == {}
+    for at in range(len(whole)):
+        other = chr(chance.choice([code for code in range(1, 128) if code != ord(whole[at])]))
+        await alter(world, releases, canonical=f"{whole[:at]}{other}{whole[at + 1 :]}")
+        assert "release" in await trace_problems(world, prediction), at
+    await alter(world, releases, canonical=whole)
+    for file in sorted((world.adapters / "tone").iterdir()):
+        content = file.read_bytes()
+        for at in range(len(content)):
+            file.write_bytes(content[:at] + bytes([content[at] ^ chance.randrange(1, 256)]) + content[at + 1 :])
+            assert set(await trace_problems(world, prediction)) == {"adapter"}, at
+        file.write_bytes(content)
+    assert await trace_problems(world, prediction) == {}
+
+
+async def trace_problems(world: World, prediction: Prediction) -> dict[str, tuple[str, ...]]:
+    """What a lineage complains of, which is nothing if and only if it is verified."""
+    trace = await world.tracer.trace(prediction)
+    found = problems(trace)
+    assert trace.verified is not bool(found)
+    return found
+
+
+CURRENT = "v2"
+TEXT = "What is gold? Gold is a metal."
+QUOTE = {"source_start": 14, "source_end": 30, "quote": TEXT[14:30], "n": 1}
+
+
 async def traced(world: World, prediction: Prediction) -> None:
     """Check that a prediction is traced to all that it was made of, and that all of it verifies."""
     read = await world.history.get("acme", prediction.id)
@@ -478,10 +533,16 @@ async def traced(world: World, prediction: Prediction) -> None:
     links = [link for link in (trace.release, trace.adapter, trace.training_run, trace.dataset) if link is not None]
     assert [link.verified for link in links] == [True] * (4 if prediction.adapter else 1), problems(trace)
     assert (trace.release.id, trace.release.digest) == (prediction.release_name, prediction.release_digest)
-    assert [(each.document_id, each.document_version) for each in trace.documents] == [
-        (each["document_id"], each["document_version"]) for each in prediction.passages
-    ]
-    assert [row.prediction is not None for row in trace.rows] == [True] * (20 if prediction.adapter else 0)
+    given = [(each["document_id"], each["document_version"]) for each in prediction.passages]
+    assert [(each.document_id, each.document_version) for each in trace.documents] == given
+    assert [(each.cited, each.quotes) for each in trace.documents] == [(True, 1), (False, 0), (False, 0)]
+    # Of a version that was replaced the text is gone, and with it what a quote could be held against.
+    assert [each.verified for each in trace.documents] == [True if version == CURRENT else None for _, version in given]
+    assert trace.verified is (True if {version for _, version in given} == {CURRENT} else None)
+    assert len(trace.rows) == (20 if prediction.adapter else 0)
+    for row in trace.rows:
+        assert row.verified
+        assert row.prediction.id == row.prediction_id == row.label.prediction_id
 
 
 async def everything(way: Any) -> list[str]:
@@ -498,17 +559,21 @@ async def everything(way: Any) -> list[str]:
 @pytest.mark.timeout(600)
 async def test_ten_thousand_predictions_of_five_releases_resolve_both_ways(world):
     chance = random.Random(7)
-    made = [await world.trained(f"adapter-{n}", examples=50) for n in range(3)]
+    shelf = Shelf(**{f"d{n}": (CURRENT, TEXT) for n in range(20)})
+    world = World(world.database, world.adapters, documents=shelf)
+    made = [await world.trained(f"adapter-{n}", examples=25) for n in range(3)]
     made += [await world.release(prompt=Prompt("p2", "Read {sources}. Then answer {question}.")), await world.release()]
     documents = [(f"d{n}", f"v{version}") for n in range(20) for version in range(3)]
+    current = [place for place in documents if place[1] == CURRENT]
     expected: dict[str, list[str]] = {release.label: [] for release in made}
     using: dict[tuple[str, str], list[str]] = {place: [] for place in documents}
     predictions = []
     for _ in range(10_000):
         release = chance.choice(made)
-        places = chance.sample(documents, 3)
+        places = chance.sample(chance.choice((documents, current)), 3)
         facts = [{"document_id": document, "document_version": version} for document, version in places]
-        prediction = world.prediction(release, passages=facts, index_version="minilm-1")
+        cited = [{**facts[0], **QUOTE}]
+        prediction = world.prediction(release, passages=facts, citations=cited, index_version="minilm-1")
         expected[release.label].append(prediction.id)
         for place in places:
             using[place].append(prediction.id)
@@ -516,8 +581,8 @@ async def test_ten_thousand_predictions_of_five_releases_resolve_both_ways(world
     await world.put(*predictions)
 
     started = time.perf_counter()
-    for prediction in predictions:
-        await traced(world, prediction)
+    for at in range(0, len(predictions), 4):
+        await asyncio.gather(*(traced(world, prediction) for prediction in predictions[at : at + 4]))
     print(f"{(time.perf_counter() - started) / len(predictions) * 1000:.2f} ms a lineage on {world.database.kind}")
     for release in made:
         wanted, digest = expected[release.label][::-1], release.adapter_digest

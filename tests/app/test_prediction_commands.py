@@ -33,9 +33,11 @@ async def asked(service) -> AsyncIterator[list[str]]:
         yield [(await api.answer(f"Question [bold] {n}", user=f"user {n % 2}"))["id"] for n in range(5)]
 
 
-async def run(service: Service, *arguments: str | Path, key: str | None = None, url: str | None = None) -> Result:
+async def run(
+    service: Service, *arguments: str | Path, key: str | None = None, url: str | None = None, columns: str = "250"
+) -> Result:
     given = ["predictions", *map(str, arguments), "--url", url or service.url, "--key", key or service.key]
-    return await asyncio.to_thread(CliRunner(env={"COLUMNS": "250"}).invoke, app, given)
+    return await asyncio.to_thread(CliRunner(env={"COLUMNS": columns}).invoke, app, given)
 
 
 async def test_predictions_are_listed(service, asked):
@@ -47,6 +49,19 @@ async def test_predictions_are_listed(service, asked):
     assert "hallmark@1" in listed.stdout
     some = (await run(service, "list", "--user", "user 1")).stdout
     assert [asked[n] in some for n in range(5)] == [False, True, False, True, False]
+    for columns, is_wide in (("80", False), ("120", True)):
+        lines = (await run(service, "list", columns=columns)).stdout.splitlines()
+        assert [line[:36] for line in lines[1:]] == asked[::-1]
+        assert max(map(len, lines)) <= int(columns)
+        assert all("hallmark@1" in line and "finished" in line for line in lines[1:])
+        assert ["Question [bold] 4" in line for line in lines[1:]] == [is_wide, False, False, False, False]
+    async with service.client() as client:
+        await client.post("/v1/labels", json={"prediction_id": asked[4], "class": "refund"})
+        await client.post("/v1/feedback", json={"prediction_id": asked[3], "rating": False})
+    some = (await run(service, "list", "--label-state", "unlabelled", "--feedback-state", "negative")).stdout
+    assert [asked[n] in some for n in range(5)] == [False, False, False, True, False]
+    some = (await run(service, "list", "--label-state", "labelled")).stdout
+    assert [asked[n] in some for n in range(5)] == [False, False, False, False, True]
     refused = await run(service, "list", "--outcome", "great")
     assert refused.exit_code == 1
     assert "outcome" in refused.stderr

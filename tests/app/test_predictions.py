@@ -104,6 +104,7 @@ async def test_a_closed_prediction_is_read_back_whole(log):
     prediction.tool_calls = [{"id": "call", "function": {"name": "f", "arguments": "{}"}}]
     prediction.answer = "So. [1]"
     prediction.outcome, prediction.finish_reason, prediction.verdict = "finished", "stop", "supported"
+    prediction.predicted_class, prediction.valid = "refund", True
     prediction.prompt_tokens, prediction.completion_tokens = 12, 3
     prediction.retrieve_seconds, prediction.queue_seconds, prediction.first_token_seconds = 0.1, 0.2, 0.3
     prediction.engine_seconds, prediction.total_seconds = 0.4, 0.5

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.messages import Message
-from app.prompts import ANSWER_PROMPT, compose, prompt_bytes, question_of, search_query
+from app.prompts import ANSWER_PROMPT, CLASSIFY_PROMPT, EXTRACT_PROMPT, compose, prompt_bytes, question_of, search_query
 from app.releases import Prompt
+from app.tasks import Task
 from retrieval.documents import Passage
 
 
@@ -70,6 +71,22 @@ def test_only_the_last_user_turn_changes():
 def test_without_passages_nothing_changes():
     turns = said("First?", "Yes.", "Second?")
     assert compose(turns, [], ANSWER_PROMPT) == turns
+
+
+def test_a_task_is_told_to_the_model_also_without_passages():
+    turns = said("Be brief.", "Yes.", "I pay {labels} twice")
+    task = Task("classify", ("billing", "{question}"))
+    composed = compose(turns, [], CLASSIFY_PROMPT, task)
+    assert composed[:2] == turns[:2]
+    assert "- billing\n- {question}\n\nText: I pay {labels} twice\n" in composed[2].text
+    (told,) = compose(said("Ann"), [], EXTRACT_PROMPT, Task("extract", (), {"type": "object"}))
+    assert '{"type":"object"}' in told.text
+    (told,) = compose(said("What?"), [], Prompt("t", "{sources}|{question}|{schema}"), task)
+    assert told.text == "|What?|null"
+    (plain,) = compose(said("What?"), [passage("One.")], Prompt("t", "{sources}{question}{labels}"))
+    assert plain.text.endswith("What?{labels}")
+    image = [Message(role="user", content=[{"type": "image_url", "image_url": {"url": "data:,"}}])]
+    assert compose(image, [], CLASSIFY_PROMPT, task) == image
 
 
 def test_images_and_the_speaker_s_name_stay_with_the_question():

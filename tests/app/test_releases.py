@@ -63,7 +63,19 @@ def test_every_part_of_a_release_is_among_those_changes():
 @pytest.mark.parametrize("template", ["Only {question}", "Only {sources}", ""])
 def test_a_prompt_that_would_hide_the_passages_or_the_question_is_refused(template):
     with pytest.raises(BadRelease, match=r"\{(sources|question)\}"):
-        Prompt("p", template)
+        msgspec.structs.replace(RELEASE, prompt=Prompt("p", template))
+
+
+@pytest.mark.parametrize("task", [Task("classify", ("a", "b")), Task("extract", (), {"type": "object"})])
+def test_a_task_needs_a_place_for_passages_only_where_it_looks_them_up(task):
+    parts = {"task": task, "prompt": Prompt("p", "{question}")}
+    msgspec.structs.replace(RELEASE, **parts, retrieval=RetrievalPlan(mode="off"))
+    with pytest.raises(BadRelease, match=r"\{sources\}"):
+        msgspec.structs.replace(RELEASE, **parts, retrieval=RetrievalPlan(mode="auto"))
+    with pytest.raises(BadRelease, match=r"\{question\}"):
+        msgspec.structs.replace(RELEASE, task=task, prompt=Prompt("p", "{sources}"))
+    with pytest.raises(BadRelease, match="fallback"):
+        msgspec.structs.replace(RELEASE, task=task, fallback="extractive")
 
 
 @given(st.integers(1, 10**6))
@@ -132,6 +144,17 @@ def test_what_a_release_leaves_out_is_what_its_own_engine_has():
         read_release(b'{"name": "a", "engine": []}', is_toml=False, defaults=defaults)
 
 
+def test_a_task_has_defaults_of_its_own_over_those_of_its_engine():
+    sort = {"prompt": {"version": "sort-1", "template": "{labels} {question}"}, "retrieval": {"mode": "off"}}
+    defaults = {**DEFAULTS, "engines": {"big": BIG}, "tasks": {"classify": sort}}
+    content = b'{"name": "a", "engine": "big", "task": {"kind": "classify", "labels": ["x", "y"]}}'
+    release = read_release(content, is_toml=False, defaults=defaults)
+    assert (release.prompt.version, release.retrieval.mode) == ("sort-1", "off")
+    assert (release.served_model, release.retrieval.context) == ("org/big", "sentences")
+    plain = read_release(b'{"name": "a", "engine": "big"}', is_toml=False, defaults=defaults)
+    assert (plain.prompt.version, plain.retrieval.mode) == ("answer-1", "auto")
+
+
 def read(content: str, *, is_toml: bool = True) -> Release:
     return read_release(content.encode(), is_toml=is_toml, defaults=DEFAULTS)
 
@@ -198,13 +221,23 @@ def test_toml_and_json_that_say_the_same_are_the_same_release():
             "did you mean `retrieval.policy.cosine`",
         ),
         ('name = "a"\n[prompt]\nversion = "b"', "prompt.template", "missing"),
-        ('name = "a"\n[prompt]\nversion = "b"\ntemplate = "{question}"', "prompt", "{sources}"),
+        ('name = "a"\n[prompt]\nversion = "b"\ntemplate = "{question}"', "prompt.template", "{sources}"),
         ('name = "a"\n[task]\nkind = "classify"', "task", "`labels`"),
         ('name = "a"\n[task]\nkind = "classify"\nlabels = ["x", "x"]', "task", "each once"),
         ('name = "a"\n[task]\nkind = "classify"\nlabels = ["x"]', "task", "two or more"),
         ('name = "a"\n[task]\nlabels = ["x", "y"]', "task", "classify"),
         ('name = "a"\n[task]\nkind = "extract"', "task", "`schema`"),
         ('name = "a"\n[task]\nkind = "extract"\nschema = {type = "array"}', "task", "`object`"),
+        (
+            'name = "a"\n[task]\nkind = "extract"\nschema = {type = "object", required = 1}',
+            "task.schema",
+            "at `required`",
+        ),
+        (
+            'name = "a"\nfallback = "extractive"\n[task]\nkind = "classify"\nlabels = ["x", "y"]',
+            "fallback",
+            "by themselves",
+        ),
         ("name = ", None, "not valid TOML"),
     ],
 )

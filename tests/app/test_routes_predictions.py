@@ -93,6 +93,47 @@ async def test_predictions_are_found_by_what_they_were(api):
     assert await found(until="2020-01-01T00:00:00Z") == set()
 
 
+async def test_predictions_are_found_by_what_is_said_of_them(api):
+    asked = [await say(api, f"Question {n}") for n in range(4)]
+    await api.records(4)
+    for path, body in (
+        ("/v1/labels", {"prediction_id": asked[0], "class": "refund"}),
+        ("/v1/feedback", {"prediction_id": asked[0], "rating": True}),
+        ("/v1/feedback", {"prediction_id": asked[1], "rating": False, "correction": "Four weeks."}),
+        ("/v1/feedback", {"prediction_id": asked[2], "rating": 0.5}),
+    ):
+        assert (await api.client.post(path, json=body)).status_code == 201
+
+    async def found(**filters: Any) -> list[int]:
+        page = await get(api, "/v1/predictions", **filters)
+        assert (await get(api, "/v1/predictions/count", **filters))["count"] == len(page["data"])
+        exported = (await api.client.get("/v1/predictions/export", params=filters)).text.splitlines()
+        assert [json.loads(line)["id"] for line in exported] == [each["id"] for each in page["data"]][::-1]
+        return sorted(asked.index(each["id"]) for each in page["data"])
+
+    assert await found(label_state="labelled") == await found(feedback_state="positive") == [0]
+    assert await found(label_state="unlabelled") == [1, 2, 3]
+    assert await found(feedback_state="negative") == await found(feedback_state="corrected") == [1]
+    assert await found(feedback_state="given") == [0, 1, 2]
+    assert await found(feedback_state="given", label_state="unlabelled") == [1, 2]
+    assert await found(feedback_state="none", outcome="finished") == [3]
+
+
+@pytest.mark.parametrize("shared", ["sqlite"], indirect=True)
+async def test_what_is_said_of_predictions_is_told_to_those_only_who_may_read_it(tmp_path, tgi, shared):
+    async with serve(tmp_path / "data", tgi, **shared) as (service, _):
+        for allowed, refused_filter, scope in (
+            ("feedback:read", {"label_state": "labelled"}, "labels:read"),
+            ("labels:read", {"feedback_state": "none"}, "feedback:read"),
+        ):
+            key = service.new_key(scopes=("predictions:read", allowed))
+            async with service.client(key) as client:
+                for path in ("", "/count", "/export"):
+                    response = await client.get(f"/v1/predictions{path}", params=refused_filter)
+                    assert scope in await refused(response, 403)
+                    assert (await client.get(f"/v1/predictions{path}")).status_code == 200
+
+
 @pytest.mark.parametrize("shared", ["sqlite"], indirect=True)
 async def test_pages_are_led_from_one_to_the_next(api):
     asked = [await say(api, f"Question {n}") for n in range(5)]
@@ -112,7 +153,10 @@ async def test_pages_are_led_from_one_to_the_next(api):
         ({"until": "0.5"}, "until"),
         ({"user": "a\0"}, "user"),
         ({"releas": "hallmark"}, "releas"),
+        ({"tenant": "other"}, "tenant"),
         ({"release_digest": "abc"}, "release_digest"),
+        ({"label_state": "yes"}, "label_state"),
+        ({"feedback_state": "bad"}, "feedback_state"),
     ],
 )
 @pytest.mark.parametrize("shared", ["sqlite"], indirect=True)

@@ -61,6 +61,12 @@ class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool = False
 
 
+class StructuredOutputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """vLLM's `structured_outputs`, of which there is one form: the answer is one of several texts."""
+
+    choice: Annotated[list[Annotated[str, msgspec.Meta(min_length=1)]], msgspec.Meta(min_length=1)]
+
+
 class ChatBody(msgspec.Struct, frozen=True):
     """The body of a chat request; unknown fields are ignored, as TGI does."""
 
@@ -82,6 +88,7 @@ class ChatBody(msgspec.Struct, frozen=True):
     tools: list[Any] | None = None
     tool_choice: Any = None
     response_format: Any = None
+    structured_outputs: StructuredOutputs | None = None
 
     @property
     def stops(self) -> list[str]:

@@ -15,6 +15,7 @@ class SamplingOptions:
 
     `top_logprobs` of None asks for no log-probabilities, 0 for the chosen token's only.
     The penalties are OpenAI's: subtracted from the logits of what was already generated.
+    `choices` are the answers there may be, as tokens with their end; probabilities are then of what may come next.
     """
 
     temperature: float = 1.0
@@ -23,6 +24,7 @@ class SamplingOptions:
     presence_penalty: float = 0.0
     seed: int | None = None
     top_logprobs: int | None = None
+    choices: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,8 @@ class Sampler:
     def __init__(self, options: SamplingOptions) -> None:
         self.options = options
         self._seen: Counter[int] = Counter()
+        self._choices = options.choices
+        self._step = 0
         self._penalised = bool(options.frequency_penalty or options.presence_penalty)
         self._generator = torch.Generator()
         if options.seed is None:
@@ -51,20 +55,33 @@ class Sampler:
     def is_argmax(self) -> bool:
         """Whether the pick is the largest logit and nothing more is asked."""
         options = self.options
-        return options.temperature == 0 and options.top_logprobs is None and not self._penalised
+        return options.temperature == 0 and options.top_logprobs is None and not self._penalised and not self._choices
 
     def pick(self, logits: torch.Tensor) -> Picked:
         """Pick from one row of logits."""
         options = self.options
         if self._penalised:
             logits = self._penalise(logits)
+        allowed = len(logits)
+        if self._choices:
+            logits, allowed = self._narrow(logits)
         token = int(logits.argmax()) if options.temperature == 0 else self._draw(logits / options.temperature)
         self._seen[token] += 1
+        if self._choices:
+            self._choices = tuple(choice for choice in self._choices if choice[self._step : self._step + 1] == (token,))
+            self._step += 1
         if options.top_logprobs is None:
             return Picked(token)
         logprobs = logits.log_softmax(-1)
-        values, ids = logprobs.topk(min(options.top_logprobs, len(logprobs)))
+        values, ids = logprobs.topk(min(options.top_logprobs, allowed))
         return Picked(token, float(logprobs[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+
+    def _narrow(self, logits: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """Leave only what continues one of the choices, and tell how many tokens that are."""
+        ids = torch.tensor(sorted({choice[self._step] for choice in self._choices}))
+        narrowed = torch.full_like(logits, float("-inf"))
+        narrowed[ids] = logits[ids]
+        return narrowed, len(ids)
 
     def _penalise(self, logits: torch.Tensor) -> torch.Tensor:
         if not self._seen:

@@ -8,6 +8,7 @@ import hmac
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -136,6 +137,8 @@ class EngineService:
         is_base = model_name in (BASE_MODEL_NAME, self._base.model_id)
         model = self._base.model if is_base else self._adapters.use(model_name)
         _, prompt = await asyncio.to_thread(self._render, body)
+        if body.structured_outputs is not None:
+            sampling = replace(sampling, choices=tuple(map(self._choice, body.structured_outputs.choice)))
         max_tokens = body.limit(len(prompt), self._max_total_tokens)
         shape = AnswerShape(
             model=self._base.model_id if is_base else model_name,
@@ -145,6 +148,12 @@ class EngineService:
         )
         text = TextStream(self._base.vocabulary, body.stops)
         return Job(model=model, prompt=prompt, options=sampling, max_tokens=max_tokens, text=text), shape
+
+    def _choice(self, text: str) -> tuple[int, ...]:
+        """One of the answers there may be, as the tokens that say it and end it."""
+        end = self._base.tokenizer.eos_token_id
+        tokens = self._base.vocabulary.encode(text, add_special_tokens=False).ids
+        return (*tokens, min(self._base.end_token_ids) if end is None else end)
 
     def _render(self, body: ChatBody) -> tuple[str, list[int]]:
         """Write the messages as the model's prompt; a last message of the assistant's is continued."""

@@ -105,6 +105,8 @@ CORPUS = {
         "Hello world.",
     ),
     "schema": Case(Generation(HELLO, response_format=FORMAT), Tokens('{"city":', '"Turin"', "}"), '{"city":"Turin"}'),
+    "labels": Case(Generation(HELLO, labels=("re (fund)", "other")), Tokens("re (", "fund", ")"), "re (fund)"),
+    "task's schema": Case(Generation(HELLO, schema=SCHEMA), Tokens('{"city":', '"Turin"', "}"), '{"city":"Turin"}'),
     "text format": Case(Generation(HELLO, response_format={"type": "text"}), THREE, "Hello world."),
 }  # fmt: skip
 
@@ -133,6 +135,31 @@ async def test_the_answer_is_the_same_from_every_server(dialect, case, stream):
     else:
         said = "".join(each.get("name") or "" for each in functions), "".join(each["arguments"] for each in functions)
         assert said == case.call
+
+
+HELD = {
+    "tgi": {"response_format": {"type": "regex", "value": '(re \\(fund\\)|a\\.b "c")'}},
+    "embedded": {"structured_outputs": {"choice": ["re (fund)", 'a.b "c"']}},
+    "vllm": {"structured_outputs": {"choice": ["re (fund)", 'a.b "c"']}},
+    "sglang": {"regex": '(re \\(fund\\)|a\\.b "c")'},
+    "llamacpp": {"grammar": 'root ::= "re (fund)" | "a.b \\"c\\""'},
+    "openai": {},
+}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+async def test_each_server_is_held_to_labels_and_schemas_in_its_own_way(dialect):
+    async with stand_in(dialect) as (server, engine):
+        await pieces_of(engine, Generation(HELLO))
+        plain = server.bodies[-1]
+        await pieces_of(engine, Generation(HELLO, labels=("re (fund)", 'a.b "c"')))
+        assert server.bodies[-1] == plain | HELD[dialect]
+        await pieces_of(engine, Generation(HELLO, schema=SCHEMA, response_format={"type": "json_object"}))
+        told = server.bodies[-1].get("response_format")
+        if dialect == "embedded":
+            assert server.bodies[-1] == plain
+        else:
+            assert (told["value"] if dialect == "tgi" else told["json_schema"]["schema"]) == SCHEMA
 
 
 TROUBLES: dict[str, type[ServiceError]] = {

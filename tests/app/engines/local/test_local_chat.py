@@ -245,6 +245,9 @@ def test_tokens_are_counted_in_bytes(engine: httpx.Client) -> None:
         ({"n": 2}, "`n`"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "grammar is not supported"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"choice": [""]}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"regex": "a|b"}}, "structured_outputs"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -346,3 +349,19 @@ def test_a_failed_pass_is_a_424_and_the_engine_lives_on(tiny: LoadedModel, strea
         assert text_of(client)
         assert metric(client, 'tgi_request_failure{err="generation"}') == 2
         assert metric(client, "tgi_batch_current_size") == 0
+
+
+def test_an_answer_is_one_of_the_choices_whatever_the_model_would_say(engine: httpx.Client) -> None:
+    choices = ["refund", "refund request", "Grüße 🙂"]
+    form = {"structured_outputs": {"choice": choices}}
+    assert text_of(engine, **form) in choices
+    assert {text_of(engine, **form, temperature=2.0, seed=seed) for seed in range(12)} <= set(choices)
+    with ThreadPoolExecutor(4) as pool:
+        each = [form, {}, {"structured_outputs": {"choice": choices[2:]}}, {}]
+        answers = list(pool.map(lambda fields: text_of(engine, **fields), each))
+    assert answers[0] in choices
+    assert answers[1] == answers[3] == text_of(engine)
+    assert answers[2] == choices[2]
+    chunks = events(engine, **form, logprobs=True, top_logprobs=3)
+    assert streamed_text(chunks) in choices
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"

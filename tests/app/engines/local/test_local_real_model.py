@@ -73,3 +73,10 @@ def test_eight_at_once_answer_their_own_questions(smollm2: httpx.Client) -> None
     with ThreadPoolExecutor(len(questions)) as pool:
         answers = list(pool.map(lambda each: text_of(smollm2, messages=each, max_tokens=40), questions))
     assert all(capital in answer for capital, answer in zip([*capitals.values()] * 2, answers, strict=True))
+
+
+def test_of_two_choices_it_takes_the_right_one(smollm2: httpx.Client) -> None:
+    for country, capital in {"France": "Paris", "Egypt": "Cairo", "Japan": "Tokyo"}.items():
+        question = [{"role": "user", "content": f"What is the capital of {country}?"}]
+        form = {"choice": ["Berlin", "Paris", "Cairo", "Tokyo"]}
+        assert text_of(smollm2, messages=question, structured_outputs=form) == capital

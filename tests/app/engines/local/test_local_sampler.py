@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -67,3 +69,40 @@ def test_a_row_is_picked_alike_alone_and_among_others() -> None:
     together = pick_all([Sampler(option) for option in options], rows)
     alone = [Sampler(option).pick(row) for option, row in zip(options, rows, strict=True)]
     assert together == alone
+
+
+CHOICES = ((5, 6, 1), (5, 1), (5, 6, 7, 1), (9, 9, 1))
+
+
+@given(
+    choices=st.lists(st.lists(st.integers(2, 9), max_size=4), min_size=1, max_size=6),
+    temperature=st.sampled_from([0.0, 0.5, 2.0]),
+    seed=st.integers(0, 2**32),
+)
+def test_of_choices_exactly_one_is_said_and_ended(choices: list[list[int]], temperature: float, seed: int) -> None:
+    ended = tuple((*choice, 1) for choice in choices)
+    sampler = Sampler(SamplingOptions(temperature=temperature, seed=seed, choices=ended, frequency_penalty=1.0))
+    rows = torch.randn(5, 20, generator=torch.Generator().manual_seed(seed))
+    said: list[int] = []
+    while not said or said[-1] != 1:
+        said.append(sampler.pick(rows[len(said)]).token)
+    assert tuple(said) in ended
+
+
+def test_each_token_of_a_choice_is_the_likeliest_that_goes_on_with_one() -> None:
+    sampler = Sampler(SamplingOptions(temperature=0, choices=CHOICES, top_logprobs=5))
+    logits = torch.arange(20.0)  # Without choices it would be 19; the end, 1, is the unlikeliest of what may follow.
+    picks = [sampler.pick(logits) for _ in range(3)]
+    assert [pick.token for pick in picks] == [9, 9, 1]
+    sampler = Sampler(SamplingOptions(temperature=0, choices=CHOICES[:3], top_logprobs=5))
+    picks = [sampler.pick(logits) for _ in range(4)]
+    assert [pick.token for pick in picks] == [5, 6, 7, 1]
+    assert [token for token, _ in picks[1].rivals] == [6, 1]
+    assert sum(math.exp(logprob) for _, logprob in picks[1].rivals) == pytest.approx(1)
+    assert picks[3].rivals == ((1, 0.0),)
+
+
+def test_choices_of_one_request_are_none_of_its_neighbours() -> None:
+    samplers = [Sampler(SamplingOptions(temperature=0)), Sampler(SamplingOptions(temperature=0, choices=CHOICES))]
+    logits = torch.arange(20.0).repeat(2, 1)
+    assert [picked.token for picked in pick_all(samplers, logits)] == [19, 9]
