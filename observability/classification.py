@@ -2,10 +2,10 @@
 
 The values are scikit-learn's on the same rows and weights with `zero_division=nan`: a class that was never answered has
 no precision and one that never was true no recall; theirs is None and left out of the macro average. To count them 0
-would make a release worse for each class of which the sample happens to hold nothing. F1
-is a growing function of the Jaccard index J, 2 J / (1 + J), and J is the share of right rows among those that are or were
-called the class, so that its interval carries over; a macro average's comes from its rows' influences (the delta method
-of Takahashi and others 2022).
+would make a release worse for each class of which the sample happens to hold nothing. F1 is a growing function of the
+Jaccard index J, 2 J / (1 + J), and J is the share of right rows among those that are or were called the class, so that
+its interval carries over; a macro average's comes from its rows' influences (the delta method of Takahashi and others
+2022).
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -88,7 +88,9 @@ def classification(
 
 
 def _coded(names: Sequence[str | None], codes: Mapping[str, int]) -> NDArray[np.intp]:
-    return np.fromiter((_UNLISTED if name is None else codes.get(name, _UNLISTED) for name in names), np.intp, len(names))
+    return np.fromiter(
+        (_UNLISTED if name is None else codes.get(name, _UNLISTED) for name in names), np.intp, len(names)
+    )
 
 
 def _parts(is_class: NDArray[np.bool_], called: NDArray[np.bool_], design: Design) -> _Parts:
@@ -106,9 +108,7 @@ def _scores(parts: _Parts, design: Design, confidence: float) -> Scores:
         assert jaccard.low is not None
         assert jaccard.high is not None
         jaccard = replace(jaccard, value=_f1(jaccard.value), low=_f1(jaccard.low), high=_f1(jaccard.high))
-    return Scores(
-        _estimate(parts.precision, design, confidence), _estimate(parts.recall, design, confidence), jaccard
-    )
+    return Scores(_estimate(parts.precision, design, confidence), _estimate(parts.recall, design, confidence), jaccard)
 
 
 def _estimate(ratio: Ratio | None, design: Design, confidence: float) -> Estimate:
@@ -118,7 +118,9 @@ def _estimate(ratio: Ratio | None, design: Design, confidence: float) -> Estimat
 def _macro(classes: Sequence[_Parts], design: Design, confidence: float) -> Scores:
     rows = len(design.weights)
 
-    def average(ratios: Sequence[Ratio | None], value: Callable[[float], float], slope: Callable[[float], float]) -> Estimate:
+    def average(
+        ratios: Sequence[Ratio | None], value: Callable[[float], float], slope: Callable[[float], float]
+    ) -> Estimate:
         known = [ratio for ratio in ratios if ratio]
         if not known:
             return unknown(design.method, confidence)

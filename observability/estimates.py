@@ -1,4 +1,4 @@
-"""Figures with an interval, from rows that a queue chose unevenly, that share sessions, or that have a proxy beside them.
+"""Figures with an interval: from rows that a queue chose unevenly, that share sessions, or that have a proxy.
 
 The main rule: an interval says what it rests on. `n` counts rows; `effective_n` is how many equally weighted,
 independent rows would tell as much, fewer when weights differ or sessions repeat themselves. Every variance is that of
@@ -20,8 +20,8 @@ Floats = NDArray[np.float64]
 
 CONFIDENCE = 0.95
 MIN_CONTRADICTED = 15
-"""Labels that a proxy must have got wrong, and labels of either kind, by their effective number, before it is used: with
-fewer its bias is not known well enough, and intervals covered 70 to 90 % where they promise 95."""
+"""Labels that a proxy must have got wrong, and labels of either kind, by their effective number, before it is used:
+with fewer its bias is not known well enough, and intervals covered 70 to 90 % where they promise 95."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,7 @@ class Design:
     method: Method
 
     @classmethod
-    def of(
-        cls, n: int, probabilities: ArrayLike | None = None, sessions: Sequence[Hashable] | None = None
-    ) -> Self:
+    def of(cls, n: int, probabilities: ArrayLike | None = None, sessions: Sequence[Hashable] | None = None) -> Self:
         """Weigh `n` rows by the inverse of the probability with which each was sampled (Hájek 1971); None is evenly.
 
         Raises:
@@ -69,7 +67,7 @@ class Design:
 
     def sums(self, influences: Floats) -> Floats:
         """Add up the influences of each session."""
-        return influences if self.sessions is None else np.bincount(self.sessions, influences)
+        return influences if self.sessions is None else np.bincount(self.sessions, influences).astype(np.float64)
 
     def variance(self, influences: Floats) -> float:
         """The variance of an estimate whose rows move it by `influences`, which add up to 0."""
@@ -163,8 +161,8 @@ def mean_score(
 class Ratio:
     """A figure between 0 and 1, and what each row has to do with it.
 
-    `influences` are how far each row moves it, `shares` the say each row has (they add up to 1), `spread` the variance of
-    the rows' own figures, `rows` how many have a say.
+    `influences` are how far each row moves it, `shares` the say each row has (they add up to 1), `spread` the variance
+    of the rows' own figures, `rows` how many have a say.
     """
 
     value: float
@@ -189,14 +187,12 @@ class Ratio:
     def estimate(self, design: Design, confidence: float = CONFIDENCE) -> Estimate:
         """Give it its interval."""
         variance = design.variance(self.influences)
-        if variance > 1e-12 * self.spread > 0:
-            effective_n = self.spread / variance
-        else:
-            effective_n = design.kish(self.shares)
+        varied = variance > 1e-12 * self.spread > 0
+        effective_n = self.spread / variance if varied else design.kish(self.shares)
         # The few errors that were seen may all have small weights: then the variance is small and says nothing of rows
         # with large ones. The bound is that of the National Center for Health Statistics (Parker and others 2017).
         effective_n = min(effective_n, float(self.rows))
-        # A coin has the largest spread a figure between 0 and 1 can have; scores that spread less are worth more tosses.
+        # A coin has the largest spread that a figure between 0 and 1 can have: scores that spread less are worth more.
         coin = self.value * (1 - self.value)
         tosses = effective_n * coin / self.spread if self.spread > 0 < coin else effective_n
         low, high = wilson(self.value, tosses, confidence)
@@ -212,7 +208,7 @@ def prediction_powered(
     sessions: Sequence[Hashable] | None = None,
     confidence: float = CONFIDENCE,
 ) -> Estimate:
-    """Estimate the mean label of all answers from the labelled ones and a proxy, such as a judge, that all of them have.
+    """Estimate the mean label of all answers from the labelled ones and a proxy, such as a judge, that all have.
 
     `labels` and `proxies` (0 to 1) are those of the labelled rows, `everything` the proxy's moments over all rows, the
     labelled among them. The proxy may be biased: what it says of all is corrected by how far it was off where labels
@@ -244,14 +240,10 @@ def prediction_powered(
     value = min(1.0, max(0.0, value))
     variance = design.variance(of_labels + trust * of_proxy) + trust**2 * others
     low, high = wilson(value, value * (1 - value) / variance, confidence)
-    return Estimate(
-        value, low, high, n, float(shares @ residuals**2) / variance, "prediction-powered", confidence
-    )
+    return Estimate(value, low, high, n, float(shares @ residuals**2) / variance, "prediction-powered", confidence)
 
 
-def mean(
-    values: ArrayLike, *, sessions: Sequence[Hashable] | None = None, confidence: float = CONFIDENCE
-) -> Estimate:
+def mean(values: ArrayLike, *, sessions: Sequence[Hashable] | None = None, confidence: float = CONFIDENCE) -> Estimate:
     """Estimate the mean of any numbers, such as tokens, with Student's interval."""
     from scipy.special import stdtrit
 
