@@ -191,10 +191,12 @@ class Ratio:
         effective_n = self.spread / variance if varied else design.kish(self.shares)
         # The few errors that were seen may all have small weights: then the variance is small and says nothing of rows
         # with large ones. The bound is that of the National Center for Health Statistics (Parker and others 2017).
-        effective_n = min(effective_n, float(self.rows))
-        # A coin has the largest spread that a figure between 0 and 1 can have: scores that spread less are worth more.
+        effective_n = round(min(effective_n, float(self.rows)), 9)
+        # A coin has the largest spread that a figure between 0 and 1 can have: scores that spread less are worth more. One
+        # row is imagined that spreads as a coin does, so that scores that happen to be equal do not seem certain.
         coin = self.value * (1 - self.value)
-        tosses = effective_n * coin / self.spread if self.spread > 0 < coin else effective_n
+        spread = (self.rows * self.spread + coin) / (self.rows + 1)
+        tosses = effective_n * coin / spread if coin > 0 else effective_n
         low, high = wilson(self.value, tosses, confidence)
         return Estimate(self.value, low, high, self.rows, effective_n, design.method, confidence)
 
@@ -281,7 +283,8 @@ def quantile(
     low_share, high_share = wilson(share, below.effective_n, confidence)
     tail = (1 - confidence) / 2
     low = float(known[_rank(low_share, n)]) if (1 - share) ** below.effective_n <= tail else None
-    high = float(known[_rank(high_share, n)]) if share**below.effective_n <= tail else None
+    # One value further up: the share at most the upper end must be the larger one, for certain.
+    high = float(known[min(n - 1, _rank(high_share, n) + 1)]) if share**below.effective_n <= tail else None
     return Estimate(value, low, high, n, below.effective_n, "woodruff", confidence)
 
 

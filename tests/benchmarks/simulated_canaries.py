@@ -25,7 +25,7 @@ def pairing(arms: np.ndarray) -> Pairing:
     found = []
     for session, is_canary in enumerate(arms.tolist()):
         if is_canary:
-            waiting.append(session)
+            waiting = [*waiting, session][-8:]
             seen_canary += 1
         else:
             seen_stable += 1

@@ -96,7 +96,11 @@ def estimates(random: np.random.Generator, accuracy: float) -> Iterator[tuple[st
     yield "judge on every answer", mean_score(drawn.judged), truth
     yield "**Wilson, labels asked for evenly**", mean_score(drawn.right[uniform]), truth
     yield "**Hájek by stored probability**", mean_score(labels, chances[asked]), truth
-    yield "**prediction-powered, with the judge**", prediction_powered(labels, judged, everything, chances[asked]), truth
+    yield (
+        "**prediction-powered, with the judge**",
+        prediction_powered(labels, judged, everything, chances[asked]),
+        truth,
+    )
     talk = traffic(random, accuracy, answers_a_session=5)
     whole = random.random(ANSWERS // 5) < LABELS / ANSWERS
     rows = whole[talk.sessions]
@@ -115,7 +119,9 @@ def coverage_of_accuracy(runs: int, accuracy: float, seed: int = 11) -> dict[str
 
 
 def accuracy_table(runs: int) -> Table:
-    columns = [f"{figure}, accuracy {accuracy}" for accuracy in (0.75, 0.95) for figure in ("bias", "coverage", "width")]
+    columns = [
+        f"{figure}, accuracy {accuracy}" for accuracy in (0.75, 0.95) for figure in ("bias", "coverage", "width")
+    ]
     conditions = (
         f"{runs:,} windows of {ANSWERS:,} answers and about {LABELS} labels each; a queue that prefers doubtful answers, with "
         "a fifth of its budget spread evenly; a judge that passes 97 % of the right and 50 % of the wrong answers. "
@@ -163,7 +169,13 @@ def classes_table(runs: int) -> Table:
         "one: a macro average has none below ten effective rows a class."
     )
     table = Table("class intervals", conditions, ["classes, labels, accuracy, queue", *measures])
-    cases = ((3, 200, 0.8, True), (3, 200, 0.8, False), (10, 300, 0.9, True), (10, 600, 0.9, False), (20, 300, 0.85, True))
+    cases = (
+        (3, 200, 0.8, True),
+        (3, 200, 0.8, False),
+        (10, 300, 0.9, True),
+        (10, 600, 0.9, False),
+        (20, 300, 0.85, True),
+    )
     for classes, labels, accuracy, even in cases:
         found = coverage_of_classes(runs, classes, labels, accuracy, even=even)
         name = f"{classes}, {labels}, {accuracy}, {'evenly' if even else 'the doubtful first'}"
@@ -180,7 +192,9 @@ def signals(random: np.random.Generator, answers: int, *, harder: float = 0.0, u
     good = random.normal(size=answers) - harder
     support = np.clip(0.6 + 0.2 * good + 0.1 * random.normal(size=answers), 0, 1)
     retrieval = 0.5 + 0.1 * good + 0.1 * random.normal(size=answers)
-    log_probability = np.where(random.random(answers) < 0.1, np.nan, -1 + 0.3 * good + 0.4 * random.normal(size=answers))
+    log_probability = np.where(
+        random.random(answers) < 0.1, np.nan, -1 + 0.3 * good + 0.4 * random.normal(size=answers)
+    )
     right = random.random(answers) < 1 / (1 + np.exp(-(1.3 + 1.4 * good - unseen)))
     named = {"support": support, "retrieval_score": retrieval, "mean_log_probability": log_probability}
     return named, right.astype(float)
