@@ -192,8 +192,8 @@ class Ratio:
         # The few errors that were seen may all have small weights: then the variance is small and says nothing of rows
         # with large ones. The bound is that of the National Center for Health Statistics (Parker and others 2017).
         effective_n = round(min(effective_n, float(self.rows)), 9)
-        # A coin has the largest spread that a figure between 0 and 1 can have: scores that spread less are worth more. One
-        # row is imagined that spreads as a coin does, so that scores that happen to be equal do not seem certain.
+        # A coin has the largest spread that a figure between 0 and 1 can have: scores that spread less are worth more.
+        # One row is imagined that spreads as a coin does, so that scores that happen to be equal do not seem certain.
         coin = self.value * (1 - self.value)
         spread = (self.rows * self.spread + coin) / (self.rows + 1)
         tosses = effective_n * coin / spread if coin > 0 else effective_n

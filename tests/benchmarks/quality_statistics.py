@@ -1,12 +1,12 @@
-"""What the statistics of quality, canaries and drift promise, tried on simulated and real traffic, beside what others do.
+"""What the statistics of quality, canaries and drift promise, tried on traffic, beside what others do.
 
-Prints the tables and writes them into docs/quality.md. Seeds are fixed, so that only another version of a library changes
-a figure. The exit code is 1 when a promise is not kept.
+Prints the tables and writes them into docs/quality.md. Seeds are fixed, so that only another version of a library
+changes a figure. The exit code is 1 when a promise is not kept.
 
     python -m tests.benchmarks.quality_statistics [--data ../shared/data] [--only rollback ...] [--quick] [--print-only]
 
-Without --data's clinc150 the tables about questions stay as they are. All of it takes about an hour of CPU; --quick does a
-tenth of the runs and writes nothing.
+Without clinc150 in --data the tables about questions stay as they are. All of it takes about an hour of CPU; --quick
+does a tenth of the runs and writes nothing.
 """
 
 import argparse

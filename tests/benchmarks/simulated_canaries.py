@@ -19,7 +19,7 @@ Pairing = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def pairing(arms: np.ndarray) -> Pairing:
-    """Who is compared with whom: each canary session, first and last + 1 of the stable ones beside it, canaries so far."""
+    """Who is compared with whom: a canary session, first and last + 1 of the stable ones beside it, canaries so far."""
     waiting: list[int] = []
     first = seen_stable = seen_canary = 0
     found = []
@@ -150,8 +150,8 @@ def rollback_table(runs: int) -> Table:
     rates = (0.10, 0.12, 0.15, 0.20, 0.30)
     columns = ["rule", *(f"canary {rate:.0%}" if rate > 0.1 else "canary 10 %: false" for rate in rates)]
     conditions = (
-        f"{runs:,} trials of {LOOKS:,} canary sessions, a tenth of the traffic; 10 % of the stable answers are bad. Share "
-        "of canaries rolled back, then the median (90th percentile) of canary sessions until then."
+        f"{runs:,} trials of {LOOKS:,} canary sessions, a tenth of the traffic; 10 % of the stable answers are bad. "
+        "Share of canaries rolled back, then the median (90th percentile) of canary sessions until then."
     )
     table = Table("rollback", conditions, columns)
     for name, rule in RULES.items():
@@ -220,8 +220,8 @@ def answers_for_sessions(runs: int, seed: int = 26) -> float:
 
 def equal_table(runs: int) -> Table:
     conditions = (
-        f"{runs:,} canaries that answer as the stable release does, looked at after each of {LOOKS:,} sessions: the share "
-        "rolled back at any time. Three guards share an error of 1 %, and a bad session is often bad for all of them."
+        f"{runs:,} canaries that answer as the stable release does, looked at after each of {LOOKS:,} sessions: the "
+        "share rolled back at any time. Three guards share an error of 1 %, and a bad session is often bad for all."
     )
     table = Table("equal canaries", conditions, ["traffic", "any guard", "worst guard"])
     names = {

@@ -74,7 +74,7 @@ def draw(
     new_field: str | None = None,
     mix: float | None = None,
 ) -> Draw:
-    """Take a window that differs by a new field, or by how often half of the fields occur (`mix`, .5 in the reference)."""
+    """Take a window that differs by a new field, or by how often half of the fields occur (`mix`; .5 as before)."""
     known = np.flatnonzero(corpus.fields != new_field)
     taken = random.permutation(known)
     reference, window = taken[:REFERENCE], taken[REFERENCE : REFERENCE + WINDOW]
@@ -200,9 +200,10 @@ CHANGES: dict[str, dict[str, float]] = {
 
 def question_table(corpus: Corpus, trials: int) -> Table:
     conditions = (
-        f"Share of windows with an alarm at level {LEVEL}: {trials} windows a cell without drift, a quarter of that for "
-        f"windows with drift, and fewer for slow detectors. {WINDOW} sessions in a window, {REFERENCE} in the reference, "
-        "CLINC150's questions as MiniLM vectors."
+        f"Share of windows with an alarm at level {LEVEL}: {trials} windows a cell without drift (half of that with "
+        f"five repeats), a quarter of it with drift, a tenth for slow detectors. {WINDOW} sessions in a window, "
+        f"{REFERENCE} in the reference, CLINC150's questions as MiniLM vectors; a new topic is a field of which the "
+        "reference has none."
     )
     table = Table("question drift", conditions, ["detector", *CHANGES])
     for name, detector in DETECTORS.items():
@@ -264,8 +265,8 @@ def _outputs(random: np.random.Generator, sessions: int, turns: int, refusals: f
 
 def output_table(trials: int) -> Table:
     conditions = (
-        f"{trials} windows of {WINDOW} sessions of four answers against {REFERENCE} such sessions; share at level {LEVEL}. "
-        "With drift, sessions that mostly refuse rise from 5 to 10 % and answers are a fifth longer."
+        f"{trials} windows of {WINDOW} sessions of four answers against {REFERENCE} such sessions; share with an alarm "
+        f"at level {LEVEL}. With drift, sessions that mostly refuse rise from 5 to 10 % and answers are a fifth longer."
     )
     table = Table("output drift", conditions, ["test", "no drift", "drift"])
     found: dict[str, list[int]] = defaultdict(lambda: [0, 0])

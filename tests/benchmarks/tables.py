@@ -33,5 +33,6 @@ def write_into(page: Path, tables: Sequence[Table]) -> None:
         start, end = f"<!-- {table.name} -->", f"<!-- end {table.name} -->"
         pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
         assert pattern.search(text), f"{page} has no place for the table {table.name}: {start} ... {end}"
-        text = pattern.sub(lambda _, body=f"{start}\n{table.markdown()}\n{end}": body, text)
+        before, after = pattern.split(text, maxsplit=1)
+        text = f"{before}{start}\n{table.markdown()}\n{end}{after}"
     page.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Canary trials: the bets are fair, states survive storage, replays give the same bits, and verdicts follow the plan."""
+"""Canary trials: bets are fair, states survive storage, replays give the same bits, verdicts follow the plan."""
 
 import itertools
 import math
