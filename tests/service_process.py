@@ -52,12 +52,12 @@ class ServiceProcess:
 
 @contextlib.asynccontextmanager
 async def service_process(
-    data_dir: Path, engine_url: str, settings: dict[str, Any] | None = None
+    data_dir: Path, engine_url: str, settings: dict[str, Any] | None = None, *, key: str = ""
 ) -> AsyncIterator[ServiceProcess]:
-    """Run the service until the end of the block, or until it is killed."""
+    """Run the service until the end of the block, or until it is killed; with a `key` it makes none of its own."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "tests.service_process", str(data_dir), engine_url, json.dumps(settings or {})),
+        *("-m", "tests.service_process", str(data_dir), engine_url, json.dumps(settings or {}), key),
         cwd=REPOSITORY,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -71,13 +71,15 @@ async def service_process(
         await process.wait()
 
 
-async def main(data_dir: Path, engine_url: str, settings: dict[str, Any], log_stream: BinaryIO) -> None:
+async def main(data_dir: Path, engine_url: str, settings: dict[str, Any], key: str, log_stream: BinaryIO) -> None:
     """Serve; the address and a key are printed once it takes requests."""
-    async with live_service(data_dir, engine_url=engine_url, settings=settings, log_stream=log_stream) as service:
+    async with live_service(
+        data_dir, engine_url=engine_url, settings=settings, key=key or None, log_stream=log_stream
+    ) as service:
         print(service.url, service.key, flush=True)
         await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
     with Path(os.devnull).open("wb") as nowhere:
-        uvloop.run(main(Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), nowhere))
+        uvloop.run(main(Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), sys.argv[4], nowhere))
