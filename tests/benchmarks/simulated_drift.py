@@ -1,0 +1,294 @@
+"""Windows of real questions, embedded by MiniLM: false alarms without drift, and what is found with it.
+
+Questions are those of CLINC150 (150 intents in ten fields); a new topic is a field that the reference has none of.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import chi2_contingency, ks_2samp
+
+from observability.drift import Questions, mmd, question_drift
+from observability.shifts import category_shift, number_shift
+from observability.windows import REFERENCE_INFLATION
+from retrieval.embedder import SentenceTransformerEmbedder
+from tests.benchmarks.tables import Table
+
+REFERENCE = 1000
+WINDOW = 500
+LEVEL = 0.01
+COMPONENTS = 32
+
+
+@dataclass
+class Corpus:
+    """Questions' vectors and fields."""
+
+    vectors: np.ndarray
+    fields: np.ndarray
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(set(self.fields.tolist()))
+
+
+def load_corpus(data: Path, splits: Sequence[str] = ("val", "test")) -> Corpus:
+    """Embed CLINC150's questions with the packaged MiniLM; takes minutes on a busy machine."""
+    folder = data / "clinc150"
+    field_of = {
+        intent: name
+        for name, intents in json.loads((folder / "domains.json").read_text()).items()
+        for intent in intents
+    }
+    rows = json.loads((folder / "data_full.json").read_text())
+    questions = [row for split in splits for row in rows[split]]
+    embedder = SentenceTransformerEmbedder()
+    embedder.load()
+    texts = [text for text, _ in questions]
+    vectors = np.empty((len(texts), embedder.dimension), np.float32)
+    order = np.argsort([len(text) for text in texts], kind="stable")
+    for batch in np.array_split(order, max(1, len(order) // 64)):
+        vectors[batch] = embedder.encode([texts[row] for row in batch], "query")
+    return Corpus(vectors, np.array([field_of[intent] for _, intent in questions]))
+
+
+@dataclass
+class Draw:
+    """A reference and a window; each question is repeated `repeats` times in its session."""
+
+    reference: Questions
+    window: Questions
+
+
+def draw(
+    corpus: Corpus,
+    random: np.random.Generator,
+    *,
+    repeats: int = 1,
+    new_share: float = 0.0,
+    new_field: str | None = None,
+    mix: float | None = None,
+) -> Draw:
+    """Take a window that differs by a new field, or by how often half of the fields occur (`mix`; .5 as before)."""
+    known = np.flatnonzero(corpus.fields != new_field)
+    taken = random.permutation(known)
+    reference, window = taken[:REFERENCE], taken[REFERENCE : REFERENCE + WINDOW]
+    if mix is not None:
+        first_half = np.isin(corpus.fields, corpus.names[: len(corpus.names) // 2])
+        rest = taken[REFERENCE:]
+        of_first, of_second = rest[first_half[rest]], rest[~first_half[rest]]
+        count = round(mix * WINDOW)
+        window = np.concatenate([of_first[:count], of_second[: WINDOW - count]])
+    new = round(new_share * WINDOW)
+    if new:
+        strange = random.choice(np.flatnonzero(corpus.fields == new_field), new, replace=False)
+        window = np.concatenate([strange, window[new:]])
+    return Draw(_repeated(corpus, reference, repeats), _repeated(corpus, window, repeats))
+
+
+def _repeated(corpus: Corpus, rows: np.ndarray, repeats: int) -> Questions:
+    return Questions.of(corpus.vectors[np.repeat(rows, repeats)], np.repeat(np.arange(len(rows)), repeats).tolist())
+
+
+def ours(case: Draw, seed: int) -> bool:
+    return question_drift(case.reference, case.window, seed=seed).p_value <= LEVEL
+
+
+def ours_mmd(case: Draw, seed: int) -> bool:
+    return mmd(case.reference, case.window, seed=seed)[1] <= LEVEL
+
+
+def mmd_of_rows(case: Draw, seed: int) -> bool:
+    """MMD that takes every question for independent."""
+    sides = Questions.of(case.reference.vectors), Questions.of(case.window.vectors)
+    return mmd(*sides, permutations=199, seed=seed)[1] <= LEVEL
+
+
+def mmd_of_resamples(case: Draw, seed: int) -> bool:
+    """MMD against two resamples of the reference, drawn with replacement; alarm above their 5th percentile.
+
+    What Evidently 0.7's `mmd(bootstrap=True)` does with its defaults.
+    """
+    random = np.random.default_rng(seed)
+    x, y = case.reference.vectors, case.window.vectors
+    m, n = len(x), len(y)
+
+    def kernel(rows: np.ndarray, width: float) -> np.ndarray:
+        return np.exp(-_distances(rows, rows) / width)
+
+    def unbiased(k: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+        within = [(k[np.ix_(s, s)].sum() - k[s, s].sum()) / (len(s) * (len(s) - 1)) for s in (a, b)]
+        return float(sum(within) - 2 * k[np.ix_(a, b)].mean())
+
+    both = np.vstack([x, y])
+    observed = unbiased(kernel(both, float(np.median(_distances(x, y)))), np.arange(m), np.arange(m, m + n))
+    own = kernel(x, float(np.median(_distances(x, x))))
+    sizes = m * m // (m + n), m * n // (m + n)
+    null = [unbiased(own, *(random.choice(m, size) for size in sizes)) for _ in range(100)]
+    return observed > np.percentile(null, 5)
+
+
+def _distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return np.maximum((one**2).sum(1)[:, None] + (other**2).sum(1) - 2 * one @ other.T, 0)
+
+
+def _components(case: Draw) -> tuple[np.ndarray, np.ndarray]:
+    centre = case.reference.vectors.mean(axis=0)
+    axes = np.linalg.svd(case.reference.vectors - centre, full_matrices=False)[2][:COMPONENTS].T
+    return (case.reference.vectors - centre) @ axes, (case.window.vectors - centre) @ axes
+
+
+def population_stability(case: Draw, _: int, *, limit: float) -> bool:
+    """PSI of ten bins above a rule of thumb on any of 32 principal components."""
+    before, after = _components(case)
+    for own, theirs in zip(before.T, after.T, strict=True):
+        edges = np.quantile(own, np.linspace(0, 1, 11)[1:-1])
+        expected, found = (
+            np.maximum(np.bincount(np.searchsorted(edges, side), minlength=10) / len(side), 1e-4)
+            for side in (own, theirs)
+        )
+        if float(np.sum((found - expected) * np.log(found / expected))) > limit:
+            return True
+    return False
+
+
+def ks_of_components(case: Draw, _: int) -> bool:
+    """Kolmogorov-Smirnov on each of 32 principal components, Bonferroni over them."""
+    pairs = zip(*(side.T for side in _components(case)), strict=True)
+    return min(float(ks_2samp(*pair, method="asymp").pvalue) for pair in pairs) <= LEVEL / COMPONENTS
+
+
+Detector = Callable[[Draw, int], bool]
+DETECTORS: dict[str, Detector] = {
+    "**MMD and novelty, sessions permuted, Holm**": ours,
+    "MMD alone, sessions permuted": ours_mmd,
+    "MMD, each question permuted": mmd_of_rows,
+    "MMD against resamples of the reference (as Evidently)": mmd_of_resamples,
+    "PSI > 0.1 on any of 32 components": partial(population_stability, limit=0.1),
+    "PSI > 0.2 on any of 32 components": partial(population_stability, limit=0.2),
+    "KS on 32 components, Bonferroni": ks_of_components,
+}
+# Slow ones whose answer is plain after fewer trials.
+FEWER = {"MMD, each question permuted", "MMD against resamples of the reference (as Evidently)"}
+
+
+def alarm_rate(corpus: Corpus, detector: Detector, trials: int, *, seed: int = 31, **change: float) -> float:
+    """The share of windows in which a detector sees drift; new topics take turns."""
+    random = np.random.default_rng(seed)
+    names, alarms = corpus.names, 0
+    for trial in range(trials):
+        field = names[trial % len(names)] if change.get("new_share") else None
+        alarms += detector(draw(corpus, random, new_field=field, **change), trial)
+    return alarms / trials
+
+
+CHANGES: dict[str, dict[str, float]] = {
+    "no drift": {},
+    "no drift, each question twice": {"repeats": 2},
+    "no drift, five times": {"repeats": 5},
+    "10 % new topic": {"new_share": 0.1},
+    "20 %": {"new_share": 0.2},
+    "30 %": {"new_share": 0.3},
+    "topics 50:50 to 70:30": {"mix": 0.7},
+}
+
+
+def question_table(corpus: Corpus, trials: int) -> Table:
+    conditions = (
+        f"Share of windows with an alarm at level {LEVEL}: {trials} windows a cell without drift (half of that with "
+        f"five repeats), a quarter of it with drift, a tenth for slow detectors. {WINDOW} sessions in a window, "
+        f"{REFERENCE} in the reference, CLINC150's questions as MiniLM vectors; a new topic is a field of which the "
+        "reference has none."
+    )
+    table = Table("question drift", conditions, ["detector", *CHANGES])
+    for name, detector in DETECTORS.items():
+        cells = []
+        for change, options in CHANGES.items():
+            drifting = not change.startswith("no drift")
+            repeats = int(options.get("repeats", 1))
+            count = trials // (4 if drifting else 1) // (10 if name in FEWER else 1)
+            count = max(20, count if repeats < 5 else count // 2)
+            rate = alarm_rate(corpus, detector, count, **options)
+            cells.append(f"{100 * rate:.1f} %")
+            if detector is ours:
+                table.require(drifting or rate <= 0.02, f"{rate:.1%} false alarms with {change}")
+                table.require(change != "20 %" or rate >= 0.8, f"power {rate:.2f} with 20 % new topic")
+        table.rows.append([name, *cells])
+    return table
+
+
+def reference_table(corpus: Corpus, references: int, windows: int) -> Table:
+    """False alarms when one reference is used for window after window."""
+    random = np.random.default_rng(32)
+    rates, pairs = [], 0
+    for _ in range(references):
+        taken = random.permutation(len(corpus.vectors))
+        reference = _repeated(corpus, taken[:REFERENCE], 1)
+        alarms = []
+        for window in range(windows):
+            rows = random.choice(taken[REFERENCE:], WINDOW, replace=False)
+            alarms.append(question_drift(reference, _repeated(corpus, rows, 1), seed=window).p_value <= LEVEL)
+        rates.append(float(np.mean(alarms)))
+        pairs += sum(map(bool.__and__, alarms[1:], alarms[:-1]))
+    # The mean square from distinct windows, so that a window does not count as its own neighbour.
+    known = np.array(rates) * windows
+    squares = float((known * (known - 1)).mean()) / (windows * (windows - 1))
+    inflation = squares / max(float(np.mean(rates)) ** 2, 1e-9)
+    conditions = (
+        f"{references} references of {REFERENCE} sessions, each used for {windows} windows of {WINDOW} without drift."
+    )
+    table = Table("one reference", conditions, ["", "measured"])
+    table.rows += [
+        ["windows at level 0.01", f"{100 * np.mean(rates):.2f} %"],
+        ["worst reference", f"{100 * max(rates):.1f} %"],
+        ["two in a row: chance, over the square of the level", f"{inflation:.1f}"],
+        ["two in a row: seen", f"{pairs} of {references * (windows - 1):,}"],
+    ]
+    table.require(inflation <= REFERENCE_INFLATION, f"two in a row are {inflation:.1f} times as likely as assumed")
+    return table
+
+
+def _outputs(random: np.random.Generator, sessions: int, turns: int, refusals: float, longer: float):
+    """Refusals and lengths of answers; those of a session are alike."""
+    refuses = random.random(sessions) < refusals
+    often = np.repeat(np.where(refuses, 0.8, 0.02), turns)
+    verbose = np.repeat(random.normal(size=sessions), turns)
+    kinds = np.where(random.random(sessions * turns) < often, "refused", "answered").tolist()
+    tokens = np.round(np.exp(4 + longer + 0.5 * verbose + 0.2 * random.normal(size=sessions * turns)))
+    return kinds, tokens, np.repeat(np.arange(sessions), turns).tolist()
+
+
+def output_table(trials: int) -> Table:
+    conditions = (
+        f"{trials} windows of {WINDOW} sessions of four answers against {REFERENCE} such sessions; share with an alarm "
+        f"at level {LEVEL}. With drift, sessions that mostly refuse rise from 5 to 10 % and answers are a fifth longer."
+    )
+    table = Table("output drift", conditions, ["test", "no drift", "drift"])
+    found: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for column, (refusals, longer) in enumerate(((0.05, 0.0), (0.1, np.log(1.2)))):
+        random = np.random.default_rng(33)
+        for trial in range(trials):
+            kinds, tokens, sessions = _outputs(random, REFERENCE, 4, 0.05, 0.0)
+            later, later_tokens, later_sessions = _outputs(random, WINDOW, 4, refusals, longer)
+            both = sessions, later_sessions
+            ours_of_kinds = category_shift(kinds, later, *both, seed=trial)
+            ours_of_tokens = number_shift(tokens, later_tokens, *both, seed=trial)
+            counts = [[side.count("refused"), side.count("answered")] for side in (kinds, later)]
+            p_values = {
+                "**chi-square of refusals, sessions permuted**": ours_of_kinds.p_value,
+                "chi-square of refusals, as if answers were independent": chi2_contingency(counts).pvalue,
+                "**KS of lengths, sessions permuted**": ours_of_tokens.p_value,
+                "KS of lengths, as if answers were independent": ks_2samp(tokens, later_tokens, method="asymp").pvalue,
+            }
+            for name, p_value in p_values.items():
+                found[name][column] += p_value <= LEVEL
+    for name, alarms in found.items():
+        table.rows.append([name, *(f"{100 * count / trials:.1f} %" for count in alarms)])
+        if name.startswith("**"):
+            table.require(alarms[0] <= 0.02 * trials, f"{name}: {alarms[0]} false alarms in {trials}")
+    return table
