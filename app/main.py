@@ -69,7 +69,10 @@ async def open_service(
         telemetry = Telemetry(service_version=VERSION)
         parts.push_async_callback(telemetry.aclose)
         metrics = Metrics(version=VERSION)
-        predictions = await parts.enter_async_context(PredictionLog(database, tally=metrics))
+        reserve_bytes = settings.limits.disk_reserve_bytes
+        predictions = await parts.enter_async_context(
+            PredictionLog(database, reserve_bytes=reserve_bytes, tally=metrics)
+        )
         access = await parts.enter_async_context(Access(database))
         engines = await open_engines(settings, parts, instead=engine)
         limits = ParseLimits(max_bytes=settings.limits.max_document_bytes)

@@ -184,6 +184,11 @@ class LimitSettings(Section):
         description="Chat requests in flight; one more gets 429. More than `engine.max_connections` help little.",
     )
     request_timeout_seconds: float = Field(600.0, gt=0, description="Longest life of one answer.")
+    disk_reserve_bytes: int = Field(
+        50_000_000,
+        ge=0,
+        description="Room kept on the disk of `data_dir`: with less, new requests are refused.",
+    )
     remote_images: bool = Field(
         False, description="Let callers send images by URL: the engine fetches them, from whatever it can reach."
     )

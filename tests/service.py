@@ -23,6 +23,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.types import ASGIApp
 
+from app import database
 from app.access import Access, create_key
 from app.database import Database
 from app.engines import Engine
@@ -270,20 +271,31 @@ async def live_service(
     settings: dict[str, Any] | None = None,
     log_stream: BinaryIO | None = None,
     tenants: int = 0,
+    key: str | None = None,
 ) -> AsyncIterator[Service]:
-    """Run the whole service on a free port of loopback until the block ends, with keys for so many fresh tenants."""
+    """Run the whole service on a free port of loopback until the block ends, with keys for so many fresh tenants.
+
+    `key` is one that is known already: then no other is made, which a database that is down would not allow.
+    """
     engine = {"url": engine_url, "start_wait_seconds": 0.0, **(settings or {}).get("engine", {})}
     given = {"data_dir": data_dir, **(settings or {}), "engine": engine}
-    key, *keys = await asyncio.to_thread(_make_keys, data_dir, ["default", *(f"tenant-{i}" for i in range(tenants))])
+    names = [*(["default"] if key is None else []), *(f"tenant-{i}" for i in range(tenants))]
+    keys = [*filter(None, [key]), *await asyncio.to_thread(_make_keys, data_dir, names)]
     log = logs.configure("INFO", "json", stream=log_stream or io.BytesIO())
     try:
         async with (
             open_service(Settings(**given), log, embedder=embedder or HashingEmbedder()) as app,
             serving(app) as url,
         ):
-            yield Service(url, key, data_dir, {f"tenant-{i}": each for i, each in enumerate(keys)})
+            yield Service(url, keys[0], data_dir, {f"tenant-{i}": each for i, each in enumerate(keys[1:])})
     finally:
         await asyncio.to_thread(log.close)
+
+
+def size_with_room(path: Path, room_bytes: int) -> int:
+    """Make an empty database at `path`, and give the size it has when it has grown by so much."""
+    database.connect(path).close()
+    return path.stat().st_size + room_bytes
 
 
 def _make_keys(data_dir: Path, tenants: list[str]) -> list[str]:
@@ -341,15 +353,15 @@ async def live_gateway(
 ) -> AsyncIterator[LiveGateway]:
     """Serve the chat route on a free port of loopback, with the parts given."""
     (key,) = await asyncio.to_thread(_make_keys, data_dir, ["default"])
-    database = data_dir / "hallmark.db"
+    path = data_dir / "hallmark.db"
     spans, metrics = InMemorySpanExporter(), Metrics(version="test", process=False)
     log = logs.configure("INFO", "json", stream=io.BytesIO())
     async with contextlib.AsyncExitStack() as parts:
         parts.callback(log.close)
         telemetry = Telemetry(service_version="test", span_processor=SimpleSpanProcessor(spans))
         parts.push_async_callback(telemetry.aclose)
-        predictions = await parts.enter_async_context(predictions or PredictionLog(database))
-        access = await parts.enter_async_context(Access(database))
+        predictions = await parts.enter_async_context(predictions or PredictionLog(path))
+        access = await parts.enter_async_context(Access(path))
         if engine is None:
             engine = TGIEngine(engine_url, timeouts=Timeouts())
             parts.push_async_callback(engine.aclose)
@@ -379,5 +391,5 @@ async def live_gateway(
         headers = {"authorization": f"Bearer {key}"}
         client = httpx.AsyncClient(base_url=url, headers=headers, timeout=20, trust_env=False)
         await parts.enter_async_context(client)
-        shared = await parts.enter_async_context(Database.of_file(database))
+        shared = await parts.enter_async_context(Database.of_file(path))
         yield LiveGateway(url, gateway, Api(client, "default", key), History(shared), metrics, spans)

@@ -7,7 +7,7 @@ may use one database; the data directory around it has one owner.
 from app.database.migrating import SCHEMA_VERSION, MigrationFailed, SchemaTooNew, migrate
 from app.database.ownership import DataDirectoryBusy, exclusive, own_directory
 from app.database.shared import Database
-from app.database.sqlite import BUSY_SECONDS, CONNECT_ERRORS, connect
+from app.database.sqlite import BUSY_SECONDS, CONNECT_ERRORS, connect, room_bytes
 from app.database.tables import (
     Id,
     api_keys,
@@ -52,5 +52,6 @@ __all__ = [
     "releases",
     "rollout_changes",
     "rollouts",
+    "room_bytes",
     "training_runs",
 ]

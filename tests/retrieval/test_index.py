@@ -15,7 +15,7 @@ from qdrant_client import AsyncQdrantClient
 
 from retrieval.documents import Scope
 from retrieval.edge import EdgeIndex
-from retrieval.errors import IndexMismatch, IndexUnavailable, InvalidFilter
+from retrieval.errors import IndexMismatch, IndexOutOfRoom, IndexUnavailable, InvalidFilter
 from retrieval.index import (
     Index,
     IndexFilter,
@@ -28,6 +28,7 @@ from retrieval.index import (
     tenant_filter,
 )
 from retrieval.qdrant import MEMORY, QdrantIndex
+from tests.small_disk import SmallDisk
 
 SCHEMA = IndexSchema(
     embedding_model="acme/Tiny Model",
@@ -276,6 +277,26 @@ async def test_an_embedded_index_has_one_owner(tmp_path: Path) -> None:
         second = EdgeIndex(tmp_path / "index")
         with pytest.raises(IndexUnavailable, match="Another process has the index open"):
             await second.open(SCHEMA)
+
+
+async def test_an_embedded_index_on_a_full_disk_refuses_to_write_and_to_open_and_works_again_with_room(
+    tmp_path: Path,
+) -> None:
+    with SmallDisk(tmp_path / "disk", megabytes=128) as disk:
+        directory = disk.folder / "index"
+        async with opened(EdgeIndex(directory)) as index:
+            await index.upsert([point(1, 1)])
+            disk.fill()
+            for refused in (index.upsert([point(1, 2)]), index.delete([point_id(1, 1)])):
+                with pytest.raises(IndexOutOfRoom, match="make room"):
+                    await refused
+            assert await index.ids() == [point_id(1, 1)]
+        with pytest.raises(IndexOutOfRoom, match="make room"):
+            await EdgeIndex(directory).open(SCHEMA)
+        disk.free()
+        async with opened(EdgeIndex(directory)) as index:
+            await index.upsert([point(1, 2)])
+            assert await index.ids() == [point_id(1, 1), point_id(1, 2)]
 
 
 def shards_in(directory: Path) -> list[str]:
