@@ -234,7 +234,7 @@ async def engine() -> AsyncIterator[str]:
 async def test_kills_an_outage_and_a_full_disk_lose_and_double_nothing_that_a_client_saw_complete(tmp_path, capsys):
     async with AsyncExitStack() as stack:
         server = stack.enter_context(Postgres())
-        disk = stack.enter_context(SmallDisk(tmp_path / "disk", megabytes=96))
+        disk = stack.enter_context(SmallDisk(tmp_path / "disk", megabytes=192))
         url = server.create_database()
         engine_url = await stack.enter_async_context(engine())
         settings = {"database_url": url}
