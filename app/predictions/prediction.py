@@ -131,5 +131,5 @@ class Prediction(msgspec.Struct, kw_only=True):
         return f"<Prediction {self.id} {self.outcome}>"
 
 
-FACTS = ("id", "created_at", *Prediction.__struct_fields__[1:-1])
+FACTS = ("id", "created_at", *Prediction.__struct_fields__[1:-1], "fallback")
 """What `Prediction.as_dict` gives, in its order."""

@@ -9,7 +9,7 @@ import msgspec
 from anyio import to_thread
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.access import Caller
 from app.errors import NotFound
@@ -21,6 +21,15 @@ from app.routes.schemas import PredictionCount, PredictionList, PredictionObject
 
 routes = APIRouter()
 
+
+def _read_time(value: Any) -> Any:
+    """Read a date or a time as ISO 8601 writes it; pydantic itself would also take a number for a time."""
+    if isinstance(value, str) and value[4:5] == "-":
+        return datetime.fromisoformat(value)
+    raise ValueError("give a date or a time, as in 2026-11-24 or 2026-11-24T12:00:00Z")
+
+
+Time = Annotated[datetime, BeforeValidator(_read_time)]
 Fact = Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")]
 
 
@@ -33,8 +42,8 @@ class Filters(BaseModel):
         None, description="A release as `name@3`, or all of a name."
     )
     release_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    since: datetime | None = Field(None, description="Made then or later; without a time zone it is UTC.")
-    until: datetime | None = Field(None, description="Made before then.")
+    since: Time | None = Field(None, description="Made then or later; without a time zone it is UTC.")
+    until: Time | None = Field(None, description="Made before then.")
     outcome: Outcome | None = None
     user: Fact | None = None
     conversation: Fact | None = None
@@ -97,7 +106,7 @@ async def count_predictions(
             "description": "One prediction a line, or a Parquet file in row groups.",
             "content": {
                 "application/x-ndjson": {"schema": {"type": "string"}},
-                "application/vnd.apache.parquet": {"schema": {"type": "string", "format": "binary"}},
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
             },
         },
         **errors(503),
@@ -116,7 +125,7 @@ async def export_predictions(
     first: list[Prediction] = await anext(pages, [])  # What fails before the first byte keeps its status.
     return StreamingResponse(
         _exported(writer, first, pages),
-        media_type="application/vnd.apache.parquet" if query.format == "parquet" else "application/x-ndjson",
+        media_type="application/octet-stream" if query.format == "parquet" else "application/x-ndjson",
         headers={"content-disposition": f'attachment; filename="predictions.{query.format}"'},
     )
 

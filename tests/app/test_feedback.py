@@ -513,9 +513,7 @@ async def test_the_answer_tells_whether_the_prediction_is_on_record_yet(database
         return (await feedback.give(ANNA, Given(rating=True, **said))).is_stored
 
     assert await is_stored(prediction_id=PREDICTION) is False
-    row = {"id": bytes.fromhex(PREDICTION.replace("-", "")), "tenant": "acme"}
-    if database.kind == "postgresql":
-        row["id"] = PREDICTION
+    row = {"id": PREDICTION, "tenant": "acme"}
     async with database.writing() as connection:
         await connection.execute(insert(predictions).values(**row, outcome="finished", stream=False, store=True))
     assert await is_stored(prediction_id=PREDICTION) is True

@@ -53,7 +53,17 @@ SCOPES = {
     "get_passage": "documents:read",
     "search": "documents:read",
     "list_predictions": "predictions:read",
+    "count_predictions": "predictions:read",
+    "export_predictions": "predictions:read",
     "get_prediction": "predictions:read",
+    "trace_prediction": "predictions:read",
+    "find_uses_of_document": "predictions:read",
+    "find_uses_of_release": "predictions:read",
+    "find_uses_of_adapter": "predictions:read",
+    "find_uses_of_dataset_row": "predictions:read",
+    "trace_dataset": "predictions:read",
+    "register_dataset": "releases:write",
+    "register_training_run": "releases:write",
     "give_feedback": "feedback:write",
     "change_feedback": "feedback:write",
     "withdraw_feedback": "feedback:write",
@@ -85,7 +95,7 @@ SCOPES = {
 def concrete(path: str) -> str:
     values = {"document_id": "doc", "n": "1", "prediction_id": "0" * 8 + "-0000-7000-8000-" + "0" * 12, "model": "x"}
     values |= dict.fromkeys(("feedback_id", "label_id"), values["prediction_id"])
-    values |= {"release": "other@1", "name": "other"}
+    values |= {"release": "other@1", "name": "other", "digest": "0" * 64}
     path += "?a=other@1&b=other@1" if path.endswith("/diff") else ""
     return re.sub(r"\{(\w+)\}", lambda name: values[name[1]], path)
 

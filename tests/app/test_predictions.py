@@ -434,7 +434,7 @@ async def test_a_full_queue_refuses_new_predictions_and_takes_what_it_promised(p
 
 
 async def test_a_full_disk_refuses_new_predictions_keeps_those_in_flight_and_recovers(path, caplog):
-    async with PredictionLog(path, max_bytes=size_with_room(path, 150_000), commit_seconds=0.2) as log:
+    async with PredictionLog(path, max_bytes=size_with_room(path, 130_000), commit_seconds=0.2) as log:
         filler = []
         while log.healthy:
             prediction = _prediction(answer="x" * 20_000)

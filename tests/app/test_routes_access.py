@@ -3,11 +3,13 @@
 from collections.abc import AsyncIterator
 
 import httpx
+import msgspec
 import pytest
 
 from app.main import create_api
 from app.routes.front import OPEN_PATHS
 from tests.fake_tgi import FakeTGI
+from tests.lineage_world import dataset_of, row_of, run_of
 from tests.service import EVERYTHING, Api, Service, live_service
 
 STEPS = ("canary", "shadow", "promote", "rollback", "pause", "resume")
@@ -22,7 +24,18 @@ SCOPES = {
         "POST /v1/search",
     ],
     "documents:write": ["POST /v1/documents", "DELETE /v1/documents/{document_id}"],
-    "predictions:read": ["GET /v1/predictions", "GET /v1/predictions/{prediction_id}"],
+    "predictions:read": [
+        "GET /v1/predictions",
+        "GET /v1/predictions/count",
+        "GET /v1/predictions/export",
+        "GET /v1/predictions/{prediction_id}",
+        "GET /v1/predictions/{prediction_id}/lineage",
+        "GET /v1/lineage/documents/{document_id}",
+        "GET /v1/lineage/releases/{release}",
+        "GET /v1/lineage/adapters/{digest}",
+        "GET /v1/lineage/dataset-rows/{digest}",
+        "GET /v1/lineage/datasets/{digest}",
+    ],
     "feedback:write": [
         "POST /v1/feedback",
         "PATCH /v1/feedback/{feedback_id}",
@@ -47,10 +60,16 @@ SCOPES = {
         "POST /v1/releases",
         "DELETE /v1/releases/{release}",
         *(f"POST /v1/rollouts/{{name}}/{step}" for step in STEPS),
+        "POST /v1/lineage/datasets",
+        "POST /v1/lineage/training-runs",
     ],
     "metrics": ["GET /metrics"],
     "": ["GET /v1/me"],
 }
+ROW = row_of("An example.")
+DATASET = dataset_of("tone", "1", [ROW])
+TRAINING_RUN = run_of("tone-run", "a" * 64, DATASET.manifest["digest"])
+DIGESTS = {"adapters": "a" * 64, "dataset-rows": ROW.digest, "datasets": DATASET.manifest["digest"]}
 NEEDED = {route: scope for scope, routes in SCOPES.items() for route in routes}
 BODIES = {
     "POST /v1/chat/completions": {"model": "hallmark", "messages": [{"role": "user", "content": "Hello"}]},
@@ -60,6 +79,8 @@ BODIES = {
     "POST /v1/feedback": {"conversation": "c", "rating": True},
     "PATCH /v1/feedback/{feedback_id}": {"rating": False},
     "POST /v1/labels": {"prediction_id": "01900000-0000-7000-8000-000000000001", "class": "a"},
+    "POST /v1/lineage/datasets": msgspec.to_builtins(DATASET),
+    "POST /v1/lineage/training-runs": msgspec.to_builtins(TRAINING_RUN),
     "POST /v1/releases": {"name": "hallmark", "notes": "another"},
     **{f"POST /v1/rollouts/{{name}}/{step}": {} for step in STEPS},
     "POST /v1/rollouts/{name}/canary": {"share": 0.1},
@@ -100,6 +121,8 @@ async def things(owner: Api) -> dict[str, str]:
     answer = await owner.answer("What is a hallmark?")
     feedback = await owner.client.post("/v1/feedback", json={"prediction_id": answer["id"], "rating": True})
     label = await owner.client.post("/v1/labels", json={"prediction_id": answer["id"], "class": "a"})
+    for route in ("POST /v1/lineage/datasets", "POST /v1/lineage/training-runs"):
+        assert (await call(owner.client, route, {})).status_code == 201
     return {
         "document_id": document["id"],
         "prediction_id": answer["id"],
@@ -123,7 +146,8 @@ async def keys(service: Service) -> dict[str, str]:
 async def call(client: httpx.AsyncClient, route: str, things: dict[str, str]) -> httpx.Response:
     method, path = route.split(" ")
     asked = {"a": "hallmark@1", "b": "hallmark@1"} if path.endswith("/diff") else None
-    return await client.request(method, path.format(**things), json=BODIES.get(route), params=asked)
+    path = path.format(**things, digest=DIGESTS.get(path.split("/")[-2]))
+    return await client.request(method, path, json=BODIES.get(route), params=asked)
 
 
 def test_the_scope_of_every_route_is_known():
@@ -149,7 +173,11 @@ async def test_a_route_is_closed_to_a_key_without_its_scope(service, things, key
     assert f"'{NEEDED[route]}'" in error["message"]
 
 
-@pytest.mark.parametrize("route", [route for route in ROUTES if "_id}" in route])
+# Lists of predictions by what they were made with: one that a stranger asks for has nothing in it.
+USES = [f"GET /v1/lineage/{path}" for path in ("documents/{document_id}", "releases/{release}")]
+
+
+@pytest.mark.parametrize("route", [route for route in ROUTES if "_id}" in route and route not in USES])
 async def test_what_belongs_to_another_tenant_does_not_exist(service, owner, things, route):
     ids = ("prediction_id", "feedback_id", "label_id")
     unknown = {**things, "document_id": "nobodys"} | dict.fromkeys(ids, "01900000-0000-7000-8000-000000000000")
@@ -165,6 +193,18 @@ async def test_what_belongs_to_another_tenant_does_not_exist(service, owner, thi
     assert (
         await call(owner.client, route.replace("DELETE", "GET"), things)
     ).status_code == 200  # The owner's is there.
+
+
+async def test_what_is_registered_by_another_tenant_does_not_exist(service, owner, things):
+    async with service.client(service.new_key(tenant="newcomer")) as stranger:
+        for name in ("dataset-rows", "datasets"):
+            route = f"GET /v1/lineage/{name}/{{digest}}"
+            assert (await call(owner.client, route, things)).status_code == 200
+            assert (await call(stranger, route, things)).status_code == 404
+        for route in (*USES, "GET /v1/lineage/adapters/{digest}"):
+            assert (await call(owner.client, route, things)).status_code == 200
+            found = await call(stranger, route, things)
+            assert found.status_code == 404 or found.json()["data"] == []
 
 
 async def test_lists_and_searches_show_a_tenant_only_its_own(service, things):
