@@ -227,7 +227,9 @@ def _retriever(settings: Settings, data_dir: Path, parser: Parser, embedder: Emb
         from retrieval.qdrant import QdrantIndex  # Half a second of import that most do not need.
 
         key = server.api_key.get_secret_value() if server.api_key else None
-        return QdrantIndex(server.url, alias=server.collection, api_key=key)
+        return QdrantIndex(
+            server.url, alias=server.collection, api_key=key, search_seconds=server.search_timeout_seconds
+        )
 
     return Retriever(
         directory,

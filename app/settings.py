@@ -125,6 +125,7 @@ class QdrantSettings(Section):
     url: HttpUrl | None = Field(None, description="A Qdrant server; unset uses the index inside the process.")
     api_key: SecretStr | None = None
     collection: str = Field("hallmark", pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    search_timeout_seconds: float = Field(2.0, gt=0, description="Longest wait for a search.")
 
 
 class RetrievalSettings(Section):

@@ -73,8 +73,9 @@ class EdgeIndex:
         self._shut_down_pools()
 
     async def check(self) -> None:
-        """See `Index.check`: an open shard answers."""
+        """See `Index.check`: an open shard answers, and where it has room it also takes what is new."""
         self._opened()
+        await self._read(self._require_room)
 
     async def upsert(self, points: Sequence[IndexPoint]) -> None:
         """See `Index.upsert`."""
