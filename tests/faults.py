@@ -12,7 +12,7 @@ from typing import Literal, Self
 
 Fault = Literal["refuse", "hang", "slow", "corrupt"]
 
-SLOW_SECONDS = 0.3
+SLOW_SECONDS = 0.1
 """How much later than it came each piece goes on while the proxy is slow."""
 
 _INTACT_BYTES = 16

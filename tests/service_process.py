@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import multiprocessing
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -74,17 +74,24 @@ class ServiceProcess:
 
 @contextlib.asynccontextmanager
 async def service_process(
-    data_dir: Path, engine_url: str, settings: dict[str, Any] | None = None, *, key: str | None = None
+    data_dir: Path,
+    engine_url: str,
+    settings: dict[str, Any] | None = None,
+    *,
+    key: str | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> AsyncIterator[ServiceProcess]:
     """Run the service until the end of the block, or until it is killed.
 
-    `key` is one that an earlier process on this data directory has made; by default another is made.
+    `key` is one that an earlier process on this data directory has made; by default another is made. `variables` are
+    added to the environment: those of OpenTelemetry are read there.
 
     Raises:
         DidNotStart: the process ended before it took requests.
     """
     ours, theirs = _forking.Pipe(duplex=False)
-    process = _forking.Process(target=_run, args=(theirs, data_dir, engine_url, settings or {}, key), daemon=True)
+    given = (theirs, data_dir, engine_url, settings or {}, key, dict(variables or {}))
+    process = _forking.Process(target=_run, args=given, daemon=True)
     with ours:
         await asyncio.to_thread(process.start)
         theirs.close()
@@ -104,7 +111,15 @@ async def _said(pipe: Connection, process: BaseProcess) -> tuple[str, str]:
         raise DidNotStart(f"the service ended with {process.exitcode}") from error
 
 
-def _run(pipe: Connection, data_dir: Path, engine_url: str, settings: dict[str, Any], key: str | None) -> None:
+def _run(
+    pipe: Connection,
+    data_dir: Path,
+    engine_url: str,
+    settings: dict[str, Any],
+    key: str | None,
+    variables: dict[str, str],
+) -> None:
+    os.environ.update(variables)
     with Path(os.devnull).open("wb") as nowhere:
         service = live_service(data_dir, engine_url=engine_url, settings=settings, key=key, log_stream=nowhere)
         uvloop.run(_serve(service, pipe))
