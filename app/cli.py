@@ -9,7 +9,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 from tomllib import TOMLDecodeError
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -19,8 +19,12 @@ from rich.table import Table
 from app.client import Client
 from app.prediction_commands import predictions
 from app.release_commands import releases, rollouts
+from app.review_commands import review
 from app.settings import Settings, unknown_variables
 from app.terminal import Key, Url, err, explained, load, out, show_sources
+
+if TYPE_CHECKING:
+    from app.access import ApiKey
 
 app = typer.Typer(
     name="hallmark",
@@ -28,12 +32,22 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-keys = typer.Typer(help="API keys: make, list, revoke.", no_args_is_help=True)
+keys = typer.Typer(help="API keys: make, list, change, revoke.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
 app.add_typer(predictions, name="predictions")
 app.add_typer(releases, name="releases")
 app.add_typer(rollouts, name="rollouts")
+app.add_typer(review, name="review")
 
+KeyId = Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.")]
+DataDir = Annotated[Path | None, typer.Option(help="The service's data directory.")]
+PriorityOption = Annotated[
+    str | None, typer.Option(help="Who goes first when not all can be answered: low, normal or high.")
+]
+RequestLimit = Annotated[int | None, typer.Option("--requests-per-minute", min=0, help="0 is no limit.")]
+TokenLimit = Annotated[
+    int | None, typer.Option("--tokens-per-minute", min=0, help="Of prompts and answers together; 0 is no limit.")
+]
 Model = Annotated[str, typer.Option(help="The release to ask, by name or as `name@3`.")]
 
 _DAY_MILLISECONDS = 24 * 3600 * 1000
@@ -111,6 +125,7 @@ def demo(
             url=url,
             examples=examples,
             data_dir=settings.data_dir.resolve(),
+            database=_database(settings.data_dir.resolve()),
             start=start,
             local_engine=not settings.engine.members,
         )
@@ -154,7 +169,10 @@ def create(
     tenant: Annotated[str, typer.Option(help="Whose documents and predictions it reaches.")] = "default",
     scope: Annotated[list[str] | None, typer.Option(help="What it may do; repeat for several.")] = None,
     expires_in_days: Annotated[int | None, typer.Option(min=1, max=36_500, help="By default it never expires.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="The service's data directory.")] = None,
+    priority: PriorityOption = None,
+    requests_per_minute: RequestLimit = None,
+    tokens_per_minute: TokenLimit = None,
+    data_dir: DataDir = None,
 ) -> None:
     """Make a key and print it, once: only its hash is kept."""
     from app.access import create_key
@@ -166,17 +184,20 @@ def create(
             tenant=tenant,
             scopes=scope or ["chat", "documents:read"],
             expires_at=_now() + expires_in_days * _DAY_MILLISECONDS if expires_in_days else None,
+            priority=priority or "normal",
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
         )
     err.print(f"key {key.id} for tenant {escape(tenant)}: {', '.join(key.scopes)}. It is shown this once:")
     out.print(secret, soft_wrap=True)
 
 
 @keys.command("list")
-def list_all(data_dir: Annotated[Path | None, typer.Option(help="The service's data directory.")] = None) -> None:
+def list_all(data_dir: DataDir = None) -> None:
     """List the keys, without their secrets."""
     from app.access import list_keys
 
-    table = Table("id", "name", "tenant", "scopes", "state")
+    table = Table("id", "name", "tenant", "scopes", "limits", "state")
     with explained():
         found = list_keys(_database(data_dir))
     for key in found:
@@ -184,16 +205,37 @@ def list_all(data_dir: Annotated[Path | None, typer.Option(help="The service's d
         if state == "active" and key.expires_at is not None:
             day = datetime.fromtimestamp(key.expires_at / 1000, UTC).date()
             state = f"expired {day}" if key.expires_at <= _now() else f"active until {day}"
-        table.add_row(key.id, escape(key.name), escape(key.tenant), ", ".join(key.scopes), state)
+        table.add_row(
+            key.id, escape(key.name), escape(key.tenant), ", ".join(key.scopes), ", ".join(_limits(key)), state
+        )
     out.print(table)
 
 
-@keys.command("revoke")
-def revoke(
-    key_id: Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.")],
-    data_dir: Annotated[Path | None, typer.Option(help="The service's data directory.")] = None,
+@keys.command("update")
+def update(
+    key_id: KeyId,
+    priority: PriorityOption = None,
+    requests_per_minute: RequestLimit = None,
+    tokens_per_minute: TokenLimit = None,
+    data_dir: DataDir = None,
 ) -> None:
-    """Revoke a key; a running service refuses it within about a second."""
+    """Change a key's priority or limits; running services follow within a second."""
+    from app.access import update_key
+
+    with explained():
+        key = update_key(
+            _database(data_dir),
+            key_id,
+            priority=priority,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+        )
+    out.print(f"{key.id}: {', '.join(_limits(key)) or 'no limits'}")
+
+
+@keys.command("revoke")
+def revoke(key_id: KeyId, data_dir: DataDir = None) -> None:
+    """Revoke a key; running services refuse it within a second."""
     from app.access import revoke_key
 
     with explained():
@@ -216,7 +258,16 @@ def _now() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _database(data_dir: Path | None) -> Path:
-    directory = load_settings(data_dir=data_dir).data_dir
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory / "hallmark.db"
+def _limits(key: "ApiKey") -> list[str]:
+    """What is not as with other keys."""
+    limits = ((key.requests_per_minute, "requests/min"), (key.tokens_per_minute, "tokens/min"))
+    priority = [f"{key.priority} priority"] if key.priority != "normal" else []
+    return priority + [f"{limit} {kind}" for limit, kind in limits if limit is not None]
+
+
+def _database(data_dir: Path | None) -> Path | str:
+    """Where the service with these settings keeps its keys."""
+    settings = load_settings(data_dir=data_dir)
+    if settings.database_url is not None:
+        return settings.database_url.get_secret_value().strip()
+    return settings.data_dir / "hallmark.db"

@@ -25,9 +25,18 @@ START_SECONDS = 900.0
 
 
 def run_demo(
-    console: Console, *, url: str, examples: Path, data_dir: Path, start: bool, local_engine: bool = True
+    console: Console,
+    *,
+    url: str,
+    examples: Path,
+    data_dir: Path,
+    database: Path | str,
+    start: bool,
+    local_engine: bool = True,
 ) -> None:
     """Ask the two questions; a service that is started has the embedded engine with `local_engine`.
+
+    `database` is where the service keeps its keys, by its path or URL.
 
     Raises:
         ServiceFailure: the service cannot be reached, or refuses.
@@ -35,7 +44,7 @@ def run_demo(
     if not examples.is_dir():
         raise ServiceFailure(f"There is no folder {str(examples)!r}; name one with --examples.")
     data_dir.mkdir(parents=True, exist_ok=True)
-    key = _demo_key(data_dir)
+    key = _demo_key(data_dir, database)
     with Client(url, key) as client:
         log_file = data_dir / "service.log"
         process = None
@@ -100,13 +109,13 @@ def _start(host: str, port: int, data_dir: Path, log_file: Path, *, local_engine
     return process
 
 
-def _demo_key(data_dir: Path) -> str:
+def _demo_key(data_dir: Path, database: Path | str) -> str:
     """The demo's own key, made on first use and kept where only the owner can read it."""
     file = data_dir / "demo.key"
     if file.exists():
         return file.read_text().strip()
     scopes = ("chat", "documents:read", "documents:write", "predictions:read", "feedback:write", "metrics")
-    _, secret = create_key(data_dir / "hallmark.db", name="demo", scopes=scopes)
+    _, secret = create_key(database, name="demo", scopes=scopes)
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as opened:
         opened.write(secret + "\n")

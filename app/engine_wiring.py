@@ -24,7 +24,7 @@ from app.registry import Registry
 from app.releases import Release
 from app.settings import EngineSettings, Settings
 from app.vetting import Site, disagreements, vet
-from observability.metrics import EngineSample, GroupSample
+from observability.collectors import EngineSample, GroupSample
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ ServiceError                      500 internal_error
 ├── Gone                          410 gone
 ├── Conflict                      409 conflict
 ├── Overloaded                    429 overloaded              retry after `retry_after_seconds`
+├── RateLimited                   429 rate_limit_exceeded     likewise; the key has used up what it may take
 ├── EngineError                   502 engine_error            the engine answered, but not with an answer
 │   ├── EngineRejected            400 engine_rejected         the engine refused the request as invalid
 │   ├── EngineGarbage             502 engine_garbage          what came back is not the protocol
@@ -27,6 +28,7 @@ ServiceError                      500 internal_error
 """
 
 import re
+from collections.abc import Sequence
 from typing import ClassVar
 
 from retrieval.errors import (
@@ -129,6 +131,20 @@ class Overloaded(ServiceError):
 
     status, code, kind = 429, "overloaded", "rate_limit_error"
     retryable = True
+
+
+class RateLimited(ServiceError):
+    """The key has taken what it may in this minute."""
+
+    status, code, kind = 429, "rate_limit_exceeded", "rate_limit_error"
+    retryable = True
+
+    def __init__(
+        self, message: str, *, retry_after_seconds: float, headers: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
+        """`headers` tell how the key stands within its limits."""
+        super().__init__(message, retry_after_seconds=retry_after_seconds)
+        self.headers = headers
 
 
 class EngineError(ServiceError):

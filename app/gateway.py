@@ -1,9 +1,9 @@
 """One request, top to bottom: resolve the release, retrieve, build the prompt, generate, check and cite, record.
 
-`Gateway.begin` admits a request; iterating `Answering.events` answers it. Whatever way the iteration ends - finished,
-failed, cancelled by a client that left - exactly one record is closed and the request's telemetry ends once. The
-record's rows bracket what a client can see: the opening row is on disk before the first streamed byte, the closing
-one before the last.
+`Gateway.begin` chooses who answers a request; iterating `Answering.events`, once there is a place, answers it. Whatever
+way the iteration ends - finished, failed, cancelled by a client that left - exactly one record is closed and the
+request's telemetry ends once. The record's rows bracket what a client can see: the opening row is on disk before the
+first streamed byte, the closing one before the last.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import Any, Literal
 
 from app.access import Caller
+from app.admission import Admission
 from app.calls import EngineCall, checked
 from app.chat import ChatRequest
 from app.engines.groups import EngineGroups
@@ -21,7 +22,6 @@ from app.errors import (
     EngineInterrupted,
     EngineTimeout,
     EngineUnavailable,
-    Overloaded,
     RecordUnavailable,
     ServiceError,
 )
@@ -71,29 +71,25 @@ class Gateway:
         engines: EngineGroups,
         search: Search | None,
         predictions: PredictionLog,
-        max_concurrent: int = 512,
+        admission: Admission,
         record_required: bool = True,
     ) -> None:
         self.releases = releases
         self.engines = engines
         self.search = search
         self.predictions = predictions
-        self.max_concurrent = max_concurrent
+        self.admission = admission
         self.record_required = record_required
-        self.in_flight = 0
 
     def begin(
         self, request: ChatRequest, body: bytes, caller: Caller, trace: RequestTrace, *, conversation: str | None = None
     ) -> "Answering":
-        """Admit a request, or raise what the caller should see; `body` is what goes on record.
+        """Choose the release for a request; `body` is what goes on record.
 
         Raises:
             ModelNotFound: no such release.
-            Overloaded: as many answers are in flight as the setting `limits.max_concurrent_answers` allows.
         """
         choice = self.releases.resolve(request.model, identity_of(caller.tenant, conversation, request.user))
-        if self.in_flight >= self.max_concurrent:
-            raise Overloaded("Too many answers are in flight; try again shortly.", retry_after_seconds=1)
         return Answering(self, request, body, caller, choice, trace)
 
 
@@ -123,7 +119,10 @@ class Answering:
         self.embed_seconds: float | None = None
         self._texts: list[str] = []
         self._tool_calls: list[dict[str, Any]] = []
-        self._call = EngineCall(request, prediction, trace)
+        self.place = gateway.admission.place(caller.priority)
+        """Its place among the answers in flight, to be entered before the events; a shadow, that nobody waits for,
+        takes none."""
+        self._call = EngineCall(request, prediction, trace, self.place)
         self._away: ServiceError | None = None
         self._has_waited = False
         self._checker: AnswerChecker | None = None
@@ -167,8 +166,6 @@ class Answering:
         generator, or cancel the task that iterates it, when the client has left.
         """
         gateway, prediction = self._gateway, self.prediction
-        place = self.choice.role != "shadow"  # What nobody waits for takes nobody's place.
-        gateway.in_flight += place
         try:
             self._open()
             if not self._engine.is_up:
@@ -199,8 +196,6 @@ class Answering:
         except BaseException:
             self._break_off("failed", ServiceError.code)
             raise
-        finally:
-            gateway.in_flight -= place
 
     async def _begin_telling(self) -> None:
         """Note the first token; that of a stream waits for the opening row."""

@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from app.access import Access
+from app.admission import Admission
 from app.database import Database, own_directory
 from app.engine_wiring import Engines, open_engines, release_defaults
 from app.engines import Engine
@@ -25,10 +26,12 @@ from app.lineage import Provenance, Tracer, Uses
 from app.links import PassageLinks, load_secret
 from app.predictions import DocumentUses, History, PredictionLog, Shipper
 from app.prompts import ANSWER_PROMPT
+from app.rates import RATE_HEADERS, RateLimits
 from app.readiness import Check, Problem, Readiness
 from app.registry import Registry
 from app.releases import Prompt, Release, RetrievalPlan
-from app.routes import documents, errors, feedback, health, labels, lineage, releases, resources, rollouts
+from app.review import open_review
+from app.routes import documents, errors, feedback, health, labels, lineage, releases, resources, review, rollouts
 from app.routes.chat import ChatRoute
 from app.routes.dependencies import Services
 from app.routes.description import describe
@@ -73,12 +76,13 @@ async def open_service(
         predictions = await parts.enter_async_context(
             PredictionLog(database, reserve_bytes=reserve_bytes, tally=metrics)
         )
-        access = await parts.enter_async_context(Access(database))
+        shared = await parts.enter_async_context(_shared_database(settings, database))
+        access = await parts.enter_async_context(Access(shared, memory=data_dir / "keys.json"))
+        rates = await parts.enter_async_context(_rate_limits(settings))
         engines = await open_engines(settings, parts, instead=engine)
         limits = ParseLimits(max_bytes=settings.limits.max_document_bytes)
         parser = await parts.enter_async_context(Parser(limits, processes=settings.retrieval.parser_processes))
         retriever = await parts.enter_async_context(_retriever(settings, data_dir, parser, embedder))
-        shared = await parts.enter_async_context(_shared_database(settings, database))
         is_local = _is_file(shared, database)
         shipper = None if is_local else await parts.enter_async_context(Shipper(predictions, shared))
         document_uses = await parts.enter_async_context(DocumentUses(shared, follows=is_local))
@@ -97,7 +101,7 @@ async def open_service(
             engines=engines.groups,
             search=retriever,
             predictions=predictions,
-            max_concurrent=settings.limits.max_concurrent_answers,
+            admission=_admission(settings),
             record_required=settings.record == "required",
         )
         shadows = Shadows(
@@ -108,23 +112,27 @@ async def open_service(
         parts.push_async_callback(shadows.aclose)
         metrics.watch(
             record_queue_depth=lambda: predictions.backlog,
-            requests_in_flight=lambda: gateway.in_flight,
+            requests_in_flight=lambda: gateway.admission.in_flight,
+            waiting=lambda: gateway.admission.waiting,
+            redis_failures=lambda: rates.failures,
             log_lines_dropped=lambda: log.dropped,
             shadows_dropped=lambda: shadows.dropped,
             outbox=shipper,
             engines=engines.samples,
         )
+        label_log = await parts.enter_async_context(LabelLog(shared))
         public_url = settings.public_url.rstrip("/") if settings.public_url else None
         services = Services(
             retriever=retriever,
             predictions=predictions,
             feedback=await parts.enter_async_context(FeedbackLog(shared)),
-            labels=await parts.enter_async_context(LabelLog(shared)),
+            labels=label_log,
             history=history,
             provenance=provenance,
             tracer=Tracer(provenance, history, documents=retriever, adapter_folder=settings.engine.adapter_folder),
             uses=Uses(provenance, history, document_uses),
             registry=registry,
+            review=await parts.enter_async_context(open_review(shared, history, label_log)),
             defaults=_defaults(settings),
             links=links,
             telemetry=telemetry,
@@ -140,6 +148,7 @@ async def open_service(
             gateway,
             shadows=shadows,
             access=access,
+            rates=rates,
             links=links,
             telemetry=telemetry,
             metrics=metrics,
@@ -195,6 +204,7 @@ def create_api(services: Services | None = None, *, max_body_bytes: int | None =
         labels.routes,
         prediction_routes,
         lineage.routes,
+        review.routes,
         releases.routes,
         rollouts.routes,
         health.routes,
@@ -211,9 +221,9 @@ def _for_browsers(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
     return CORSMiddleware(
         app,
         allow_origins=origins,
-        allow_methods=("GET", "POST", "PATCH", "DELETE"),
+        allow_methods=("GET", "POST", "PUT", "PATCH", "DELETE"),
         allow_headers=("*",),
-        expose_headers=("x-prediction-id", "x-request-id", "x-release", "retry-after"),
+        expose_headers=("x-prediction-id", "x-request-id", "x-release", "retry-after", *RATE_HEADERS),
     )
 
 
@@ -246,6 +256,21 @@ def _shared_database(settings: Settings, local: Path) -> Database:
     if settings.database_url is None:
         return Database.of_file(local)
     return Database(settings.database_url.get_secret_value().strip())
+
+
+def _rate_limits(settings: Settings) -> RateLimits:
+    url = settings.limits.redis_url
+    return RateLimits(url.get_secret_value() if url else None)
+
+
+def _admission(settings: Settings) -> Admission:
+    limits = settings.limits
+    return Admission(
+        places=limits.max_concurrent_answers,
+        room=limits.max_waiting_answers,
+        # Who waited has to have time left for an answer.
+        wait_seconds=min(limits.max_wait_seconds, limits.request_timeout_seconds / 2),
+    )
 
 
 def _is_file(database: Database, path: Path) -> bool:

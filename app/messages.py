@@ -10,6 +10,9 @@ import msgspec
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
+Priority = Literal["low", "normal", "high"]
+"""How much a key's requests matter when there is not room for all of them."""
+
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
     """Tokens as the engine counted them."""

@@ -38,6 +38,13 @@ def _database_url(url: SecretStr) -> SecretStr:
     return url
 
 
+def _redis_url(url: SecretStr) -> SecretStr:
+    parts = urlsplit(url.get_secret_value())
+    if parts.scheme not in ("redis", "rediss") or not parts.hostname:
+        raise ValueError("it must be redis://host:6379/0, or rediss:// for TLS, with user:password@ before the host")
+    return url
+
+
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 
 Dialect = Literal["tgi", "vllm", "sglang", "llamacpp", "openai", "embedded"]
@@ -182,9 +189,18 @@ class LimitSettings(Section):
     max_concurrent_answers: int = Field(
         256,
         ge=1,
-        description="Chat requests in flight; one more gets 429. More than `engine.max_connections` help little.",
+        description="Chat requests being answered; one more waits. More than `engine.max_connections` help little.",
+    )
+    max_waiting_answers: int = Field(
+        64, ge=0, description="Chat requests of each priority that may wait for a place; one more gets 429."
+    )
+    max_wait_seconds: float = Field(
+        10.0, gt=0, description="Longest wait for a place; who is expected to wait half as long gets 429 at once."
     )
     request_timeout_seconds: float = Field(600.0, gt=0, description="Longest life of one answer.")
+    redis_url: Annotated[SecretStr, AfterValidator(_redis_url)] | None = Field(
+        None, description="Where replicas count their keys' rate limits together, redis://...; unset: each by itself."
+    )
     disk_reserve_bytes: int = Field(
         50_000_000,
         ge=0,

@@ -21,7 +21,7 @@ class Shadows:
     """Lets the shadows of a gateway's answers run in the background.
 
     Args:
-        gateway: answers them, outside its own limit.
+        gateway: answers them, without a place among the answers in flight.
         limit: how many run at once; one more is dropped.
         busy_at: from so many requests in flight on there are none.
         timeout_seconds: the longest life of one.
@@ -45,7 +45,7 @@ class Shadows:
 
     def make_room(self) -> None:
         """Drop what runs if the service has become busy; costs a comparison where it has not."""
-        if self._running and self._gateway.in_flight >= self._busy_at:
+        if self._running and self._gateway.admission.in_flight >= self._busy_at:
             for task in tuple(self._running):
                 self.dropped += self._cut(task, "dropped")
 
@@ -54,7 +54,7 @@ class Shadows:
         release = primary.choice.shadow
         if release is None or primary.prediction.outcome != "finished":
             return
-        if len(self._running) >= self._limit or self._gateway.in_flight >= self._busy_at:
+        if len(self._running) >= self._limit or self._gateway.admission.in_flight >= self._busy_at:
             self.dropped += 1
             return
         shadow = self._beside(primary, release)

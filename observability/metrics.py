@@ -7,81 +7,22 @@ two locks for each observation. docs/telemetry.md lists every name.
 """
 
 import platform
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate
-from typing import Final, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.process_collector import ProcessCollector
-from prometheus_client.registry import Collector
+
+from observability.collectors import Engines, GroupSample, LoopHistogram, Observed, Outbox, Timings
 
 REQUEST_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 STAGE_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+WAIT_SECONDS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 OVERHEAD_SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 MAX_RELEASES: Final = 100
 """Releases with a label of their own; later ones are counted together as `other`."""
-
-
-class Outbox(Protocol):
-    """What waits to be moved into the shared database."""
-
-    rows: int
-
-    @property
-    def lag_seconds(self) -> float:
-        """The age of the oldest that waits."""
-        ...
-
-
-class _Timings:
-    """What one child of a histogram has seen: how many values each bucket took, and their sum."""
-
-    __slots__ = ("_bounds", "counts", "total")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self._bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)  # The last is for what no bound holds.
-        self.total = 0.0
-
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self._bounds, value)] += 1
-        self.total += value
-
-
-class _Histogram(Collector):
-    """A histogram for the event loop's thread alone, which needs no lock: an observation costs a fifth."""
-
-    def __init__(self, name: str, documentation: str, bounds: tuple[float, ...], *labels: str) -> None:
-        self._name = name
-        self._documentation = documentation
-        self._bounds = bounds
-        self._label_names = labels
-        self._children: dict[tuple[str, ...], _Timings] = {}
-        if not labels:
-            self.labels()
-
-    def labels(self, *values: str) -> _Timings:
-        found = self._children.get(values)
-        if found is None:
-            found = self._children[values] = _Timings(self._bounds)
-        return found
-
-    def collect(self) -> Iterator[Metric]:
-        family = HistogramMetricFamily(self._name, self._documentation, labels=self._label_names)
-        names = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
-        for values, timings in list(self._children.items()):
-            # Prometheus wants how many were at most as large as each bound.
-            buckets = list(zip(names, accumulate(timings.counts), strict=True))
-            family.add_metric(values, buckets, timings.total)
-        yield family
 
 
 class _Answers:
@@ -118,78 +59,6 @@ class _Answers:
         return found
 
 
-class EngineSample(NamedTuple):
-    """How one engine of a group stands when Prometheus asks."""
-
-    engine: str
-    member: str
-    state: str
-    """`closed`, `half_open` or `open`, as its breaker is."""
-    in_flight: int
-    waiting: float | None
-    ejections: int
-
-
-class GroupSample(NamedTuple):
-    """How a group of engines stands when Prometheus asks."""
-
-    engine: str
-    failovers: int
-    start_seconds: float
-    waiting: int
-    members: Sequence[EngineSample]
-
-
-class _Engines(Collector):
-    """The engines, as whoever watches them knows them when Prometheus asks."""
-
-    def __init__(self) -> None:
-        self.read: Callable[[], Sequence[GroupSample]] = tuple
-
-    def collect(self) -> Iterator[Metric]:
-        labels = ("engine", "member")
-        up = GaugeMetricFamily("hallmark_engine_up", "1 when requests are sent to the engine.", labels=labels)
-        state = GaugeMetricFamily(
-            "hallmark_engine_state", "1 for the state its breaker is in.", labels=(*labels, "state")
-        )
-        in_flight = GaugeMetricFamily("hallmark_engine_in_flight", "Our requests at the engine.", labels=labels)
-        queue = GaugeMetricFamily("hallmark_engine_queue", "Its queue as the engine reports it.", labels=labels)
-        ejections = CounterMetricFamily("hallmark_engine_ejections", "Times the engine was put out.", labels=labels)
-        failovers = CounterMetricFamily(
-            "hallmark_engine_failovers", "Requests sent to another engine of the group.", labels=("engine",)
-        )
-        start = GaugeMetricFamily(
-            "hallmark_engine_start_seconds", "What a start of the engine takes, as measured.", labels=("engine",)
-        )
-        waiting = GaugeMetricFamily(
-            "hallmark_engine_waiting_room", "Requests waiting for the engine to come up.", labels=("engine",)
-        )
-        for group in self.read():
-            failovers.add_metric((group.engine,), group.failovers)
-            start.add_metric((group.engine,), group.start_seconds)
-            waiting.add_metric((group.engine,), group.waiting)
-            for each in group.members:
-                names = (each.engine, each.member)
-                up.add_metric(names, float(each.state == "closed"))
-                state.add_metric((*names, each.state), 1.0)
-                in_flight.add_metric(names, each.in_flight)
-                ejections.add_metric(names, each.ejections)
-                if each.waiting is not None:
-                    queue.add_metric(names, each.waiting)
-        yield from (up, state, in_flight, queue, ejections, failovers, start, waiting)
-
-
-class _Observed(Collector):
-    """Values that live elsewhere and are read when Prometheus asks."""
-
-    def __init__(self) -> None:
-        self.sources: dict[str, tuple[type[GaugeMetricFamily | CounterMetricFamily], str, Callable[[], float]]] = {}
-
-    def collect(self) -> Iterator[Metric]:
-        for name, (family, documentation, read) in self.sources.items():
-            yield family(name, documentation, value=read())
-
-
 class Metrics:
     """The service's counters and histograms.
 
@@ -199,12 +68,12 @@ class Metrics:
     def __init__(self, *, version: str, process: bool = True) -> None:
         """`process` adds the standard `process_*` metrics (CPU, memory, open files)."""
         self.registry = CollectorRegistry()
-        self._observed = _Observed()
+        self._observed = Observed()
         self.registry.register(self._observed)
         if process:
             ProcessCollector(registry=self.registry)
         self._answers: dict[tuple[str, str], _Answers] = {}
-        self._ordinary: dict[tuple[str, int], tuple[Counter, _Timings]] = {}
+        self._ordinary: dict[tuple[str, int], tuple[Counter, Timings]] = {}
         self._releases: set[str] = set()
         self._requests_and_stages()
         self._answers_and_records()
@@ -234,6 +103,15 @@ class Metrics:
             REQUEST_SECONDS,
             "release",
         )
+        self.queue_seconds = self._histogram(
+            "hallmark_queue_seconds",
+            "How long requests that were answered waited for a place.",
+            WAIT_SECONDS,
+            "priority",
+        )
+        self.refusals = self._counter(
+            "hallmark_refusals", "Chat requests refused with 429, by what there was not enough of.", "reason"
+        )
         self.retrieval_seconds = self._histogram(
             "hallmark_retrieval_seconds", "Searching for passages, embedding the query included.", STAGE_SECONDS
         ).labels()
@@ -260,7 +138,7 @@ class Metrics:
         )
 
     def _engines_and_documents(self) -> None:
-        self._engines = _Engines()
+        self._engines = Engines()
         self.registry.register(self._engines)
         self.fallbacks = self._counter(
             "hallmark_fallbacks", "Answers given because an engine could not, by what gave them.", "release", "kind"
@@ -295,13 +173,16 @@ class Metrics:
         retrieval_seconds: float | None = None,
         embed_seconds: float | None = None,
         first_token_seconds: float | None = None,
+        priority: str = "",
+        waited_seconds: float | None = None,
         prompt_tokens: int = 0,
         completion_tokens: int = 0,
     ) -> None:
         """Count one answered request, whatever its outcome (finished, failed, cancelled).
 
         A stage that did not happen is None. `retrieval_seconds` includes `embed_seconds`; what `seconds` holds beyond
-        engine and retrieval is the gateway's own. `release` is a resolved one, empty when none was.
+        engine, retrieval and the wait for a place is the gateway's own. `release` is a resolved one, empty when none
+        was.
         """
         if release not in self._releases:
             release = self._admit(release)
@@ -319,6 +200,9 @@ class Metrics:
             own -= retrieval_seconds
         if embed_seconds is not None:
             self.embed_seconds.observe(embed_seconds)
+        if waited_seconds is not None:
+            self.queue_seconds.labels(priority).observe(waited_seconds)
+            own -= waited_seconds
         if first_token_seconds is not None:
             answers.first_token.observe(first_token_seconds)
         answers.overhead.observe(max(0.0, own))
@@ -350,6 +234,10 @@ class Metrics:
         """Count an answer given because an engine could not: by another release (`fallback`), or `extractive`."""
         self.fallbacks.labels(self._admit(release), kind).inc()
 
+    def refused(self, reason: str) -> None:
+        """Count a chat request refused with 429: `overloaded` or `rate_limit_exceeded`."""
+        self.refusals.labels(reason).inc()
+
     def ingested(self, outcome: str, seconds: float) -> None:
         """Count a document: created, unchanged, replaced, deleted or refused."""
         self.documents.labels(outcome).inc()
@@ -366,12 +254,16 @@ class Metrics:
         requests_in_flight: Callable[[], float] | None = None,
         log_lines_dropped: Callable[[], float] | None = None,
         shadows_dropped: Callable[[], float] | None = None,
+        waiting: Callable[[], Mapping[str, int]] | None = None,
+        redis_failures: Callable[[], float] | None = None,
         outbox: Outbox | None = None,
         engines: Callable[[], Sequence[GroupSample]] | None = None,
     ) -> None:
         """Read these when Prometheus asks: they cost a request nothing."""
         if engines is not None:
             self._engines.read = engines
+        if waiting is not None:
+            self._observed.waiting = waiting
         gauge, counter, sources = GaugeMetricFamily, CounterMetricFamily, self._observed.sources
         if record_queue_depth is not None:
             name, documentation = "hallmark_record_queue_depth", "Prediction records waiting for their commit."
@@ -384,7 +276,9 @@ class Metrics:
         if shadows_dropped is not None:
             documentation = "Shadow answers that did not run, or not to their end, because there was no room."
             sources["hallmark_shadows_dropped"] = counter, documentation, shadows_dropped
-
+        if redis_failures is not None:
+            documentation = "Times that Redis did not answer and rate limits were counted by this process alone."
+            sources["hallmark_redis_failures"] = counter, documentation, redis_failures
         if outbox is not None:
             documentation = "Predictions that wait to be moved into the shared database."
             sources["hallmark_outbox_rows"] = gauge, documentation, lambda: outbox.rows
@@ -406,7 +300,7 @@ class Metrics:
     def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
         return Counter(name, documentation, labels, registry=self.registry)
 
-    def _histogram(self, name: str, documentation: str, bounds: tuple[float, ...], *labels: str) -> _Histogram:
-        histogram = _Histogram(name, documentation, bounds, *labels)
+    def _histogram(self, name: str, documentation: str, bounds: tuple[float, ...], *labels: str) -> LoopHistogram:
+        histogram = LoopHistogram(name, documentation, bounds, *labels)
         self.registry.register(histogram)
         return histogram

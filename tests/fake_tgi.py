@@ -373,6 +373,8 @@ class _Link(asyncio.Protocol):
                     self._finish()
                     self.drop()
                     return
+                if isinstance(act, Tokens) and act.delay_seconds:
+                    await asyncio.sleep(act.delay_seconds * len(act.tokens))
                 self._send(200, "application/json", act.json_body(model), TIMES)
             case _:
                 raise TypeError(act)

@@ -23,9 +23,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.types import ASGIApp
 
-from app import database
-from app.access import Access, create_key
-from app.database import Database
+from app.access import Access, KeyStore, create_key
+from app.admission import Admission
+from app.database import Database, connect
 from app.engines import Engine
 from app.engines.groups import EngineGroups
 from app.engines.tgi import TGIEngine, Timeouts
@@ -35,6 +35,7 @@ from app.links import PassageLinks
 from app.main import open_service
 from app.predictions import History, Prediction, PredictionLog
 from app.prompts import ANSWER_PROMPT
+from app.rates import RateLimits
 from app.releases import Release, Releases, RetrievalPlan
 from app.routes.chat import ChatRoute
 from app.serving import server_config
@@ -54,6 +55,9 @@ EVERYTHING = (
     "feedback:write",
     "labels:read",
     "labels:write",
+    "review:read",
+    "review:write",
+    "review:manage",
     "releases:read",
     "releases:write",
     "metrics",
@@ -68,6 +72,8 @@ class Service:
     url: str
     key: str
     data_dir: Path
+    database: Path | str
+    """Where its keys are, by path or URL."""
     tenants: dict[str, str] = field(default_factory=dict)
     """Keys of tenants that nobody has used yet, by tenant."""
 
@@ -76,9 +82,9 @@ class Service:
         headers = {"authorization": f"Bearer {key or self.key}", **options.pop("headers", {})}
         return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=20, trust_env=False, **options)
 
-    def new_key(self, *, tenant: str = "default", scopes: tuple[str, ...] = EVERYTHING) -> str:
+    def new_key(self, *, tenant: str = "default", scopes: tuple[str, ...] = EVERYTHING, **facts: Any) -> str:
         """Make another key while the service runs, as the command line does."""
-        return create_key(self.data_dir / "hallmark.db", name="test", tenant=tenant, scopes=scopes)[1]
+        return create_key(self.database, name="test", tenant=tenant, scopes=scopes, **facts)[1]
 
     @contextlib.asynccontextmanager
     async def tenant(self, **options: Any) -> AsyncIterator["Api"]:
@@ -275,34 +281,39 @@ async def live_service(
 ) -> AsyncIterator[Service]:
     """Run the whole service on a free port of loopback until the block ends, with keys for so many fresh tenants.
 
-    `key` is one that is known already: then no other is made, which a database that is down would not allow.
+    With a `key` none is made: the database may be down.
     """
     engine = {"url": engine_url, "start_wait_seconds": 0.0, **(settings or {}).get("engine", {})}
     given = {"data_dir": data_dir, **(settings or {}), "engine": engine}
-    names = [*(["default"] if key is None else []), *(f"tenant-{i}" for i in range(tenants))]
-    keys = [*filter(None, [key]), *await asyncio.to_thread(_make_keys, data_dir, names)]
+    database = given.get("database_url") or data_dir / "hallmark.db"
+    names = [*([] if key else ["default"]), *(f"tenant-{i}" for i in range(tenants))]
+    keys = await _make_keys(database, names)
+    key = key or keys.pop(0)
     log = logs.configure("INFO", "json", stream=log_stream or io.BytesIO())
     try:
         async with (
             open_service(Settings(**given), log, embedder=embedder or HashingEmbedder()) as app,
             serving(app) as url,
         ):
-            yield Service(url, keys[0], data_dir, {f"tenant-{i}": each for i, each in enumerate(keys[1:])})
+            yield Service(url, key, data_dir, database, {f"tenant-{i}": each for i, each in enumerate(keys)})
     finally:
         await asyncio.to_thread(log.close)
 
 
 def size_with_room(path: Path, room_bytes: int) -> int:
     """Make an empty database at `path`, and give the size it has when it has grown by so much."""
-    database.connect(path).close()
+    connect(path).close()
     return path.stat().st_size + room_bytes
 
 
-def _make_keys(data_dir: Path, tenants: list[str]) -> list[str]:
-    data_dir.mkdir(parents=True, exist_ok=True)
-    return [
-        create_key(data_dir / "hallmark.db", name="test", tenant=tenant, scopes=EVERYTHING)[1] for tenant in tenants
-    ]
+async def _make_keys(where: Path | str, tenants: list[str]) -> list[str]:
+    if not tenants:
+        return []
+    if isinstance(where, Path):
+        where.parent.mkdir(parents=True, exist_ok=True)
+    async with Database.of_file(where) if isinstance(where, Path) else Database(where) as database:
+        store = KeyStore(database)
+        return [(await store.create(name="test", tenant=tenant, scopes=EVERYTHING))[1] for tenant in tenants]
 
 
 @dataclass
@@ -348,20 +359,21 @@ async def live_gateway(
     plan: RetrievalPlan | None = None,
     predictions: PredictionLog | None = None,
     record_required: bool = True,
-    max_concurrent: int = 512,
+    admission: Admission | None = None,
     timeout_seconds: float = 60.0,
 ) -> AsyncIterator[LiveGateway]:
     """Serve the chat route on a free port of loopback, with the parts given."""
-    (key,) = await asyncio.to_thread(_make_keys, data_dir, ["default"])
-    path = data_dir / "hallmark.db"
+    database = data_dir / "hallmark.db"
+    (key,) = await _make_keys(database, ["default"])
     spans, metrics = InMemorySpanExporter(), Metrics(version="test", process=False)
     log = logs.configure("INFO", "json", stream=io.BytesIO())
     async with contextlib.AsyncExitStack() as parts:
         parts.callback(log.close)
         telemetry = Telemetry(service_version="test", span_processor=SimpleSpanProcessor(spans))
         parts.push_async_callback(telemetry.aclose)
-        predictions = await parts.enter_async_context(predictions or PredictionLog(path))
-        access = await parts.enter_async_context(Access(path))
+        predictions = await parts.enter_async_context(predictions or PredictionLog(database))
+        shared = await parts.enter_async_context(Database.of_file(database))
+        access = await parts.enter_async_context(Access(shared))
         if engine is None:
             engine = TGIEngine(engine_url, timeouts=Timeouts())
             parts.push_async_callback(engine.aclose)
@@ -371,7 +383,7 @@ async def live_gateway(
             engines=EngineGroups({"tgi": engine}),
             search=search,
             predictions=predictions,
-            max_concurrent=max_concurrent,
+            admission=admission or Admission(),
             record_required=record_required,
         )
         shadows = Shadows(gateway)
@@ -380,6 +392,7 @@ async def live_gateway(
             gateway,
             shadows=shadows,
             access=access,
+            rates=await parts.enter_async_context(RateLimits()),
             links=PassageLinks(b"secret"),
             telemetry=telemetry,
             metrics=metrics,
@@ -391,5 +404,4 @@ async def live_gateway(
         headers = {"authorization": f"Bearer {key}"}
         client = httpx.AsyncClient(base_url=url, headers=headers, timeout=20, trust_env=False)
         await parts.enter_async_context(client)
-        shared = await parts.enter_async_context(Database.of_file(path))
         yield LiveGateway(url, gateway, Api(client, "default", key), History(shared), metrics, spans)

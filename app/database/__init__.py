@@ -6,6 +6,7 @@ may use one database; the data directory around it has one owner.
 
 from app.database.migrating import SCHEMA_VERSION, MigrationFailed, SchemaTooNew, migrate
 from app.database.ownership import DataDirectoryBusy, exclusive, own_directory
+from app.database.review_tables import review_boosts, review_items, review_queues, reviews
 from app.database.shared import Database
 from app.database.sqlite import BUSY_SECONDS, CONNECT_ERRORS, connect, room_bytes
 from app.database.tables import (
@@ -15,6 +16,7 @@ from app.database.tables import (
     datasets,
     feedback,
     followed,
+    key_ring,
     labels,
     metadata,
     prediction_documents,
@@ -42,6 +44,7 @@ __all__ = [
     "exclusive",
     "feedback",
     "followed",
+    "key_ring",
     "labels",
     "metadata",
     "migrate",
@@ -50,6 +53,10 @@ __all__ = [
     "predictions",
     "registry",
     "releases",
+    "review_boosts",
+    "review_items",
+    "review_queues",
+    "reviews",
     "rollout_changes",
     "rollouts",
     "room_bytes",

@@ -150,6 +150,18 @@ api_keys = Table(
     Column("last_used_at", BigInteger),
     Column("expires_at", BigInteger),
     Column("revoked_at", BigInteger),
+    Column("priority", Text, nullable=False, server_default="normal"),
+    # What the key may take of the service in a minute; without one, as much as there is.
+    Column("requests_per_minute", Integer),
+    Column("tokens_per_minute", Integer),
+)
+
+# One row. Every change of a key raises its version, which is how every process notices at the price of one row.
+key_ring = Table(
+    "key_ring",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("version", BigInteger, nullable=False),
 )
 
 # Which number a release's digest has under its name: given once, kept for ever.

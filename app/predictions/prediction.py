@@ -86,8 +86,8 @@ class Prediction(msgspec.Struct, kw_only=True):
     completion_tokens: int | None = None
     retrieve_seconds: float | None = None
     queue_seconds: float | None = None
-    """From the engine being called to the first it sent: its queue and its reading of the prompt, and of an answer
-    that is not streamed the writing too."""
+    """The wait for a place here, and from the engine being called to the first it sent: its queue and its reading of
+    the prompt, and of an answer that is not streamed the writing too."""
     first_token_seconds: float | None = None
     """From the request's arrival."""
     engine_seconds: float | None = None

@@ -5,18 +5,28 @@ mark. A client that hangs up cancels the work, streamed or not.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from time import perf_counter
 
 from starlette.types import Receive, Scope, Send
 
-from app.access import Access
+from app.access import Access, Caller
 from app.chat import CitationStyle, decode_chat_request
-from app.errors import EngineTimeout, InvalidRequest, PayloadTooLarge, ServiceError
+from app.errors import (
+    EngineTimeout,
+    InvalidRequest,
+    Overloaded,
+    PayloadTooLarge,
+    RateLimited,
+    ServiceError,
+    Unavailable,
+)
 from app.gateway import Answering, Conclusion, Gateway
 from app.links import PassageLinks
 from app.messages import Piece
+from app.predictions import Prediction
+from app.rates import RateLimits, Taken
 from app.routes.completions import Completion
 from app.routes.errors import envelope
 from app.routes.front import CHAT_PATH, respond
@@ -30,6 +40,9 @@ from retrieval.documents import Passage
 
 Headers = Mapping[bytes, bytes]
 """A request's headers by lower-case name; of a repeated one the last."""
+
+CHARACTERS_A_TOKEN = 4
+"""In English, on average: a guess at a prompt's tokens, until the engine has counted them."""
 
 _JSON = (b"content-type", b"application/json")
 _SSE = (
@@ -48,6 +61,7 @@ class ChatRoute:
         *,
         shadows: Shadows,
         access: Access,
+        rates: RateLimits,
         links: PassageLinks,
         telemetry: Telemetry,
         metrics: Metrics,
@@ -60,6 +74,7 @@ class ChatRoute:
         self._gateway = gateway
         self._shadows = shadows
         self._access = access
+        self._rates = rates
         self._links = links
         self._telemetry = telemetry
         self._metrics = metrics
@@ -76,9 +91,14 @@ class ChatRoute:
         trace = self._telemetry.begin(headers.get(b"traceparent"), route=CHAT_PATH, method="POST", scope=scope)
         reply = Reply(send)
         answering: Answering | None = None
+        taken: Taken | None = None
         error: ServiceError | None = None
         try:
-            answering = await self._begin(headers, receive, trace)
+            caller = await self._admit(headers)
+            answering = await self._begin(headers, receive, caller, trace)
+            if caller.is_limited:
+                taken = await self._rates.take(caller, _most_tokens(answering))
+                reply.also = taken.headers
             await self._serve(scope, headers, receive, answering, reply)
         except ServiceError as failure:
             error = failure
@@ -91,11 +111,18 @@ class ChatRoute:
             self._account(started, trace, answering, reply.status, error)
             if answering is not None:
                 self._shadows.offer(answering)
+                if taken is not None:
+                    self._settle(taken, answering, error)
 
-    async def _begin(self, headers: Headers, receive: Receive, trace: RequestTrace) -> Answering:
+    async def _admit(self, headers: Headers) -> Caller:
+        """Say who calls, if they may, and if there is room: nothing is read for a request that is refused anyway."""
         caller = await self._access.admit(headers.get(b"authorization"))
         caller.require("chat")
         self._shadows.make_room()
+        self._gateway.admission.check(caller.priority)
+        return caller
+
+    async def _begin(self, headers: Headers, receive: Receive, caller: Caller, trace: RequestTrace) -> Answering:
         body = await read_body(headers, receive, self._max_body_bytes)
         request = decode_chat_request(body, remote_images=self._remote_images)
         conversation = headers.get(b"x-conversation-id") or headers.get(b"x-openwebui-chat-id")
@@ -104,6 +131,13 @@ class ChatRoute:
         answering.prediction.conversation = named
         request_ids.set(RequestIds(trace.trace_id, trace.span_id, answering.prediction.id))
         return answering
+
+    def _settle(self, taken: Taken, answering: Answering, error: ServiceError | None) -> None:
+        """Have a request counted for what it took."""
+        if isinstance(error, Overloaded | Unavailable):
+            self._rates.give_back(taken)
+        elif (tokens := _tokens(answering.prediction)) is not None:
+            self._rates.settle(taken, tokens)
 
     async def _serve(
         self, scope: Scope, headers: Headers, receive: Receive, answering: Answering, reply: "Reply"
@@ -125,7 +159,7 @@ class ChatRoute:
 
         watch = Watch(receive, self._timeout_seconds, stop=answering.stop)
         try:
-            async with aclosing(answering.events()) as events:
+            async with answering.place, aclosing(answering.events()) as events:
                 if prediction.stream:
                     await self._stream(events, render, answering, reply)
                 else:
@@ -184,11 +218,15 @@ class ChatRoute:
         seconds = perf_counter() - started
         shown = status or 499  # What proxies write for a client that left before an answer.
         trace.end(status, error=error.code if error else None)
+        if isinstance(error, Overloaded | RateLimited):
+            self._metrics.refused(error.code)
         if answering is None:
             self._metrics.answer(route=CHAT_PATH, release="", status=shown, outcome="failed", seconds=seconds)
             self._log.access("POST", CHAT_PATH, shown, seconds, trace_id=trace.trace_id, outcome="failed")
             return
-        prediction = answering.prediction
+        prediction, place = answering.prediction, answering.place
+        if place.waited_seconds is None and prediction.outcome == "open":  # It got no place, and is not on record.
+            prediction.outcome = "failed" if error else "cancelled"
         release = prediction.release_name or ""
         prompt_tokens, completion_tokens = prediction.prompt_tokens or 0, prediction.completion_tokens or 0
         self._metrics.answer(
@@ -201,6 +239,8 @@ class ChatRoute:
             retrieval_seconds=prediction.retrieve_seconds,
             embed_seconds=answering.embed_seconds,
             first_token_seconds=prediction.first_token_seconds,
+            priority=place.priority,
+            waited_seconds=place.waited_seconds,
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
         )
@@ -231,12 +271,14 @@ class Reply:
     def __init__(self, send: Send) -> None:
         self._send = send
         self.status: int | None = None
+        self.also: Sequence[tuple[bytes, bytes]] = ()
+        """Headers that the response has in any case."""
         self._done = False
 
     async def start(self, headers: list[tuple[bytes, bytes]], status: int = 200) -> None:
         """Send the head."""
         self.status = status
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self.also]})
 
     async def send(self, body: bytes, *, more: bool = True) -> None:
         """Send a part of the body."""
@@ -252,7 +294,7 @@ class Reply:
         """Send an error: as the response, or, once that has begun, as the stream's last event."""
         if self.status is None:
             self.status = error.status
-            await respond(self._send, error, request_id)
+            await respond(self._send, error, request_id, also=self.also)
         elif not self._done:
             await self.send(b"event: error\ndata: " + envelope(error, request_id) + b"\n\n", more=False)
 
@@ -292,6 +334,19 @@ def _named(answering: Answering) -> list[tuple[bytes, bytes]]:
         (b"x-request-id", prediction_id),
         (b"x-release", answering.release.label.encode()),
     ]
+
+
+def _most_tokens(answering: Answering) -> int:
+    """About how many tokens the prompt, as it was sent, and the longest answer have."""
+    characters = sum(len(message.text) for message in answering.request.messages)
+    return characters // CHARACTERS_A_TOKEN + (answering.sampling.max_tokens or 0) + 1
+
+
+def _tokens(prediction: Prediction) -> int | None:
+    """How many tokens an answer took; None where it broke off before the engine said so."""
+    counted = (prediction.prompt_tokens or 0) + (prediction.completion_tokens or 0)
+    has_engine_spoken = prediction.queue_seconds is not None
+    return None if not counted and has_engine_spoken else counted
 
 
 def _style(headers: Headers, answering: Answering) -> CitationStyle:

@@ -12,7 +12,15 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 from starlette.types import Scope
 
-from app.errors import InvalidRequest, NotFound, PayloadTooLarge, ServiceError, UnsupportedMedia, from_retrieval
+from app.errors import (
+    InvalidRequest,
+    NotFound,
+    PayloadTooLarge,
+    RateLimited,
+    ServiceError,
+    UnsupportedMedia,
+    from_retrieval,
+)
 from retrieval.errors import RetrievalError
 
 log = logging.getLogger(__name__)
@@ -67,6 +75,8 @@ def error_headers(error: ServiceError, request_id: str | None) -> list[tuple[byt
         headers.append((b"www-authenticate", b"Bearer"))
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", error.allowed.encode()))
+    if isinstance(error, RateLimited):
+        headers += error.headers
     return headers
 
 

@@ -115,9 +115,11 @@ def header(scope: Scope, name: bytes) -> bytes | None:
     return None
 
 
-async def respond(send: Send, error: ServiceError, request_id: str | None) -> None:
-    """Send an error as the whole response."""
+async def respond(
+    send: Send, error: ServiceError, request_id: str | None, *, also: Iterable[tuple[bytes, bytes]] = ()
+) -> None:
+    """Send an error as the whole response, with these headers beside its own."""
     body = envelope(error, request_id)
-    headers = [*error_headers(error, request_id), (b"content-length", str(len(body)).encode())]
+    headers = [*error_headers(error, request_id), *also, (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -75,8 +75,16 @@ async def create_embeddings(services: ServicesDep, caller: CallerDep, body: Embe
 
 @routes.get("/v1/me", operation_id="who_am_i", tags=["access"], responses=errors())
 async def who_am_i(caller: CallerDep) -> IdentityObject:
-    """Say whose key this is and what it may do."""
-    return IdentityObject(key_id=caller.key_id, name=caller.name, tenant=caller.tenant, scopes=sorted(caller.scopes))
+    """Say whose key this is, what it may do, and how much."""
+    return IdentityObject(
+        key_id=caller.key_id,
+        name=caller.name,
+        tenant=caller.tenant,
+        scopes=sorted(caller.scopes),
+        priority=caller.priority,
+        requests_per_minute=caller.requests_per_minute,
+        tokens_per_minute=caller.tokens_per_minute,
+    )
 
 
 def _model(release: Release, name: str | None = None) -> ModelObject:

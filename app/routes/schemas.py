@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.messages import Priority
 from retrieval.documents import Document, Hit, Passage, SearchMode
 
 MAX_TEXTS = 256
@@ -318,7 +319,7 @@ class PredictionObject(BaseModel):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     retrieve_seconds: float | None = None
-    queue_seconds: float | None = None
+    queue_seconds: float | None = Field(None, description="The wait for a place here, and then for the engine's first.")
     first_token_seconds: float | None = None
     engine_seconds: float | None = None
     total_seconds: float | None = None
@@ -364,3 +365,6 @@ class IdentityObject(BaseModel):
     name: str
     tenant: str
     scopes: list[str]
+    priority: Priority
+    requests_per_minute: int | None = Field(description="None is no limit.")
+    tokens_per_minute: int | None = Field(description="Of prompts and answers together; None is no limit.")

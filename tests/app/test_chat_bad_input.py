@@ -25,7 +25,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="module")
 async def everyone(tmp_path_factory) -> AsyncIterator[tuple[FakeTGI, Service]]:
-    limits = {"max_body_bytes": BODY_LIMIT, "max_concurrent_answers": 4}
+    limits = {"max_body_bytes": BODY_LIMIT, "max_concurrent_answers": 4, "max_waiting_answers": 0}
     async with FakeTGI() as tgi:
         directory = tmp_path_factory.mktemp("bad-input")
         async with live_service(directory, engine_url=tgi.url, tenants=120, settings={"limits": limits}) as service:

@@ -87,6 +87,35 @@ def test_a_key_can_be_made_to_expire_and_is_listed_so(tmp_path):
     assert run("keys", "create", "x", "--expires-in-days", "0", "--data-dir", tmp_path).exit_code == 2
 
 
+def test_a_key_can_be_given_a_priority_and_limits_and_others_later(tmp_path):
+    limits = ("--priority", "low", "--requests-per-minute", "60", "--tokens-per-minute", "9000")
+    made = run("keys", "create", "report", *limits, "--data-dir", tmp_path)
+    key_id = made.stdout.split("_")[1]
+    listed = run("keys", "list", "--data-dir", tmp_path, env={"COLUMNS": "200"}).stdout
+    assert "low priority, 60 requests/min, 9000 tokens/min" in listed
+    changed = run("keys", "update", key_id, "--priority", "high", "--tokens-per-minute", "0", "--data-dir", tmp_path)
+    assert (changed.exit_code, changed.stdout) == (0, f"{key_id}: high priority, 60 requests/min\n")
+    (key,) = list_keys(tmp_path / "hallmark.db")
+    assert (key.priority, key.requests_per_minute, key.tokens_per_minute) == ("high", 60, None)
+    for wrong in (("--priority", "urgent"), ("--requests-per-minute", "-1"), ("--tokens-per-minute", str(10**10))):
+        assert run("keys", "update", key_id, *wrong, "--data-dir", tmp_path).exit_code == 2
+    assert list_keys(tmp_path / "hallmark.db") == [key]
+    assert run("keys", "update", "nobodys", "--priority", "low", "--data-dir", tmp_path).exit_code == 1
+
+
+def test_keys_are_those_of_the_configured_database(tmp_path, postgres):
+    url = postgres.create_database()
+    env = {"HALLMARK_DATABASE_URL": url}
+    made = run("keys", "create", "shared", "--data-dir", tmp_path, env=env)
+    assert made.exit_code == 0, made.output
+    (key,) = list_keys(url)
+    assert key.id == made.stdout.split("_")[1]
+    assert "shared" in run("keys", "list", "--data-dir", tmp_path, env=env).stdout
+    assert run("keys", "revoke", key.id, "--data-dir", tmp_path, env=env).exit_code == 0
+    assert list_keys(url)[0].revoked_at is not None
+    assert not list(tmp_path.iterdir())  # Nothing was made beside it.
+
+
 def test_names_are_shown_as_they_are(tmp_path):
     run("keys", "create", "[red]:key:[/]", "--data-dir", tmp_path)
     assert "[red]:key:[/]" in run("keys", "list", "--data-dir", tmp_path).stdout

@@ -124,6 +124,10 @@ def test_an_older_database_keeps_its_rows_when_it_is_migrated(tmp_path):
                 "VALUES (?, ?, 't', ?, 1, 0, 'So.', '{\"a\": 1}')",
                 (number * 7, bytes([number] * 16), ("open", "finished")[number - 1]),
             )
+        connection.exec_driver_sql(
+            "INSERT INTO api_keys (id, secret_sha256, name, tenant, scopes, created_at) "
+            "VALUES ('k', x'00', 'n', 't', '', 5)"
+        )
         connection.exec_driver_sql("INSERT INTO releases VALUES ('hallmark', 1, 'd', '{}', 5)")
     engine.dispose()
     with closing(connect(path)) as connection:
@@ -136,6 +140,8 @@ def test_an_older_database_keeps_its_rows_when_it_is_migrated(tmp_path):
         ]
         (approved,) = connection.execute("SELECT approved_at FROM releases").fetchone()
         assert approved is None
+        limits = "priority, requests_per_minute, tokens_per_minute"
+        assert connection.execute(f"SELECT {limits} FROM api_keys").fetchall() == [("normal", None, None)]
         plan = connection.execute("EXPLAIN QUERY PLAN SELECT row FROM predictions WHERE outcome = 'open'").fetchall()
         assert "ix_predictions_open" in str(plan)
         with pytest.raises(sqlite3.IntegrityError):

@@ -209,7 +209,7 @@ async def _silent(tmp_path, act: Act, *, stream: bool, timeout_seconds: float = 
         async with live_gateway(tmp_path, engine_url=tgi.url, engine=engine, timeout_seconds=timeout_seconds) as live:
             answered = await (live.api.stream(QUESTION) if stream else live.api.ask(QUESTION))
             await tgi.until(lambda: tgi.cancelled == 1)
-            assert live.gateway.in_flight == 0
+            assert live.gateway.admission.in_flight == 0
             (record,) = await live.records()
             counts = live.counts
         await engine.aclose()
@@ -299,7 +299,7 @@ async def test_a_caller_that_stops_reading_is_given_up_at_the_limit(tmp_path):
             (record,) = await live.records()
             assert (record.outcome, record.error_code) == ("failed", "engine_timeout")
             await tgi.until(lambda: tgi.open_connections == 0)
-            assert live.gateway.in_flight == 0
+            assert live.gateway.admission.in_flight == 0
         finally:
             writer.transport.abort()
 
@@ -358,7 +358,7 @@ async def test_a_caller_that_leaves_during_the_search_is_on_record_and_no_engine
         (record,) = await live.records()
         assert (record.outcome, record.error_code) == ("cancelled", "client_left")
         assert tgi.bodies == []
-        assert live.gateway.in_flight == 0
+        assert live.gateway.admission.in_flight == 0
         assert sorted(span.name for span in live.spans) == ["POST /v1/chat/completions", "retrieval hallmark"]
 
 
@@ -449,4 +449,4 @@ async def test_a_defect_of_ours_is_a_500_that_tells_nothing_of_the_inside(tmp_pa
         assert (record.outcome, record.error_code) == ("failed", "internal_error")
         assert error["request_id"] == record.id
         assert live.counts == {("200" if stream else "500", "failed"): 1}
-        assert live.gateway.in_flight == 0
+        assert live.gateway.admission.in_flight == 0

@@ -50,7 +50,7 @@ async def test_on_a_full_disk_the_engine_is_not_asked_and_nobody_gets_an_unrecor
         assert live.counts["503", "failed"] >= 3
         # What is refused does not pile up in memory.
         assert live.gateway.predictions.backlog <= 2
-        assert live.gateway.in_flight == 0
+        assert live.gateway.admission.in_flight == 0
 
 
 async def test_the_answer_that_finds_the_disk_full_is_not_given(tmp_path):
@@ -117,4 +117,4 @@ async def test_a_caller_that_leaves_on_a_full_disk_breaks_nothing(tmp_path):
             await asking
         await tgi.until(lambda: tgi.cancelled == 1)
         assert (await live.api.answer(QUESTION))["choices"]
-        assert live.gateway.in_flight == 0
+        assert live.gateway.admission.in_flight == 0

@@ -286,4 +286,12 @@ async def test_a_key_is_told_whose_it_is(service):
     key = service.new_key(tenant="acme", scopes=("chat", "metrics"))
     async with service.client(key) as client:
         me = (await client.get("/v1/me")).json()
-    assert me == {"key_id": key.split("_")[1], "name": "test", "tenant": "acme", "scopes": ["chat", "metrics"]}
+    assert me == {
+        "key_id": key.split("_")[1],
+        "name": "test",
+        "tenant": "acme",
+        "scopes": ["chat", "metrics"],
+        "priority": "normal",
+        "requests_per_minute": None,
+        "tokens_per_minute": None,
+    }

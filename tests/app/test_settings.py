@@ -66,6 +66,10 @@ def test_the_file_sets_what_the_environment_leaves_open():
         ("[engine]\nurll = 1\n", "engine.urll"),
         ("port = 70000\n", "port"),
         ("[limits]\nmax_concurrent_answers = 0\n", "limits.max_concurrent_answers"),
+        ("[limits]\nmax_waiting_answers = -1\n", "limits.max_waiting_answers"),
+        ("[limits]\nmax_wait_seconds = 0\n", "limits.max_wait_seconds"),
+        ('[limits]\nredis_url = "redis-1:6379"\n', "limits.redis_url"),
+        ('[limits]\nredis_url = "redis://"\n', "limits.redis_url"),
         ("[retrieval]\npassage_tokens = 8\n", "retrieval.passage_tokens"),
         ('[release]\nname = "Not A Name"\n', "release.name"),
         ('[release]\nfallback = "guess"\n', "release.fallback"),
@@ -106,6 +110,7 @@ def test_settings_do_not_change_once_read():
 def test_a_secret_is_not_shown_where_settings_are(monkeypatch):
     monkeypatch.setenv("HALLMARK_ENGINE_TOKEN", "hunter2")
     monkeypatch.setenv("HALLMARK_QDRANT_API_KEY", "hunter3")
+    monkeypatch.setenv("HALLMARK_LIMITS_REDIS_URL", "rediss://me:hunter4@redis-1:6379/0")
     settings = Settings()
     assert settings.engine.token is not None
     assert settings.engine.token.get_secret_value() == "hunter2"

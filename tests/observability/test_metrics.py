@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY, CollectorRegistry, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from observability.metrics import MAX_RELEASES, REQUEST_SECONDS, EngineSample, GroupSample, Metrics
+from observability.collectors import EngineSample, GroupSample
+from observability.metrics import MAX_RELEASES, REQUEST_SECONDS, Metrics
 
 ROUTE = "/v1/chat/completions"
 DOCS = Path(__file__).parents[2] / "docs" / "telemetry.md"
@@ -55,6 +56,16 @@ def test_one_answer_counts_its_request_stages_and_tokens(metrics: Metrics) -> No
     assert value(metrics, "hallmark_tokens_total", release="hallmark@1", kind="completion") == 20
     labels = {"route": ROUTE, "status": "200", "outcome": "finished", "release": "hallmark@1"}
     assert value(metrics, "hallmark_requests_total", **labels) == 1
+
+
+def test_the_wait_for_a_place_is_told_by_priority_and_is_not_the_gateways_own_time(metrics: Metrics) -> None:
+    answer(metrics, seconds=3.0, engine_seconds=1.0, priority="low", waited_seconds=1.5)
+    answer(metrics, seconds=0.5, priority="low")  # It got no place.
+    metrics.refused("overloaded")
+    assert value(metrics, "hallmark_queue_seconds_sum", priority="low") == 1.5
+    assert value(metrics, "hallmark_queue_seconds_count", priority="low") == 1
+    assert value(metrics, "hallmark_overhead_seconds_sum", route=ROUTE) == 1.0
+    assert value(metrics, "hallmark_refusals_total", reason="overloaded") == 1
 
 
 @given(st.lists(st.one_of(st.sampled_from(REQUEST_SECONDS), st.floats(0, 200)), max_size=20))
@@ -176,12 +187,16 @@ def test_watched_values_are_read_when_asked_for(metrics: Metrics) -> None:
         requests_in_flight=lambda: 2.0,
         log_lines_dropped=lambda: 7.0,
         shadows_dropped=lambda: 3.0,
+        waiting=lambda: {"high": 0, "low": 5},
+        redis_failures=lambda: 2.0,
     )
     waiting.append(1)
     assert value(metrics, "hallmark_record_queue_depth") == 2
     assert value(metrics, "hallmark_requests_in_flight") == 2
     assert value(metrics, "hallmark_log_lines_dropped_total") == 7
     assert value(metrics, "hallmark_shadows_dropped_total") == 3
+    assert value(metrics, "hallmark_queue_depth", priority="low") == 5
+    assert value(metrics, "hallmark_redis_failures_total") == 2
 
 
 def test_the_rendering_is_what_prometheus_parses(metrics: Metrics) -> None:
@@ -218,6 +233,7 @@ def test_every_metric_and_no_other_is_listed_in_the_docs(metrics: Metrics) -> No
         requests_in_flight=lambda: 0,
         log_lines_dropped=lambda: 0,
         shadows_dropped=lambda: 0,
+        redis_failures=lambda: 0,
     )
     served = {
         family.name + "_total" if family.type == "counter" else family.name for family in metrics.registry.collect()

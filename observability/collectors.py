@@ -1,0 +1,151 @@
+"""What the metrics are made of: a histogram that needs no lock, and values that are read when Prometheus asks."""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import NamedTuple, Protocol
+
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+
+class Outbox(Protocol):
+    """What waits to be moved into the shared database."""
+
+    rows: int
+
+    @property
+    def lag_seconds(self) -> float:
+        """The age of the oldest that waits."""
+        ...
+
+
+class Timings:
+    """What one child of a histogram has seen: how many values each bucket took, and their sum."""
+
+    __slots__ = ("_bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)  # The last is for what no bound holds.
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value."""
+        self.counts[bisect_left(self._bounds, value)] += 1
+        self.total += value
+
+
+class LoopHistogram(Collector):
+    """A histogram for the event loop's thread alone, which needs no lock: an observation costs a fifth."""
+
+    def __init__(self, name: str, documentation: str, bounds: tuple[float, ...], *labels: str) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._bounds = bounds
+        self._label_names = labels
+        self._children: dict[tuple[str, ...], Timings] = {}
+        if not labels:
+            self.labels()
+
+    def labels(self, *values: str) -> Timings:
+        """The child of these labels, made at its first use."""
+        found = self._children.get(values)
+        if found is None:
+            found = self._children[values] = Timings(self._bounds)
+        return found
+
+    def collect(self) -> Iterator[Metric]:
+        """Give the metrics as they are now."""
+        family = HistogramMetricFamily(self._name, self._documentation, labels=self._label_names)
+        names = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
+        for values, timings in list(self._children.items()):
+            # Prometheus wants how many were at most as large as each bound.
+            buckets = list(zip(names, accumulate(timings.counts), strict=True))
+            family.add_metric(values, buckets, timings.total)
+        yield family
+
+
+class EngineSample(NamedTuple):
+    """How one engine of a group stands when Prometheus asks."""
+
+    engine: str
+    member: str
+    state: str
+    """`closed`, `half_open` or `open`, as its breaker is."""
+    in_flight: int
+    waiting: float | None
+    ejections: int
+
+
+class GroupSample(NamedTuple):
+    """How a group of engines stands when Prometheus asks."""
+
+    engine: str
+    failovers: int
+    start_seconds: float
+    waiting: int
+    members: Sequence[EngineSample]
+
+
+class Engines(Collector):
+    """The engines, as whoever watches them knows them when Prometheus asks."""
+
+    def __init__(self) -> None:
+        self.read: Callable[[], Sequence[GroupSample]] = tuple
+
+    def collect(self) -> Iterator[Metric]:
+        """Give the metrics as they are now."""
+        labels = ("engine", "member")
+        up = GaugeMetricFamily("hallmark_engine_up", "1 when requests are sent to the engine.", labels=labels)
+        state = GaugeMetricFamily(
+            "hallmark_engine_state", "1 for the state its breaker is in.", labels=(*labels, "state")
+        )
+        in_flight = GaugeMetricFamily("hallmark_engine_in_flight", "Our requests at the engine.", labels=labels)
+        queue = GaugeMetricFamily("hallmark_engine_queue", "Its queue as the engine reports it.", labels=labels)
+        ejections = CounterMetricFamily("hallmark_engine_ejections", "Times the engine was put out.", labels=labels)
+        failovers = CounterMetricFamily(
+            "hallmark_engine_failovers", "Requests sent to another engine of the group.", labels=("engine",)
+        )
+        start = GaugeMetricFamily(
+            "hallmark_engine_start_seconds", "What a start of the engine takes, as measured.", labels=("engine",)
+        )
+        waiting = GaugeMetricFamily(
+            "hallmark_engine_waiting_room", "Requests waiting for the engine to come up.", labels=("engine",)
+        )
+        for group in self.read():
+            failovers.add_metric((group.engine,), group.failovers)
+            start.add_metric((group.engine,), group.start_seconds)
+            waiting.add_metric((group.engine,), group.waiting)
+            for each in group.members:
+                names = (each.engine, each.member)
+                up.add_metric(names, float(each.state == "closed"))
+                state.add_metric((*names, each.state), 1.0)
+                in_flight.add_metric(names, each.in_flight)
+                ejections.add_metric(names, each.ejections)
+                if each.waiting is not None:
+                    queue.add_metric(names, each.waiting)
+        yield from (up, state, in_flight, queue, ejections, failovers, start, waiting)
+
+
+class Observed(Collector):
+    """Values that live elsewhere and are read when Prometheus asks."""
+
+    def __init__(self) -> None:
+        self.sources: dict[str, tuple[type[GaugeMetricFamily | CounterMetricFamily], str, Callable[[], float]]] = {}
+        self.waiting: Callable[[], Mapping[str, int]] = dict
+
+    def collect(self) -> Iterator[Metric]:
+        """Give the metrics as they are now."""
+        documentation = "Chat requests that wait for a place among the answers in flight."
+        waiting = GaugeMetricFamily("hallmark_queue_depth", documentation, labels=("priority",))
+        for priority, count in self.waiting().items():
+            waiting.add_metric((priority,), count)
+        yield waiting
+        for name, (family, documentation, read) in self.sources.items():
+            yield family(name, documentation, value=read())
