@@ -225,9 +225,14 @@ _FROM_RETRIEVAL: dict[type[RetrievalError], type[ServiceError]] = {
 
 
 def from_retrieval(error: RetrievalError, *, param: str | None = None) -> ServiceError:
-    """Translate retrieval's error into the one the caller sees; `param` names the field it came from."""
+    """Translate retrieval's error into the one the caller sees; `param` names the field it came from.
+
+    Where the index is, and what is wrong with it, is for the log and for `/readyz`.
+    """
     for kind in type(error).__mro__:
         if found := _FROM_RETRIEVAL.get(kind):
+            if found is RetrievalUnavailable:
+                return found("The index does not answer. Try again shortly.", retry_after_seconds=2.0)
             return found(str(error), param=param if found.kind == "invalid_request_error" else None)
     return ServiceError("Retrieval failed.")
 

@@ -73,7 +73,10 @@ async def open_service(
         telemetry = Telemetry(service_version=VERSION)
         parts.push_async_callback(telemetry.aclose)
         metrics = Metrics(version=VERSION)
-        predictions = await parts.enter_async_context(PredictionLog(database, tally=metrics))
+        reserve_bytes = settings.limits.disk_reserve_bytes
+        predictions = await parts.enter_async_context(
+            PredictionLog(database, reserve_bytes=reserve_bytes, tally=metrics)
+        )
         shared = await parts.enter_async_context(_shared_database(settings, database))
         access = await parts.enter_async_context(Access(shared, memory=data_dir / "keys.json"))
         rates = await parts.enter_async_context(_rate_limits(settings))
@@ -236,7 +239,9 @@ def _retriever(settings: Settings, data_dir: Path, parser: Parser, embedder: Emb
         from retrieval.qdrant import QdrantIndex  # Half a second of import that most do not need.
 
         key = server.api_key.get_secret_value() if server.api_key else None
-        return QdrantIndex(server.url, alias=server.collection, api_key=key)
+        return QdrantIndex(
+            server.url, alias=server.collection, api_key=key, search_seconds=server.search_timeout_seconds
+        )
 
     return Retriever(
         directory,

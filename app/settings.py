@@ -132,6 +132,7 @@ class QdrantSettings(Section):
     url: HttpUrl | None = Field(None, description="A Qdrant server; unset uses the index inside the process.")
     api_key: SecretStr | None = None
     collection: str = Field("hallmark", pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    search_timeout_seconds: float = Field(2.0, gt=0, description="Longest wait for a search.")
 
 
 class RetrievalSettings(Section):
@@ -199,6 +200,11 @@ class LimitSettings(Section):
     request_timeout_seconds: float = Field(600.0, gt=0, description="Longest life of one answer.")
     redis_url: Annotated[SecretStr, AfterValidator(_redis_url)] | None = Field(
         None, description="Where replicas count their keys' rate limits together, redis://...; unset: each by itself."
+    )
+    disk_reserve_bytes: int = Field(
+        50_000_000,
+        ge=0,
+        description="Room kept on the disk of `data_dir`: with less, new requests are refused.",
     )
     remote_images: bool = Field(
         False, description="Let callers send images by URL: the engine fetches them, from whatever it can reach."

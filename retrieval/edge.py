@@ -9,6 +9,7 @@ at 25,000 points), while exact search needs 2 ms of CPU at 20,000 and 8 at 100,0
 
 import asyncio
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,15 +20,20 @@ from typing import Any, TypeVar
 import numpy as np
 import qdrant_edge as edge
 
-from retrieval.errors import IndexMismatch, IndexUnavailable
+from retrieval.errors import IndexMismatch, IndexOutOfRoom, IndexUnavailable
 from retrieval.index import IndexFilter, IndexPoint, IndexSchema, Legs, SparseVector, Vector, point_key
 
 _T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 _BATCH_POINTS = 64
 """Handing points over holds the interpreter lock, about 50 us each: a larger batch would be felt on the event loop."""
 _FLUSH_POINTS = 20_000
 """A flush holds the interpreter lock while it waits for the disk, 20 to 200 ms. The write-ahead log makes it needless
 for surviving the end of the process, so it only happens on closing and often enough to keep the log short."""
+_ROOM_BYTES = 40_000_000
+"""Free bytes on the disk without which nothing is opened or written. The shard's files have holes, and memory is mapped
+to them: where the disk cannot fill one, the kernel ends the whole process (SIGBUS). Opening one of 2,560 points took
+under 32 million bytes."""
 _POINTER = "current.json"
 
 
@@ -60,12 +66,16 @@ class EdgeIndex:
         """See `Index.close`."""
         if self._shard is not None:
             shard, self._shard = self._shard, None
-            await self._write(_close, shard)
+            try:
+                await self._write(_close, shard)
+            except IndexUnavailable as error:
+                _log.warning("What the index has not flushed stays in its log until it is opened again: %s", error)
         self._shut_down_pools()
 
     async def check(self) -> None:
-        """See `Index.check`: an open shard answers."""
+        """See `Index.check`: an open shard answers, and where it has room it also takes what is new."""
         self._opened()
+        await self._read(self._require_room)
 
     async def upsert(self, points: Sequence[IndexPoint]) -> None:
         """See `Index.upsert`."""
@@ -110,8 +120,16 @@ class EdgeIndex:
 
     # What follows runs on the pools' threads.
 
+    def _require_room(self) -> None:
+        free = shutil.disk_usage(self._directory).free
+        if free < _ROOM_BYTES:
+            raise IndexOutOfRoom(
+                f"The disk under {self._directory} has {free} bytes free and the index needs {_ROOM_BYTES}: make room."
+            )
+
     def _open(self, schema: IndexSchema, rebuild: bool) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
+        self._require_room()
         pointer = self._directory / _POINTER
         stored = json.loads(pointer.read_text()) if pointer.exists() else None
         if stored and (difference := schema.difference(stored["schema"])):
@@ -147,6 +165,7 @@ class EdgeIndex:
 
     def _update(self, operation: edge.UpdateOperation, points: int) -> None:
         shard = self._opened()
+        self._require_room()
         shard.update(operation)
         self._unflushed_points += points
         if self._unflushed_points >= _FLUSH_POINTS:
@@ -248,8 +267,10 @@ def _condition(where: IndexFilter) -> edge.Filter:
 
 
 def _close(shard: edge.EdgeShard) -> None:
-    shard.flush()
-    shard.close()
+    try:
+        shard.flush()
+    finally:
+        shard.close()
 
 
 def _batches(items: Sequence[_T]) -> Iterator[Sequence[_T]]:

@@ -9,6 +9,7 @@ RetrievalError
 ├── InvalidFilter             the metadata filter is not of the supported form
 ├── IndexMismatch             the collection was built with another embedder or schema
 └── IndexUnavailable          the index or the embedder does not answer
+    └── IndexOutOfRoom        the index's disk is too full for it to work
 """
 
 
@@ -46,3 +47,7 @@ class IndexMismatch(RetrievalError):
 
 class IndexUnavailable(RetrievalError):
     """The index or the embedder does not answer."""
+
+
+class IndexOutOfRoom(IndexUnavailable):
+    """The index's disk is too full for it to work; it does again when there is room."""

@@ -1,32 +1,39 @@
 """The same index on a Qdrant server.
 
 The main rule: callers know an alias, never a collection. A collection belongs to one schema, kept in its metadata; a
-rebuilt index is a new collection that the alias is moved to in one step.
+rebuilt index is a new collection that the alias is moved to in one step. A server that hangs costs some callers a
+moment, and the others nothing.
 """
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from time import monotonic
 from typing import Any, TypeVar
 from uuid import uuid4
 
 import numpy as np
 from qdrant_client import AsyncQdrantClient, models
 from qdrant_client.common.client_exceptions import QdrantException
-from qdrant_client.http.exceptions import ApiException
+from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
 
 from retrieval.errors import IndexMismatch, IndexUnavailable
 from retrieval.index import IndexFilter, IndexPoint, IndexSchema, Legs, SparseVector, Vector, point_key
 
 _T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 _BATCH_POINTS = 128
+_PAUSE_SECONDS = 1.0
 MEMORY = ":memory:"
 
 
 class QdrantIndex:
     """An `Index` on the server at `url`; `:memory:` is qdrant-client's own imitation of one, for tests.
 
-    A client that is passed in is used as it is and left open.
+    A client that is passed in is used as it is and left open. `search_seconds` is the longest wait for a search,
+    `timeout_seconds` for a step of any other call.
     """
 
     def __init__(
@@ -36,12 +43,15 @@ class QdrantIndex:
         api_key: str | None = None,
         alias: str = "hallmark",
         timeout_seconds: int = 10,
+        search_seconds: float = 2.0,
         client: AsyncQdrantClient | None = None,
     ) -> None:
         self._url = url
         self._api_key = api_key
         self._alias = alias
         self._timeout_seconds = timeout_seconds
+        self._search_seconds = search_seconds
+        self._breaker = _Breaker(url)
         self._given = client
         self._client: AsyncQdrantClient | None = None
 
@@ -98,7 +108,7 @@ class QdrantIndex:
             models.QueryRequest(query=vector, using=name, filter=condition, limit=depth, with_payload=False)
             for name, vector in vectors
         ]
-        async with self._calling() as client:
+        async with self._calling() as client, asyncio.timeout(self._search_seconds):
             answers = await client.query_batch_points(self._alias, requests)
         legs = {
             name: [(int(point.id), point.score) for point in answer.points]
@@ -142,10 +152,14 @@ class QdrantIndex:
         """Give the client, and turn what it raises into our errors."""
         if self._client is None:
             raise IndexUnavailable("The index is not open.")
+        self._breaker.admit()
         try:
             yield self._client
         except (ApiException, QdrantException, OSError, ValueError) as error:
+            if not _is_refusal(error):
+                self._breaker.failed(error)
             raise IndexUnavailable(f"The Qdrant server at {self._url} failed: {type(error).__name__}.") from error
+        self._breaker.answered()
 
     async def _current(self, client: AsyncQdrantClient) -> str | None:
         aliases = (await client.get_aliases()).aliases
@@ -182,6 +196,41 @@ class QdrantIndex:
         await client.create_payload_index(name, "tenant", tenant, wait=True)
         await client.create_payload_index(name, "labels", models.KeywordIndexParams(type=keyword), wait=True)
         await client.create_payload_index(name, "generation", generation, wait=True)
+
+
+class _Breaker:
+    """Keeps callers from waiting, one by one, for a server that just did not answer: one a second is let through."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._is_open = False
+        self._next_at = 0.0
+
+    def admit(self) -> None:
+        """Let a call through, or raise IndexUnavailable at once."""
+        now = monotonic()
+        if self._is_open:
+            if now < self._next_at:
+                raise IndexUnavailable(f"The Qdrant server at {self._url} did not answer a moment ago.")
+            self._next_at = now + _PAUSE_SECONDS
+
+    def failed(self, error: Exception) -> None:
+        """A call was not answered, or not by a Qdrant server that is well."""
+        if not self._is_open:
+            _log.warning("The Qdrant server at %s does not answer: %s: %s", self._url, type(error).__name__, error)
+        self._is_open = True
+        self._next_at = monotonic() + _PAUSE_SECONDS
+
+    def answered(self) -> None:
+        """A call was answered."""
+        if self._is_open:
+            _log.warning("The Qdrant server at %s answers again", self._url)
+        self._is_open = False
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether this is the answer of a server that is well: to a call that it finds wrong."""
+    return isinstance(error, UnexpectedResponse) and error.status_code is not None and error.status_code < 500
 
 
 async def _stored_schema(client: AsyncQdrantClient, collection: str) -> dict[str, Any]:

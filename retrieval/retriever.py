@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 
 from retrieval.documents import Document, Hit, Ingested, ParsedDocument, Passage, Scope, SearchMode, SearchResult
 from retrieval.embedder import Embedder
-from retrieval.errors import DocumentChanged, DocumentNotFound, IndexUnavailable, RetrievalError
+from retrieval.errors import DocumentChanged, DocumentNotFound, IndexOutOfRoom, IndexUnavailable, RetrievalError
 from retrieval.fusion import Fused, Fusion, fuse
 from retrieval.index import Index, IndexSchema, SparseVector, Vector, point_key, tenant_filter
 from retrieval.library import Library
@@ -39,6 +39,7 @@ _DOCUMENT_IDS = UUID("8f0f6c52-6f7e-5d0a-9a53-2c8f0a2f4c11")
 _log = logging.getLogger(__name__)
 _CONCURRENT_INGESTS = 2
 _SEARCH_ATTEMPTS = 5
+_FULL_DISK_SECONDS = 5.0
 
 
 class Parser(Protocol):
@@ -74,7 +75,7 @@ class Retriever:
     It opens the embedder and the index it is given, and owns `directory` alone: a second process is refused. `rebuild`
     re-embeds every stored passage where the index was built with another embedder or schema, which otherwise raises
     IndexMismatch. `retry_seconds` is for an index on a server: when that is down at the start, retrieval opens without
-    it, says so to whoever asks, and tries again at that interval; None has the start fail instead.
+    it, says so to whoever asks, and tries again at that interval; None has the start fail, but on a disk that is full.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class Retriever:
             try:
                 await self._attach(schema)
             except IndexUnavailable as error:
-                if self._retry_seconds is None:
+                if self._retry_seconds is None and not isinstance(error, IndexOutOfRoom):
                     raise
                 self._absence = error
                 _log.warning("Retrieval starts without its index and tries again: %s", error)
@@ -144,7 +145,7 @@ class Retriever:
 
     async def _keep_attaching(self, schema: IndexSchema) -> None:
         while self._schema is None:
-            await asyncio.sleep(self._retry_seconds or 0)
+            await asyncio.sleep(self._retry_seconds or _FULL_DISK_SECONDS)
             await self._index.close()
             try:
                 await self._attach(schema)

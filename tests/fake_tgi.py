@@ -57,11 +57,13 @@ class FakeTGI:
         max_total_tokens: int = 2048,
         port: int = 0,
         lean: bool = False,
+        prefill_seconds: float = 0.0,
     ) -> None:
         """`default` answers when the script is empty; a function of the body may choose the act.
 
         With `lists_adapters` it behaves like the embedded engine: `/v1/models` lists them, unknown ones are a 404.
-        `lean` keeps no requests and looks for `"stream":true` instead of decoding: for benchmarks.
+        `lean` keeps no requests and looks for `"stream":true` instead of decoding: for benchmarks; then
+        `prefill_seconds` pass before anything is sent.
         """
         self.acts: deque[Act] = deque(acts)
         self.default = default or Tokens("Hello", " world", ".")
@@ -71,6 +73,7 @@ class FakeTGI:
         self.api_key = api_key
         self.max_total_tokens = max_total_tokens
         self.lean = lean
+        self.prefill_seconds = prefill_seconds
         self.prebuilt: dict[str, bytes] = {}
         self.rating: Callable[[str, str], float] | None = None
         """How likely a text answers a query, where it is to behave like the embedded engine's `/v1/rerank`."""
@@ -276,7 +279,10 @@ class _Link(asyncio.Protocol):
         fake = self.fake
         method = self.parser.get_method().decode()
         if fake.lean and method == "POST":
-            self._perform_lean()
+            if fake.prefill_seconds:
+                asyncio.get_running_loop().call_later(fake.prefill_seconds, self._perform_lean)
+            else:
+                self._perform_lean()
             return
         fake.requests.append(Received(method, self.path, self.headers, self.body))
         fake.changed()
@@ -321,7 +327,8 @@ class _Link(asyncio.Protocol):
     def _perform_lean(self) -> None:
         act = self.fake.default
         assert isinstance(act, Tokens)
-        assert self.transport is not None
+        if self.transport is None:
+            return
         if b'"stream":true' not in self.body:
             self.transport.write(self._prebuilt("json", act, _lean_json))
         elif act.delay_seconds:
@@ -443,9 +450,10 @@ def _lean_stream(act: Tokens, model: str) -> bytes:
     return STREAM_HEAD + b"".join(framed(event) for event in act.events(model, usage=True)) + b"0\r\n\r\n"
 
 
-async def _serve(port: int, pieces: list[str], delay_seconds: float) -> None:
+async def _serve(port: int, pieces: list[str], delay_seconds: float, prefill_seconds: float) -> None:
     answer = Tokens(*pieces, finish="length", delay_seconds=delay_seconds)
-    async with FakeTGI(default=answer, port=port, lean=True, max_total_tokens=8192) as fake:
+    given = {"port": port, "lean": True, "max_total_tokens": 8192, "prefill_seconds": prefill_seconds}
+    async with FakeTGI(default=answer, **given) as fake:
         print(fake.url, flush=True)
         await asyncio.Event().wait()
 
@@ -456,16 +464,18 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--answer", help="what to answer, a token a word, instead of so many tokens")
     parser.add_argument("--delay-ms", type=float, default=0.0, help="before each streamed token")
+    parser.add_argument("--prefill-ms", type=float, default=0.0, help="before the first byte of an answer")
     given = parser.parse_args()
     words = given.answer.split() if given.answer else [f"token{i}" for i in range(given.tokens)]
     pieces = [f" {word}" for word in words]
+    serve = _serve(given.port, pieces, given.delay_ms / 1000, given.prefill_ms / 1000)
     with contextlib.suppress(KeyboardInterrupt):
         try:
             import uvloop
         except ImportError:
-            asyncio.run(_serve(given.port, pieces, given.delay_ms / 1000))
+            asyncio.run(serve)
         else:
-            uvloop.run(_serve(given.port, pieces, given.delay_ms / 1000))
+            uvloop.run(serve)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp
 
 from app.access import Access, KeyStore, create_key
 from app.admission import Admission
-from app.database import Database
+from app.database import Database, connect
 from app.engines import Engine
 from app.engines.groups import EngineGroups
 from app.engines.tgi import TGIEngine, Timeouts
@@ -298,6 +298,12 @@ async def live_service(
             yield Service(url, key, data_dir, database, {f"tenant-{i}": each for i, each in enumerate(keys)})
     finally:
         await asyncio.to_thread(log.close)
+
+
+def size_with_room(path: Path, room_bytes: int) -> int:
+    """Make an empty database at `path`, and give the size it has when it has grown by so much."""
+    connect(path).close()
+    return path.stat().st_size + room_bytes
 
 
 async def _make_keys(where: Path | str, tenants: list[str]) -> list[str]:

@@ -3,25 +3,33 @@
 async with service_process(data_dir, tgi.url) as process:
     async with process.client() as client: ...
     process.kill()
+
+Processes are forked from one that has loaded all code: two seconds of imports are no part of what is tested.
 """
 
 import asyncio
 import contextlib
-import json
+import multiprocessing
 import os
-import signal
-import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import httpx
 import uvloop
 
-from tests.service import live_service
+from tests.service import Service, live_service
 
-REPOSITORY = Path(__file__).parents[1]
+_forking = multiprocessing.get_context("forkserver")
+_forking.set_forkserver_preload([__name__])
+
+
+class DidNotStart(Exception):
+    """The process ended before it took requests."""
 
 
 @dataclass
@@ -30,56 +38,95 @@ class ServiceProcess:
 
     url: str
     key: str
-    process: asyncio.subprocess.Process
+    process: BaseProcess
 
     @property
     def pid(self) -> int:
+        assert self.process.pid is not None
         return self.process.pid
 
     def client(self, *, connections: int = 100) -> httpx.AsyncClient:
         return httpx.AsyncClient(
             base_url=self.url,
             headers={"authorization": f"Bearer {self.key}"},
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            limits=httpx.Limits(
+                max_connections=connections,
+                max_keepalive_connections=connections,
+                keepalive_expiry=2.0,  # Before the service closes them, which a request could cross.
+            ),
             timeout=20,
             trust_env=False,
         )
 
     def kill(self) -> None:
         """End it at once, as the kernel does when memory runs out."""
-        self.process.send_signal(signal.SIGKILL)
+        self.process.kill()
+
+    async def ended(self) -> None:
+        """Wait until it is gone."""
+        loop, gone = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self.process.sentinel, gone.set)
+        try:
+            await gone.wait()
+        finally:
+            loop.remove_reader(self.process.sentinel)
 
 
 @contextlib.asynccontextmanager
 async def service_process(
-    data_dir: Path, engine_url: str, settings: dict[str, Any] | None = None, *, key: str = ""
+    data_dir: Path,
+    engine_url: str,
+    settings: dict[str, Any] | None = None,
+    *,
+    key: str | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> AsyncIterator[ServiceProcess]:
-    """Run the service until the end of the block, or until it is killed; with a `key` it makes none of its own."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "tests.service_process", str(data_dir), engine_url, json.dumps(settings or {}), key),
-        cwd=REPOSITORY,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    try:
-        assert process.stdout is not None
-        url, key = (await process.stdout.readline()).decode().split()
-        yield ServiceProcess(url, key, process)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
+    """Run the service until the end of the block, or until it is killed.
+
+    `key` is one that an earlier process on this data directory has made; by default another is made. `variables` are
+    added to the environment: those of OpenTelemetry are read there.
+
+    Raises:
+        DidNotStart: the process ended before it took requests.
+    """
+    ours, theirs = _forking.Pipe(duplex=False)
+    given = (theirs, data_dir, engine_url, settings or {}, key, dict(variables or {}))
+    process = _forking.Process(target=_run, args=given, daemon=True)
+    with ours:
+        await asyncio.to_thread(process.start)
+        theirs.close()
+        try:
+            url, given_key = await _said(ours, process)
+            yield ServiceProcess(url, given_key, process)
+        finally:
             process.kill()
-        await process.wait()
+            await asyncio.to_thread(process.join)
 
 
-async def main(data_dir: Path, engine_url: str, settings: dict[str, Any], key: str, log_stream: BinaryIO) -> None:
-    """Serve; the address and a key are printed once it takes requests."""
-    async with live_service(
-        data_dir, engine_url=engine_url, settings=settings, key=key or None, log_stream=log_stream
-    ) as service:
-        print(service.url, service.key, flush=True)
-        await asyncio.Event().wait()
+async def _said(pipe: Connection, process: BaseProcess) -> tuple[str, str]:
+    try:
+        return await asyncio.to_thread(pipe.recv)
+    except EOFError as error:
+        await asyncio.to_thread(process.join)
+        raise DidNotStart(f"the service ended with {process.exitcode}") from error
 
 
-if __name__ == "__main__":
+def _run(
+    pipe: Connection,
+    data_dir: Path,
+    engine_url: str,
+    settings: dict[str, Any],
+    key: str | None,
+    variables: dict[str, str],
+) -> None:
+    os.environ.update(variables)
     with Path(os.devnull).open("wb") as nowhere:
-        uvloop.run(main(Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), sys.argv[4], nowhere))
+        service = live_service(data_dir, engine_url=engine_url, settings=settings, key=key, log_stream=nowhere)
+        uvloop.run(_serve(service, pipe))
+
+
+async def _serve(service: AbstractAsyncContextManager[Service], pipe: Connection) -> None:
+    """Serve; the address and a key are told once requests are taken."""
+    async with service as served:
+        pipe.send((served.url, served.key))
+        await asyncio.Event().wait()

@@ -9,7 +9,7 @@ from app.database.ownership import DataDirectoryBusy, exclusive, own_directory
 from app.database.review_tables import review_boosts, review_items, review_queues, reviews
 from app.database.revisions import is_latest
 from app.database.shared import Database
-from app.database.sqlite import BUSY_SECONDS, CONNECT_ERRORS, connect
+from app.database.sqlite import BUSY_SECONDS, CONNECT_ERRORS, connect, room_bytes
 from app.database.tables import (
     Id,
     api_keys,
@@ -61,5 +61,6 @@ __all__ = [
     "reviews",
     "rollout_changes",
     "rollouts",
+    "room_bytes",
     "training_runs",
 ]

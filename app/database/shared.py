@@ -87,7 +87,7 @@ class Database:
             Unavailable: the database does not answer, or cannot be brought to the current schema.
         """
         await self._prepared()
-        with _told(self.name):
+        with _told():
             async with self._engine.connect() as connection:
                 yield connection
 
@@ -103,7 +103,7 @@ class Database:
                 ended it is not known whether the change was made.
         """
         await self._prepared()
-        with _told(self.name):
+        with _told():
             async with _transaction(self._engine) as connection:
                 yield connection
 
@@ -131,10 +131,10 @@ class Database:
         try:
             await self.prepare()
         except MigrationFailed as error:
-            raise _unavailable(self.name) from error
+            raise _unavailable() from error
 
     async def _migrate(self) -> None:
-        with _told(self.name):
+        with _told():
             async with self._engine.connect() as connection:
                 if await connection.run_sync(is_current):
                     return
@@ -146,7 +146,7 @@ class Database:
         except SQLAlchemyError as error:
             raise MigrationFailed(f"The database {self.name!r} cannot be migrated: {error}") from error
         except (OSError, TimeoutError) as error:
-            raise _unavailable(self.name) from error
+            raise _unavailable() from error
         finally:
             await asyncio.shield(engine.dispose())
 
@@ -200,7 +200,7 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
+def _told() -> Iterator[None]:
     """Turn what a driver raises when its server is away into what a caller may be told.
 
     A statement that breaks a rule of the tables (IntegrityError) or is wrong is for the code that wrote it.
@@ -213,8 +213,14 @@ def _told(name: str) -> Iterator[None]:
         # SQLAlchemy knows asyncpg's errors about data only by their code, of SQL's class 22.
         if isinstance(error, DBAPIError) and str(getattr(error.orig, "sqlstate", "")).startswith("22"):
             raise
-        raise _unavailable(name) from error
+        raise _unavailable() from error
+    except Exception as error:
+        # What asyncpg thinks of an answer that makes no sense, SQLAlchemy hands on as it is.
+        if type(error).__module__.partition(".")[0] != "asyncpg":
+            raise
+        raise _unavailable() from error
 
 
-def _unavailable(name: str) -> Unavailable:
-    return Unavailable(f"The database {name!r} does not answer. Try again shortly.", retry_after_seconds=1.0)
+def _unavailable() -> Unavailable:
+    # Which database it is, the caller need not know; whoever runs the service does.
+    return Unavailable("The database does not answer. Try again shortly.", retry_after_seconds=1.0)

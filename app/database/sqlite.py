@@ -1,5 +1,6 @@
 """SQLite as the service uses it: every commit on the disk, readers that never wait for a writer."""
 
+import os
 import sqlite3
 from pathlib import Path
 
@@ -26,6 +27,15 @@ def connect(path: Path) -> sqlite3.Connection:
     connection.close()
     migrate(URL.create("sqlite", database=str(path)))
     return _open(path)
+
+
+def room_bytes(connection: sqlite3.Connection, path: Path) -> int:
+    """What the database at `path` can still grow by: its disk's free bytes, and the pages that stand empty in it."""
+    disk = os.statvfs(path)
+    (page_bytes,), (empty_pages,) = (
+        connection.execute(f"PRAGMA {name}").fetchone() for name in ("page_size", "freelist_count")
+    )
+    return disk.f_bavail * disk.f_frsize + int(page_bytes) * int(empty_pages)
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -92,6 +92,12 @@ class Connections:
         """How many exchanges are under way, those that wait for a connection included."""
         return len(self._open) - len(self._idle) + self._connecting + len(self._waiters)
 
+    def give_up(self, asked_before: float) -> None:
+        """End the exchanges that began before that moment of the loop's clock and have brought nothing: `TimedOut`."""
+        for connection in list(self._open):
+            if connection.is_unanswered and connection.asked_at <= asked_before:
+                connection.give_up()
+
     async def aclose(self) -> None:
         """Cut every connection; exchanges in flight fail with `ConnectionLost`."""
         self._closed = True

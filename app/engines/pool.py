@@ -258,10 +258,10 @@ class EnginePool:
         self._follow(member)
         if breaker.state == "closed" and not breaker.misses:
             member.note_load(await member.engine.load(LOAD_SECONDS))
-        elif breaker.misses >= ABANDON_AFTER_MISSES and any(
-            each is not member and _is_up(each) for each in self._members
-        ):
-            member.abandon()
+        elif breaker.misses >= ABANDON_AFTER_MISSES:
+            if any(each is not member and _is_up(each) for each in self._members):
+                member.abandon()
+            member.engine.give_up_unanswered()
 
     async def _try_out(self, member: Member) -> None:
         """Send a member that came back the requests that warm it up; if they are answered it is in again."""

@@ -236,6 +236,13 @@ class TGIEngine:
         """When anything last came from the server in answer to a generation, on the loop's clock."""
         return self._pool.heard_at
 
+    def give_up_unanswered(self) -> None:
+        """End the answers that have been waited for as long as for a stream's first token and brought nothing.
+
+        For an engine that does not answer probes either: one that does may be at work on an answer that comes whole.
+        """
+        self._pool.give_up(asyncio.get_running_loop().time() - self._timeouts.first_token_seconds)
+
     async def wait_until_up(self) -> bool:
         """Say at once that there is nothing to wait for: nobody watches one engine by itself (`EnginePool` does)."""
         return False

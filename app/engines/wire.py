@@ -74,6 +74,7 @@ class Connection(asyncio.Protocol):
         self._deadline = _FOREVER
         self._busy = False
         self.was_kept = False
+        self.asked_at = 0.0
         self._reset()
         self._parser = httptools.HttpResponseParser(self)
 
@@ -97,12 +98,18 @@ class Connection(asyncio.Protocol):
         """Whether it can carry no further exchange."""
         return self._transport is None or self._transport.is_closing()
 
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether a request was sent and no byte has come back."""
+        return self._busy and not self.received_any
+
     # What the pool and the response call.
 
     async def exchange(self, request: bytes, deadline: float) -> "Response":
         """Send a request and return once the response's head is in."""
         self._reset()
         self._busy = True
+        self.asked_at = self._loop.time()
         if self._transport is None:
             self._busy = False
             raise ConnectionLost("the connection was closed while idle")
@@ -141,6 +148,10 @@ class Connection(asyncio.Protocol):
     def rest(self) -> None:
         """Wait in the pool; cut after a minute of idleness."""
         self._watch(self._loop.time() + _IDLE_SECONDS)
+
+    def give_up(self) -> None:
+        """Tell the one who waits for an answer that it took too long, and close."""
+        self._fail(TimedOut("no bytes in time"))
 
     def cut(self) -> None:
         """Close at once, sending nothing more."""

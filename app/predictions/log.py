@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from copy import copy
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 from uuid import UUID
 
 from app import database
@@ -32,6 +32,9 @@ class PredictionLog:
         commit_seconds: how long a caller waits for the disk before it is told that the record is unavailable.
         drain_seconds: how long closing the log may take to write what is left.
         max_bytes: a size the database may not outgrow, treated like a full disk.
+        reserve_bytes: room on the disk below which `open` refuses more. It is for the rows of what was opened before,
+            and for emptying the log, which needs some too: on a disk that is full to the last byte nothing goes on.
+        room_bytes: measures that room.
         tally: counts what becomes of records.
     """
 
@@ -44,6 +47,8 @@ class PredictionLog:
         commit_seconds: float = 5.0,
         drain_seconds: float = 10.0,
         max_bytes: int | None = None,
+        reserve_bytes: int = 0,
+        room_bytes: Callable[[sqlite3.Connection, Path], int] = database.room_bytes,
         tally: Tally | None = None,
     ) -> None:
         self._path = path
@@ -52,8 +57,12 @@ class PredictionLog:
         self._commit_seconds = commit_seconds
         self._drain_seconds = drain_seconds
         self._max_bytes = max_bytes
+        self._reserve_bytes = reserve_bytes
+        self._room_bytes = room_bytes
         self._tally = tally
-        self._state: Literal["closed", "usable", "failing"] = "closed"
+        self._is_open = False
+        self._is_failing = False
+        self._is_full = False
         self._undurable: dict[str, Job] = {}  # The latest row of each id that is not yet on the disk.
         self._lingering: dict[str, Job] = {}  # The opening rows among them that the writer has not been given.
         self._answering = 0  # Predictions opened and not yet closed.
@@ -73,12 +82,12 @@ class PredictionLog:
         except database.CONNECT_ERRORS as error:
             raise RecordUnavailable(f"The prediction log {str(self._path)!r} cannot be opened: {error}.") from error
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="prediction-reader")
-        self._state = "usable"
+        self._is_open = True
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Write what is left, for at most `drain_seconds`; what is still open then is recorded as interrupted."""
-        self._state = "closed"
+        self._is_open = False
         for timer in (self._linger_timer, self._watch_timer):
             if timer:
                 timer.cancel()
@@ -89,8 +98,17 @@ class PredictionLog:
 
     @property
     def healthy(self) -> bool:
-        """Whether records reach the disk, as far as the last commit tells."""
-        return self._state == "usable"
+        """Whether records reach the disk, as far as the last commit tells, and there is room for more."""
+        return self._problem is None
+
+    @property
+    def _problem(self) -> str | None:
+        """Why nothing more is taken, if so."""
+        if not self._is_open:
+            return "is closed"
+        if self._is_failing:
+            return "cannot write to its disk"
+        return "has too little room on its disk" if self._is_full else None
 
     @property
     def backlog(self) -> int:
@@ -106,8 +124,8 @@ class PredictionLog:
         """
         if len(prediction.id) != 36:
             raise ValueError(f"{prediction.id!r} is not the id of a prediction: uuid7() makes one.")
-        if self._state != "usable":
-            raise _unavailable("is closed" if self._state == "closed" else "cannot write to its disk")
+        if (problem := self._problem) is not None:
+            raise _unavailable(problem)
         if len(self._undurable) >= self._capacity:
             raise _unavailable("has as many records waiting for its disk as it may")
         self._answering += 1
@@ -203,6 +221,7 @@ class PredictionLog:
                 removed=lambda removals: self._tell_loop(_removed, removals),
                 failed=lambda error: self._tell_loop(self._failed, error),
                 in_flight=lambda: self._answering,
+                look_for_room=lambda: self._look_for_room(writing),
                 tally=self._tally,
             )
             writer.thread.start()
@@ -227,8 +246,8 @@ class PredictionLog:
             self._lingering.clear()
 
     def _committed(self, jobs: list[Job]) -> None:
-        if self._state == "failing":
-            self._state = "usable"
+        if self._is_failing:
+            self._is_failing = False
             log.warning("Predictions are recorded again")
         for job in jobs:
             if self._undurable.get(job.prediction.id) is job:
@@ -238,9 +257,25 @@ class PredictionLog:
                     waiter.set_result(None)
 
     def _failed(self, error: Exception) -> None:
-        if self._state == "usable":
-            self._state = "failing"
+        if self._is_open and not self._is_failing:
+            self._is_failing = True
             log.error("Predictions cannot be recorded and requests are refused until they can: %s", error)
+
+    def _look_for_room(self, connection: sqlite3.Connection) -> None:
+        """Measure the room on the disk, in the writer's thread."""
+        with suppress(OSError, sqlite3.Error):  # A disk that does not tell will say so when it is written to.
+            room = self._room_bytes(connection, self._path)
+            # A little more than the reserve ends a shortage, so that it does not end with every row that goes.
+            enough = self._reserve_bytes * 9 // 8 if self._is_full else self._reserve_bytes
+            self._tell_loop(self._measured, room >= enough)
+
+    def _measured(self, has_room: bool) -> None:
+        if has_room == self._is_full:
+            self._is_full = not has_room
+            if has_room:
+                log.warning("There is room for predictions again")
+            else:
+                log.error("Requests are refused: the disk has less than %d bytes left", self._reserve_bytes)
 
     async def _durable(self, job: Job) -> None:
         waiter = self._loop.create_future()

@@ -31,6 +31,9 @@ class Tally(Protocol):
 GATHER_SECONDS = 0.001
 """How long a commit waits for others when answers are in flight: two rows a commit cost twice what ten do."""
 
+ROOM_SECONDS = 0.5
+"""How often the room on the disk is looked at while nothing is written: others may take it, or give it back."""
+
 
 class Job:
     """A row on its way to the disk, and who waits for it there."""
@@ -77,14 +80,19 @@ class Writer:
         removed: Callable[[list[Removal]], None] = lambda _: None,
         failed: Callable[[Exception], None],
         in_flight: Callable[[], int] = lambda: 0,
+        look_for_room: Callable[[], None] = lambda: None,
         tally: Tally | None = None,
     ) -> None:
-        """All callbacks are called in the writer's thread; `in_flight` counts the predictions open."""
+        """All callbacks are called in the writer's thread; `in_flight` counts the predictions open.
+
+        `look_for_room` is called after every commit, and where there is none every `ROOM_SECONDS`.
+        """
         self._connection = connection
         self._committed = committed
         self._removed = removed
         self._failed = failed
         self._in_flight = in_flight
+        self._look_for_room = look_for_room
         self._tally = tally
         self._mailbox: SimpleQueue[list[Job] | Removal | None] = SimpleQueue()
         self._removals: list[Removal] = []
@@ -115,10 +123,14 @@ class Writer:
     def _write_until_stopped(self) -> None:
         batch: list[Job] = []
         retry_at, pause, refused = 0.0, 0.05, 0
+        look_at = 0.0
         stopped = False
         while not stopped or (batch and time.monotonic() < self._give_up_at):
-            waiting = batch or self._removals
-            stopped |= self._receive(batch, max(0.0, retry_at - time.monotonic()) if waiting else None)
+            wake_at = retry_at if batch or self._removals else look_at
+            stopped |= self._receive(batch, max(0.0, wake_at - time.monotonic()))
+            if time.monotonic() >= look_at:
+                self._look_for_room()
+                look_at = time.monotonic() + ROOM_SECONDS
             if not (batch or self._removals) or time.monotonic() < retry_at:
                 continue
             opening = sum(job.prediction.outcome == "open" for job in batch)
@@ -141,7 +153,7 @@ class Writer:
                 if self._tally is not None and batch:
                     closed = sum(job.prediction.outcome != "open" for job in batch)
                     self._tally.recorded(closed, time.perf_counter() - started)
-                batch, retry_at, pause, refused = [], 0.0, 0.05, 0
+                batch, retry_at, pause, refused, look_at = [], 0.0, 0.05, 0, 0.0
         if batch:
             self._count_unrecorded("dropped", len(batch))
             log.critical("The prediction log was closed with %d records not on the disk", len(batch))
@@ -152,7 +164,7 @@ class Writer:
         if self._tally is not None and rows:
             self._tally.unrecorded(result, rows)
 
-    def _receive(self, batch: list[Job], wait_seconds: float | None) -> bool:
+    def _receive(self, batch: list[Job], wait_seconds: float) -> bool:
         """Add all that is queued to `batch`, waiting for the first of it; say whether the end of the queue was met."""
         try:
             jobs = self._mailbox.get(timeout=wait_seconds)

@@ -9,6 +9,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import asyncpg
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
@@ -378,6 +379,13 @@ async def test_a_postgresql_that_is_away_is_unavailable_and_used_again_when_it_i
                     await count(shared)
             server.start()
             assert await count(shared) == 1
+
+
+async def test_an_answer_that_makes_no_sense_to_the_driver_is_unavailable(postgres):
+    async with Database(postgres.create_database()) as shared:
+        with pytest.raises(Unavailable):
+            async with shared.reading():
+                raise asyncpg.InternalClientError("cannot switch to state 12")
 
 
 @pytest.mark.parametrize("url", ["mysql://host/name", "nonsense", ""])

@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.service import Api, live_service
 
+CALLERS = 24
 ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -25,7 +26,9 @@ class Engine:
     """A stand-in engine in a process of its own, always on the same port."""
 
     def __init__(self, port: int = 0) -> None:
-        command = [sys.executable, "-m", "tests.fake_tgi", "--port", str(port), "--tokens", "4", "--delay-ms", "5"]
+        # Each answer takes a while to begin, so that many have not when a fault comes.
+        answers = ["--tokens", "4", "--delay-ms", "10", "--prefill-ms", "200"]
+        command = [sys.executable, "-m", "tests.fake_tgi", "--port", str(port), *answers]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True)
 
     async def url(self) -> str:
@@ -68,13 +71,20 @@ async def load(api: Api, callers: int) -> AsyncIterator[Counter[str]]:
         await asyncio.gather(*tasks)
 
 
+async def samples(api: Api, name: str) -> list[tuple[dict[str, str], float]]:
+    """The values of a metric, by their labels."""
+    families = text_string_to_metric_families((await api.client.get("/metrics")).text)
+    return [(each.labels, each.value) for family in families for each in family.samples if each.name == name]
+
+
 async def state_of(api: Api, url: str) -> str:
-    text = (await api.client.get("/metrics")).text
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            if sample.name == "hallmark_engine_state" and sample.labels["member"] == url.removeprefix("http://"):
-                return sample.labels["state"]
-    return ""
+    found = await samples(api, "hallmark_engine_state")
+    return next((labels["state"] for labels, _ in found if labels["member"] == url.removeprefix("http://")), "")
+
+
+async def failovers(api: Api) -> float:
+    ((_, count),) = await samples(api, "hallmark_engine_failovers_total")
+    return count
 
 
 async def seconds_until(api: Api, url: str, state: str) -> float:
@@ -96,7 +106,8 @@ async def test_one_killed_and_one_hung_in_turn_cost_no_client_its_answer(tmp_pat
             service.client() as client,
         ):
             api = Api(client, "default", service.key)
-            async with load(api, callers=12) as seen:
+            began = time.monotonic()
+            async with load(api, callers=CALLERS) as seen:
                 await asyncio.sleep(1.0)
 
                 a.send(signal.SIGSTOP)
@@ -104,28 +115,34 @@ async def test_one_killed_and_one_hung_in_turn_cost_no_client_its_answer(tmp_pat
                 answered = seen["answered"]
                 await asyncio.sleep(4.0)  # Those that wait for it are answered elsewhere by now.
                 assert seen["answered"] > answered
+                moved = [await failovers(api)]
                 a.send(signal.SIGCONT)
                 back_from_hang = await seconds_until(api, first, "closed")
+                await asyncio.sleep(1.0)  # So that both are at work again.
 
                 b.send(signal.SIGKILL)
                 killed = await seconds_until(api, second, "open")
+                moved.append(await failovers(api) - moved[0])
                 await asyncio.sleep(0.5)
                 b.close()
                 engines.append(again := Engine(int(second.rpartition(":")[2])))
                 assert await again.url() == second
                 back_from_death = await seconds_until(api, second, "closed")
                 await asyncio.sleep(0.5)
+                rate = seen["answered"] / (time.monotonic() - began)
         with capsys.disabled():
             print(
                 f"\nhung: out after {hung:.1f} s, in again {back_from_hang:.1f} s after it went on; killed: out after "
-                f"{killed:.1f} s, in again {back_from_death:.1f} s after its port opened; {dict(seen)}"
+                f"{killed:.1f} s, in again {back_from_death:.1f} s after its port opened; {rate:.0f} answers a second "
+                f"of {CALLERS} callers, {moved} sent to the other engine; {dict(seen)}"
             )
         assert [what for what in seen if what.startswith("refused")] == []
         assert hung <= 5.0
         assert killed <= 5.0
         assert max(back_from_hang, back_from_death) <= 5.0
-        assert seen["cut"] <= 12  # A stream of which the client has seen a part ends in an error event.
-        assert seen["answered"] > 200
+        assert seen["cut"] <= CALLERS  # A stream of which the client has seen a part ends in an error event.
+        assert min(moved) >= 3, "a fault met hardly any request"
+        assert rate > 20, "there was no load"
     finally:
         for engine in engines:
             engine.close()

@@ -11,10 +11,16 @@ import pytest
 
 from app.predictions import PredictionLog
 from tests.fake_tgi import FakeTGI, Tokens
-from tests.service import LiveGateway, live_gateway
+from tests.service import LiveGateway, live_gateway, size_with_room
 
 QUESTION = "What is a release?"
 FILLER = "word " * 4_000
+
+
+def log_on_a_small_disk(tmp_path: Path, *, commit_seconds: float) -> PredictionLog:
+    path = tmp_path / "hallmark.db"
+    room = size_with_room(path, 200_000)
+    return PredictionLog(path, max_bytes=room, commit_seconds=commit_seconds, drain_seconds=0.2)
 
 
 @asynccontextmanager
@@ -22,9 +28,7 @@ async def on_a_full_disk(
     tmp_path: Path, tgi: FakeTGI, *, record_required: bool = True, commit_seconds: float = 0.2
 ) -> AsyncIterator[LiveGateway]:
     """A gateway whose log just met the end of its disk."""
-    predictions = PredictionLog(
-        tmp_path / "hallmark.db", max_bytes=300_000, commit_seconds=commit_seconds, drain_seconds=0.2
-    )
+    predictions = log_on_a_small_disk(tmp_path, commit_seconds=commit_seconds)
     async with live_gateway(
         tmp_path, engine_url=tgi.url, predictions=predictions, record_required=record_required
     ) as live:
@@ -50,7 +54,7 @@ async def test_on_a_full_disk_the_engine_is_not_asked_and_nobody_gets_an_unrecor
 
 
 async def test_the_answer_that_finds_the_disk_full_is_not_given(tmp_path):
-    predictions = PredictionLog(tmp_path / "hallmark.db", max_bytes=300_000, commit_seconds=0.8, drain_seconds=0.2)
+    predictions = log_on_a_small_disk(tmp_path, commit_seconds=0.8)
     async with (
         FakeTGI() as tgi,
         live_gateway(tmp_path, engine_url=tgi.url, predictions=predictions) as live,
@@ -66,7 +70,7 @@ async def test_the_answer_that_finds_the_disk_full_is_not_given(tmp_path):
 
 
 async def test_a_stream_that_finds_the_disk_full_at_its_end_ends_in_an_error_event(tmp_path):
-    predictions = PredictionLog(tmp_path / "hallmark.db", max_bytes=300_000, commit_seconds=0.8, drain_seconds=0.2)
+    predictions = log_on_a_small_disk(tmp_path, commit_seconds=0.8)
     answer = Tokens("word " * 60_000, " and more")  # Its opening row has room on the disk, its closing one has not.
     async with (
         FakeTGI(answer) as tgi,

@@ -21,6 +21,7 @@ from app.database import DataDirectoryBusy
 from app.errors import RecordUnavailable
 from app.messages import Message
 from app.predictions import Prediction, PredictionLog, uuid7
+from tests.service import size_with_room
 
 SECRETS = ("sapphire", "obsidian", "malachite", "tourmaline", "chrysoberyl", "carnelian", "alexandrite", "lapis")
 
@@ -434,10 +435,7 @@ async def test_a_full_queue_refuses_new_predictions_and_takes_what_it_promised(p
 
 
 async def test_a_full_disk_refuses_new_predictions_keeps_those_in_flight_and_recovers(path, caplog):
-    async with PredictionLog(path):
-        pass
-    room = path.stat().st_size + 130_000
-    async with PredictionLog(path, max_bytes=room, commit_seconds=0.2) as log:
+    async with PredictionLog(path, max_bytes=size_with_room(path, 130_000), commit_seconds=0.2) as log:
         filler = []
         while log.healthy:
             prediction = _prediction(answer="x" * 20_000)
@@ -463,6 +461,46 @@ async def test_a_full_disk_refuses_new_predictions_keeps_those_in_flight_and_rec
         await log.close(later)
         assert dict(_rows(path)) == {each.id: "finished" for each in (*filler[1:], stuck, later)}
     assert "database or disk is full" in caplog.text
+
+
+async def test_under_its_reserve_the_disk_is_for_what_was_promised_and_for_nothing_new(path, caplog):
+    room = 1_000_000
+    async with PredictionLog(path, reserve_bytes=1_000_000, room_bytes=lambda *_: room) as log:
+        running, refused, later = _prediction(), _prediction(), _prediction()
+        log.open(running)
+        await log.opened(running)
+        room = 999_999
+        assert await _until(lambda: not log.healthy)
+        with pytest.raises(RecordUnavailable, match="too little room") as refusal:
+            log.open(refused)
+        assert refusal.value.retry_after_seconds
+        running.outcome = "finished"
+        await log.close(running)
+        assert not log.healthy  # That a row was written does not mean that there is room.
+        room = 1_050_000  # Nor does a little more.
+        other = _prediction(outcome="finished")
+        await log.close(other)
+        await log.remove({"finished": [row[0] for row in await log.closed(1)]})
+        assert not log.healthy
+        room = 1_125_000
+        assert await _until(lambda: log.healthy)
+        log.open(later)
+    assert dict(_rows(path)) == {other.id: "finished", later.id: "interrupted"}
+    told = [entry.message for entry in caplog.records if entry.name == "app.predictions.log"]
+    assert told == [
+        "Requests are refused: the disk has less than 1000000 bytes left",
+        "There is room for predictions again",
+    ]
+
+
+async def test_a_disk_that_does_not_tell_its_room_is_written_to(path):
+    def fails(*_: object) -> int:
+        raise OSError("stale file handle")
+
+    async with PredictionLog(path, reserve_bytes=1_000_000, room_bytes=fails) as log:
+        prediction = _prediction(outcome="finished")
+        await log.close(prediction)
+        assert log.healthy
 
 
 async def test_a_database_locked_by_another_only_delays(path, log):

@@ -4,7 +4,7 @@ import asyncio
 import json
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import pytest
 from sqlalchemy import func, select
 
 from app.database import Database, prediction_documents, predictions
-from app.errors import Unavailable
+from app.errors import RecordUnavailable, Unavailable
 from app.predictions import History, Prediction, PredictionLog, Shipper, uuid7
 from tests.postgres import Postgres
 from tests.service import until
+from tests.small_disk import SmallDisk
 
 
 @pytest.fixture
@@ -170,6 +171,38 @@ async def test_a_server_that_dies_and_comes_back_gets_everything(source, outbox)
 
             await until(shipped, seconds=15)
             assert sorted(await arrived(database)) == sorted(ids)
+
+
+async def test_an_outbox_that_filled_its_disk_is_emptied_when_the_database_is_back(tmp_path):
+    with Postgres() as server, SmallDisk(tmp_path / "disk", megabytes=16) as disk:
+        async with (
+            PredictionLog(disk.folder / "hallmark.db", reserve_bytes=6_000_000) as source,
+            Database(server.create_database(), timeout_seconds=2.0) as database,
+            Shipper(source, database, poll_seconds=0.01) as shipper,
+        ):
+            await record(source, prediction())
+
+            async def shipped() -> bool:
+                return not await source.closed(1) and not shipper.rows
+
+            await until(shipped)
+            await asyncio.to_thread(server.stop)
+            ids = []
+            while source.healthy:
+                given = [prediction(answer="a" * 20_000) for _ in range(10)]
+                with suppress(RecordUnavailable):
+                    for each in given:
+                        source.open(each)
+                ids += await record(source, *given)  # What was opened is recorded, whatever came in between.
+            assert len(ids) > 100
+            await asyncio.to_thread(server.start)
+            await until(shipped, seconds=20)
+            assert set(ids) <= set(await arrived(database))
+
+            async def has_room() -> bool:
+                return source.healthy  # Though the file is as large as before: its pages are empty.
+
+            await until(has_room)
 
 
 ODD = {

@@ -1,70 +1,25 @@
 """Export: over OTLP/HTTP to a collector on loopback, and at no cost to a request when there is none to take it."""
 
 import gc
-import gzip
 import socket
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 
 import pytest
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import NoOpTracerProvider
 
 from observability import genai
 from observability.telemetry import ExporterMisconfigured, Telemetry
+from tests.collector import Collector
 
 ROUTE = "/v1/chat/completions"
 
 
-class Collector(ThreadingHTTPServer):
-    """Keeps what is posted to it, parsed with OpenTelemetry's own protobuf classes."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        self.traces: list[ExportTraceServiceRequest] = []
-        self.metrics: list[ExportMetricsServiceRequest] = []
-        self.headers: list[dict[str, str]] = []
-        super().__init__(("127.0.0.1", 0), Receive)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Receive(BaseHTTPRequestHandler):
-    server: Collector
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        if self.headers.get("content-encoding") == "gzip":
-            body = gzip.decompress(body)
-        self.server.headers.append({name.lower(): value for name, value in self.headers.items()})
-        if self.path == "/v1/traces":
-            self.server.traces.append(ExportTraceServiceRequest.FromString(body))
-        elif self.path == "/v1/metrics":
-            self.server.metrics.append(ExportMetricsServiceRequest.FromString(body))
-        self.send_response(200)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
 def collector() -> Iterator[Collector]:
-    server = Collector()
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with Collector() as server:
+        yield server
 
 
 @pytest.fixture

@@ -1,13 +1,16 @@
 """One suite over every index: what holds for the one in the process holds for a Qdrant server."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -15,12 +18,13 @@ from qdrant_client import AsyncQdrantClient
 
 from retrieval.documents import Scope
 from retrieval.edge import EdgeIndex
-from retrieval.errors import IndexMismatch, IndexUnavailable, InvalidFilter
+from retrieval.errors import IndexMismatch, IndexOutOfRoom, IndexUnavailable, InvalidFilter
 from retrieval.index import (
     Index,
     IndexFilter,
     IndexPoint,
     IndexSchema,
+    Legs,
     SparseVector,
     labels,
     point_id,
@@ -28,6 +32,10 @@ from retrieval.index import (
     tenant_filter,
 )
 from retrieval.qdrant import MEMORY, QdrantIndex
+from tests.fake_qdrant import fake_qdrant
+from tests.faults import FaultyProxy
+from tests.service import until
+from tests.small_disk import SmallDisk
 
 SCHEMA = IndexSchema(
     embedding_model="acme/Tiny Model",
@@ -61,11 +69,15 @@ def found(leg: list[tuple[int, float]]) -> list[tuple[int, int]]:
     return [point_key(number) for number, _ in leg]
 
 
-@pytest.fixture(params=["edge", "qdrant"])
+@pytest.fixture(params=["edge", "qdrant", "qdrant over HTTP"])
 async def make(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Callable[[], Index]]:
     """Make indexes that look at the same data, one after the other."""
     if request.param == "edge":
         yield lambda: EdgeIndex(tmp_path / "index")
+        return
+    if request.param == "qdrant over HTTP":
+        async with fake_qdrant() as url:
+            yield lambda: QdrantIndex(url)
         return
     client = AsyncQdrantClient(MEMORY)
     yield lambda: QdrantIndex(MEMORY, client=client)
@@ -278,6 +290,26 @@ async def test_an_embedded_index_has_one_owner(tmp_path: Path) -> None:
             await second.open(SCHEMA)
 
 
+async def test_an_embedded_index_on_a_full_disk_refuses_to_write_and_to_open_and_works_again_with_room(
+    tmp_path: Path,
+) -> None:
+    with SmallDisk(tmp_path / "disk", megabytes=128) as disk:
+        directory = disk.folder / "index"
+        async with opened(EdgeIndex(directory)) as index:
+            await index.upsert([point(1, 1)])
+            disk.fill()
+            for refused in (index.upsert([point(1, 2)]), index.delete([point_id(1, 1)])):
+                with pytest.raises(IndexOutOfRoom, match="make room"):
+                    await refused
+            assert await index.ids() == [point_id(1, 1)]
+        with pytest.raises(IndexOutOfRoom, match="make room"):
+            await EdgeIndex(directory).open(SCHEMA)
+        disk.free()
+        async with opened(EdgeIndex(directory)) as index:
+            await index.upsert([point(1, 2)])
+            assert await index.ids() == [point_id(1, 1), point_id(1, 2)]
+
+
 def shards_in(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir() if path.is_dir())
 
@@ -337,6 +369,43 @@ async def test_a_server_that_is_down_is_unavailable() -> None:
     with pytest.raises(IndexUnavailable, match=r"Qdrant server at http://127\.0\.0\.1:1 failed"):
         await index.open(SCHEMA)
     await index.close()
+
+
+async def test_a_server_that_hangs_costs_one_caller_a_moment_and_the_others_nothing() -> None:
+    async with (
+        fake_qdrant() as url,
+        FaultyProxy(urlsplit(url).netloc) as proxy,
+        opened(QdrantIndex(proxy.url, search_seconds=0.3)) as index,
+    ):
+
+        async def search() -> Legs:
+            return await index.search(EVERYTHING, dense=AXES[0], sparse=None, depth=1)
+
+        await index.upsert([point(1, 1)])
+        await proxy.become("hang")
+        with pytest.raises(IndexUnavailable, match="TimeoutError"):
+            await search()
+        began = time.perf_counter()
+        for refused in (search(), index.ids(), index.check()):
+            with pytest.raises(IndexUnavailable, match="a moment ago"):
+                await refused
+        assert time.perf_counter() - began < 0.2
+        await proxy.become(None)
+
+        async def answers() -> bool:
+            with contextlib.suppress(IndexUnavailable):
+                return bool((await search()).dense)
+            return False
+
+        await until(answers)
+        await search()
+
+
+async def test_a_call_that_the_server_finds_wrong_is_no_reason_to_spare_it_others() -> None:
+    async with fake_qdrant() as url, opened(QdrantIndex(url)) as index:
+        with pytest.raises(IndexUnavailable, match="UnexpectedResponse"):
+            await index.upsert([replace(point(1, 1), dense=np.ones(3, np.float32))])
+        assert await index.ids() == []
 
 
 def test_a_point_number_holds_its_generation_and_passage() -> None:

@@ -22,6 +22,7 @@ from retrieval.errors import (
     DocumentChanged,
     DocumentNotFound,
     IndexMismatch,
+    IndexOutOfRoom,
     IndexUnavailable,
     InvalidFilter,
     UnreadableDocument,
@@ -546,14 +547,15 @@ async def test_acknowledged_documents_survive_kill_nine(tmp_path: Path, document
 class LateIndex(WatchedIndex):
     """A server that is down when retrieval opens, until `is_up` is set."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, error: IndexUnavailable | None = None) -> None:
         super().__init__(index)
+        self.error = error or IndexUnavailable("the server is down")
         self.is_up = False
         self.opened = asyncio.Event()
 
     async def open(self, schema: Any, *, rebuild: bool = False) -> None:
         if not self.is_up:
-            raise IndexUnavailable("the server is down")
+            raise self.error
         await self.index.open(schema, rebuild=rebuild)
         self.opened.set()
 
@@ -579,6 +581,15 @@ async def test_retrieval_opens_without_a_server_that_is_down_and_finds_it_later(
         assert texts(await retriever.search(ACME, "How tall is the tower?", top_k=1)) == [
             "The tower is 330 metres tall."
         ]
+
+
+async def test_a_local_index_without_room_on_its_disk_is_waited_for(
+    tmp_path: Path, make_index: Callable[[], Index]
+) -> None:
+    index = LateIndex(make_index(), IndexOutOfRoom("make room"))
+    async with opened(tmp_path, index) as retriever:
+        with pytest.raises(IndexUnavailable, match="make room"):
+            await retriever.search(ACME, "tower")
 
 
 async def test_a_local_index_that_cannot_be_opened_fails_the_start(

@@ -208,6 +208,30 @@ async def test_a_hung_engine_is_out_and_who_waits_for_it_is_answered_elsewhere()
         await eventually(lambda: states(pool) == ["closed", "closed"])
 
 
+async def test_who_waits_for_a_whole_answer_of_the_last_engine_learns_that_it_is_silent():
+    timeouts = Timeouts(first_token_seconds=0.3, answer_seconds=50.0)
+    async with FakeTGI(default=Hang()) as a, pool_of(a, timeouts=timeouts) as pool:
+        waiting = asyncio.create_task(answer(pool, ask(stream=False)))
+        await a.until(lambda: len(a.bodies) == 1)
+        a.is_hung = True
+        with pytest.raises(EngineTimeout):
+            await waiting
+        assert states(pool) == ["open"]
+        await a.until(lambda: a.cancelled == 1)
+
+
+async def test_a_whole_answer_may_take_longer_than_a_first_token_while_probes_are_answered():
+    gate = asyncio.Event()
+    timeouts = Timeouts(first_token_seconds=0.1, answer_seconds=50.0)
+    async with FakeTGI(default=Tokens("late", gate=gate)) as a, pool_of(a, timeouts=timeouts) as pool:
+        waiting = asyncio.create_task(answer(pool, ask(stream=False)))
+        await a.until(lambda: len(a.bodies) == 1)
+        probed = len(a.requests)
+        await a.until(lambda: len(a.requests) > probed + 40)  # A second and more.
+        gate.set()
+        assert await waiting == "late"
+
+
 async def test_an_engine_that_leaves_probes_waiting_while_it_answers_is_not_out():
     stream = Tokens(*["token "] * 400, delay_seconds=0.01)
     async with FakeTGI(default=stream) as a, FakeTGI(default=B) as b, pool_of(a, b) as pool:
