@@ -60,7 +60,7 @@ class CheckPolicy:
     right and 12 wrong answers and refuses 23 of the 30 absent ones, 0.52 gives 35, 11 and 24."""
     extract_focus_words: float = 0.37
     """The same by words alone."""
-    rated_fit: float = 0.66
+    rated_fit: float = 0.74
     """The same where the engine rates sentences: share of words plus cosine plus a fifth of the rating's log odds plus
     a fifth of how well its kind suits.
 

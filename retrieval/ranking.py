@@ -24,7 +24,7 @@ _EXTRACT_TIE = 0.2
 _RATING_WEIGHT = 0.2
 _RATING_FLOOR = 0.001
 _RATED_TIE = 0.5
-_SUITS_WEIGHT = 0.2
+_SUITS_WEIGHT = 0.4
 
 
 @dataclass(frozen=True, slots=True)
