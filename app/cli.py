@@ -19,6 +19,7 @@ from rich.table import Table
 from app.client import Client
 from app.prediction_commands import predictions
 from app.release_commands import releases, rollouts
+from app.review_commands import review
 from app.settings import Settings, unknown_variables
 from app.terminal import Key, Url, err, explained, load, out, show_sources
 
@@ -36,6 +37,7 @@ app.add_typer(keys, name="keys")
 app.add_typer(predictions, name="predictions")
 app.add_typer(releases, name="releases")
 app.add_typer(rollouts, name="rollouts")
+app.add_typer(review, name="review")
 
 KeyId = Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.")]
 DataDir = Annotated[Path | None, typer.Option(help="The service's data directory.")]

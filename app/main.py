@@ -30,7 +30,8 @@ from app.rates import RATE_HEADERS, RateLimits
 from app.readiness import Check, Problem, Readiness
 from app.registry import Registry
 from app.releases import Prompt, Release, RetrievalPlan
-from app.routes import documents, errors, feedback, health, labels, lineage, releases, resources, rollouts
+from app.review import open_review
+from app.routes import documents, errors, feedback, health, labels, lineage, releases, resources, review, rollouts
 from app.routes.chat import ChatRoute
 from app.routes.dependencies import Services
 from app.routes.description import describe
@@ -116,17 +117,19 @@ async def open_service(
             outbox=shipper,
             engines=engines.samples,
         )
+        label_log = await parts.enter_async_context(LabelLog(shared))
         public_url = settings.public_url.rstrip("/") if settings.public_url else None
         services = Services(
             retriever=retriever,
             predictions=predictions,
             feedback=await parts.enter_async_context(FeedbackLog(shared)),
-            labels=await parts.enter_async_context(LabelLog(shared)),
+            labels=label_log,
             history=history,
             provenance=provenance,
             tracer=Tracer(provenance, history, documents=retriever, adapter_folder=settings.engine.adapter_folder),
             uses=Uses(provenance, history, document_uses),
             registry=registry,
+            review=await parts.enter_async_context(open_review(shared, history, label_log)),
             defaults=_defaults(settings),
             links=links,
             telemetry=telemetry,
@@ -198,6 +201,7 @@ def create_api(services: Services | None = None, *, max_body_bytes: int | None =
         labels.routes,
         prediction_routes,
         lineage.routes,
+        review.routes,
         releases.routes,
         rollouts.routes,
         health.routes,
@@ -214,7 +218,7 @@ def _for_browsers(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
     return CORSMiddleware(
         app,
         allow_origins=origins,
-        allow_methods=("GET", "POST", "PATCH", "DELETE"),
+        allow_methods=("GET", "POST", "PUT", "PATCH", "DELETE"),
         allow_headers=("*",),
         expose_headers=("x-prediction-id", "x-request-id", "x-release", "retry-after", *RATE_HEADERS),
     )

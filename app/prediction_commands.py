@@ -1,7 +1,5 @@
 """`hallmark predictions ...`: look at what is on record, and take it away as a file, by the public API."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
@@ -13,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Column, Table
 
 from app.client import Client
-from app.terminal import Key, Url, err, explained, out
+from app.terminal import Key, Url, err, explained, out, whole
 
 predictions = typer.Typer(help="Predictions: list, export, trace.", no_args_is_help=True)
 
@@ -111,7 +109,7 @@ def export(
         TimeElapsedColumn(),
     )
     rows = 0
-    with explained(), Client(url, key) as client, _whole(target) as file, Progress(*columns, console=err) as progress:
+    with explained(), Client(url, key) as client, whole(target) as file, Progress(*columns, console=err) as progress:
         write = _parquet(file) if kind == "parquet" else file.writelines
         total = client.call("GET", "/v1/predictions/count", params=given)["count"]
         task = progress.add_task("exporting predictions", total=total)
@@ -138,18 +136,6 @@ def lineage(prediction_id: Annotated[str, typer.Argument(help="A prediction's id
 
 def _given(**filters: str | None) -> dict[str, str]:
     return {name: value for name, value in filters.items() if value is not None}
-
-
-@contextmanager
-def _whole(target: Path) -> Iterator[IO[bytes]]:
-    """Open a file beside `target` that takes its place when the block ends well, and goes when it does not."""
-    draft = target.with_name(f"{target.name}.partial")
-    try:
-        with draft.open("wb") as file:
-            yield file
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _parquet(file: IO[bytes]) -> Any:

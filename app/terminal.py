@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -35,6 +35,18 @@ def explained() -> Iterator[None]:
     except (ServiceFailure, ServiceError, OSError) as error:
         err.print(f"[red]error:[/] {escape(str(error))}")
         raise typer.Exit(1) from None
+
+
+@contextmanager
+def whole(target: Path) -> Iterator[IO[bytes]]:
+    """Open a file beside `target` that takes its place when the block ends well, and goes when it does not."""
+    draft = target.with_name(f"{target.name}.partial")
+    try:
+        with draft.open("wb") as file:
+            yield file
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def load(client: Client, paths: list[Path]) -> int:

@@ -6,6 +6,7 @@ may use one database; the data directory around it has one owner.
 
 from app.database.migrating import SCHEMA_VERSION, MigrationFailed, SchemaTooNew, migrate
 from app.database.ownership import DataDirectoryBusy, exclusive, own_directory
+from app.database.review_tables import review_boosts, review_items, review_queues, reviews
 from app.database.shared import Database
 from app.database.sqlite import BUSY_SECONDS, CONNECT_ERRORS, connect
 from app.database.tables import (
@@ -52,6 +53,10 @@ __all__ = [
     "predictions",
     "registry",
     "releases",
+    "review_boosts",
+    "review_items",
+    "review_queues",
+    "reviews",
     "rollout_changes",
     "rollouts",
     "training_runs",

@@ -1,4 +1,4 @@
-"""The tables that several processes read and change: releases, rollouts, feedback, labels.
+"""The tables that several processes read and change: releases, rollouts, feedback, labels, the review queue.
 
 The main rule: the same statements on SQLite and on PostgreSQL, and one transaction for what must be true together. A
 database that is away is `Unavailable` to whoever asks and costs nobody else anything: it is reached, and brought to the
@@ -114,6 +114,14 @@ class Database:
         """
         if self.kind == "postgresql":
             await connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(what, 0))))
+
+    async def not_while_one(self, connection: AsyncConnection, what: str) -> None:
+        """Keep transactions that do `what` one at a time out until this one ends; others of this kind run beside it.
+
+        Whoever gets its turn at `what` then sees all that such transactions have begun to write.
+        """
+        if self.kind == "postgresql":
+            await connection.execute(select(func.pg_advisory_xact_lock_shared(func.hashtextextended(what, 0))))
 
     def insert(self, table: Table) -> Any:
         """An INSERT of this database's own dialect, which knows `on_conflict_do_nothing` and its like."""

@@ -1,13 +1,14 @@
 """Labels: what somebody who can know states as true of an answer, whole: class, right answer, relevant passages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, Self
 
 import msgspec
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.database import Database, labels
 from app.errors import InvalidRequest
-from app.feedback.calls import Row, Speaker, call, callers_key, canonical_id, latest_word_at
+from app.feedback.calls import Call, Row, Speaker, call, callers_key, canonical_id, latest_word_at
 from app.feedback.feedback import amendment
 from app.feedback.ledger import Ledger, Revision, Written
 
@@ -101,32 +102,25 @@ class LabelLog:
             Overloaded: too many wait already.
             Unavailable: the database does not answer.
         """
-        content = {"class": stated.class_name, "answer": stated.answer, "passages": stated.passages}
-        says = [name for name, value in content.items() if value is not None]
-        if stated.withdrawn and says:
-            raise InvalidRequest(f"`{says[0]}`: what withdraws a label states nothing else.", param=says[0])
-        if not stated.withdrawn and not says:
-            raise InvalidRequest("`class`: state a class, an answer or the relevant passages.", param="class")
-        columns: dict[str, Any] = {"source": stated.source, "withdrawn": True}
-        if not stated.withdrawn:
-            columns = {
-                **content,
-                "passages": None if stated.passages is None else msgspec.json.encode(stated.passages).decode(),
-                "comment": stated.comment,
-                "policy": stated.policy,
-                "sampling_probability": stated.sampling_probability,
-                "source": stated.source,
-                "withdrawn": False,
-            }
-        made = call(
-            speaker,
-            {"prediction_id": canonical_id(stated.prediction_id), "author": speaker.author},
-            columns,
-            said_at=stated.said_at,
-            idempotency_key=stated.idempotency_key,
-            is_whole=not stated.withdrawn,
-        )
-        return await self._ledger.write(made)
+        return await self._ledger.write(_call(speaker, stated))
+
+    async def state_in(self, connection: AsyncConnection, stated: Sequence[tuple[Speaker, Stated]]) -> list[Written]:
+        """Take labels in, in a transaction of the caller's and so with what else it writes; raises as `state` does.
+
+        Whatever else the transaction has to wait for, it should have: no label is written anywhere until it ends.
+        """
+        return await self._ledger.write_in(connection, [_call(speaker, each) for speaker, each in stated])
+
+    async def resample_in(
+        self, connection: AsyncConnection, tenant: str, label_id: str, *, policy: str, sampling_probability: float
+    ) -> Written:
+        """Correct how a prediction came to be labelled, and nothing else of its label; raises NotFound."""
+        row = await self._ledger.get(tenant, label_id)
+        speaker = Speaker(tenant=tenant, key_id=row["key_id"], user=row["author"])
+        says = {"policy": policy, "sampling_probability": sampling_probability}
+        made = call(speaker, self._ledger.identity_of(row), says, is_whole=False)
+        (written,) = await self._ledger.write_in(connection, [made])
+        return written
 
     async def withdraw(self, speaker: Speaker, label_id: str, *, said_at: int | None = None) -> Written:
         """Take a label back: it is nobody's truth any more, and stays on record.
@@ -142,6 +136,11 @@ class LabelLog:
     async def get(self, tenant: str, label_id: str) -> Label:
         """What an author states now; raises NotFound if the tenant has no such label."""
         return Label.of(await self._ledger.get(tenant, label_id))
+
+    async def some(self, tenant: str, ids: Collection[str]) -> dict[str, Label]:
+        """What the authors of these labels state now, by id; those that the tenant has not are left out."""
+        query = self._ledger.current(tenant).where(labels.c.id.in_(ids))
+        return {row["id"]: Label.of(row) for row in await self._ledger.read(query)} if ids else {}
 
     async def history(self, tenant: str, label_id: str) -> list[Revision]:
         """Every call about a label, in the order of arrival."""
@@ -187,3 +186,32 @@ def _said(columns: Mapping[str, Any]) -> dict[str, Any]:
     if said.get("passages") is not None:
         said["passages"] = msgspec.json.decode(said["passages"])
     return said
+
+
+def _call(speaker: Speaker, stated: Stated) -> Call:
+    """The call that states a label; raises InvalidRequest if it states nothing."""
+    content = {"class": stated.class_name, "answer": stated.answer, "passages": stated.passages}
+    says = [name for name, value in content.items() if value is not None]
+    if stated.withdrawn and says:
+        raise InvalidRequest(f"`{says[0]}`: what withdraws a label states nothing else.", param=says[0])
+    if not stated.withdrawn and not says:
+        raise InvalidRequest("`class`: state a class, an answer or the relevant passages.", param="class")
+    columns: dict[str, Any] = {"source": stated.source, "withdrawn": True}
+    if not stated.withdrawn:
+        columns = {
+            **content,
+            "passages": None if stated.passages is None else msgspec.json.encode(stated.passages).decode(),
+            "comment": stated.comment,
+            "policy": stated.policy,
+            "sampling_probability": stated.sampling_probability,
+            "source": stated.source,
+            "withdrawn": False,
+        }
+    return call(
+        speaker,
+        {"prediction_id": canonical_id(stated.prediction_id), "author": speaker.author},
+        columns,
+        said_at=stated.said_at,
+        idempotency_key=stated.idempotency_key,
+        is_whole=not stated.withdrawn,
+    )

@@ -103,6 +103,19 @@ class Ledger:
             self._writer = asyncio.create_task(self._write_waiting(), name=f"{self.table.name}-writer")
         return await waiter
 
+    async def write_in(self, connection: AsyncConnection, calls: Sequence[Call]) -> list[Written]:
+        """Write calls in a transaction of the caller's, which holds up every other writer until it ends.
+
+        Raises:
+            Conflict: an idempotency key came with another content before.
+        """
+        written: list[Written] = []
+        for outcome in await self._append_in(connection, calls):
+            if isinstance(outcome, Conflict):
+                raise outcome
+            written.append(outcome)
+        return written
+
     # --- reading ---
 
     def current(self, tenant: str) -> Select[Any]:
@@ -201,27 +214,30 @@ class Ledger:
     async def _append(self, calls: Sequence[Call]) -> list[Written | Conflict]:
         """Write calls in one transaction, in the order they came."""
         async with self.database.writing() as connection:
-            await self.database.one_at_a_time(connection, self.table.name)
-            known = await self._known(connection, calls)
-            latest = await self._latest(connection, calls)
-            fresh: list[Row] = []
-            decided: list[tuple[Row, bool] | Conflict] = []
-            for call in calls:
-                repeated = known.get((call.tenant, call.idempotency_key)) if call.idempotency_key else None
-                if repeated is None:
-                    row = revised(latest.get(call.slot), call, blank=self._blank, now=time.time_ns() // 1_000_000)
-                    latest[call.slot] = row
-                    if call.idempotency_key:
-                        known[call.tenant, call.idempotency_key] = row
-                    fresh.append(row)
-                    decided.append((row, True))
-                elif repeated["digest"] == call.digest:
-                    decided.append((repeated, False))
-                else:
-                    decided.append(_other_content())
-            if fresh:
-                await connection.execute(self.table.insert(), fresh)
-            stored = await _stored(connection, {(call.tenant, call.identity["prediction_id"]) for call in calls})
+            return await self._append_in(connection, calls)
+
+    async def _append_in(self, connection: AsyncConnection, calls: Sequence[Call]) -> list[Written | Conflict]:
+        await self.database.one_at_a_time(connection, self.table.name)
+        known = await self._known(connection, calls)
+        latest = await self._latest(connection, calls)
+        fresh: list[Row] = []
+        decided: list[tuple[Row, bool] | Conflict] = []
+        for call in calls:
+            repeated = known.get((call.tenant, call.idempotency_key)) if call.idempotency_key else None
+            if repeated is None:
+                row = revised(latest.get(call.slot), call, blank=self._blank, now=time.time_ns() // 1_000_000)
+                latest[call.slot] = row
+                if call.idempotency_key:
+                    known[call.tenant, call.idempotency_key] = row
+                fresh.append(row)
+                decided.append((row, True))
+            elif repeated["digest"] == call.digest:
+                decided.append((repeated, False))
+            else:
+                decided.append(_other_content())
+        if fresh:
+            await connection.execute(self.table.insert(), fresh)
+        stored = await _stored(connection, {(call.tenant, call.identity["prediction_id"]) for call in calls})
         return [
             outcome
             if isinstance(outcome, Conflict)

@@ -12,7 +12,7 @@ The log's file is the shared database's own, or the outbox from which the shippe
 """
 
 from app.predictions.documents import DocumentUses, Use
-from app.predictions.history import History, Mention, Where
+from app.predictions.history import History, Mention, Settled, Where, conditions, first_id
 from app.predictions.log import PredictionLog
 from app.predictions.prediction import FACTS, Outcome, Prediction, created_at, uuid7
 from app.predictions.shipper import Shipper
@@ -25,9 +25,12 @@ __all__ = [
     "Outcome",
     "Prediction",
     "PredictionLog",
+    "Settled",
     "Shipper",
     "Use",
     "Where",
+    "conditions",
     "created_at",
+    "first_id",
     "uuid7",
 ]

@@ -55,6 +55,13 @@ class Mention(msgspec.Struct, frozen=True, kw_only=True):
     assignment: str | None
 
 
+class Settled(msgspec.Struct, frozen=True):
+    """A row, and the prediction in it: SQLite gives the number of one that is erased to another."""
+
+    row: int
+    id: str
+
+
 class History:
     """The predictions of the shared database, as far as they have come there."""
 
@@ -71,12 +78,12 @@ class History:
         self, tenant: str, where: Where = ANY, *, limit: int = 50, before: str | None = None
     ) -> list[Prediction]:
         """List the tenant's predictions, the newest first, from the id `before` on backwards."""
-        query = select(*_whole).where(*_conditions(tenant, where), _table.id < (before or LAST_ID))
+        query = select(*_whole).where(*conditions(tenant, where), _table.id < (before or LAST_ID))
         return await self._read(query.order_by(_table.id.desc()).limit(limit))
 
     async def count(self, tenant: str, where: Where = ANY) -> int:
         """Count the tenant's predictions."""
-        query = select(func.count()).select_from(predictions).where(*_conditions(tenant, where))
+        query = select(func.count()).select_from(predictions).where(*conditions(tenant, where))
         async with self._database.reading() as connection:
             return int((await connection.execute(query)).scalar_one())
 
@@ -84,7 +91,7 @@ class History:
         """Give all there are up to now, the oldest first, page by page; between two pages nothing is held open."""
         until = datetime.now(UTC)
         where = msgspec.structs.replace(where, until=min(where.until or until, until))
-        query = select(*_whole).where(*_conditions(tenant, where)).order_by(_table.id).limit(page_rows)
+        query = select(*_whole).where(*conditions(tenant, where)).order_by(_table.id).limit(page_rows)
         page = await self._read(query)
         while page:
             yield page
@@ -113,6 +120,21 @@ class History:
                 found |= {row.id: mention_of(row) for row in await connection.execute(query)}
         return found
 
+    async def settled(self) -> Settled | None:
+        """Find the row up to which every row of every tenant has come and is closed; None if there is none.
+
+        Waits for what replicas are shipping at the moment, so that a row with a lower number cannot appear later.
+        """
+        async with self._database.reading() as connection:
+            await self._database.one_at_a_time(connection, predictions.name)
+            open_row = select(func.min(_table.row)).where(_table.outcome == "open")
+            first_open = (await connection.execute(open_row)).scalar_one()
+            query = select(_table.row, _table.id).order_by(_table.row.desc()).limit(1)
+            if first_open is not None:
+                query = query.where(_table.row < first_open)
+            row = (await connection.execute(query)).one_or_none()
+        return Settled(row=row.row, id=row.id) if row else None
+
     async def _read(self, query: Select[Any]) -> list[Prediction]:
         async with self._database.reading() as connection:
             rows = (await connection.execute(query)).all()
@@ -135,7 +157,8 @@ def _predictions(rows: Sequence[Row[Any]]) -> list[Prediction]:
     return [from_facts(dict(zip(COLUMNS, row, strict=True))) for row in rows]
 
 
-def _conditions(tenant: str, where: Where) -> Iterator[ColumnElement[bool]]:
+def conditions(tenant: str, where: Where) -> Iterator[ColumnElement[bool]]:
+    """Say in SQL which predictions of the tenant are meant."""
     yield _table.tenant == tenant
     if where.since is not None:
         yield _table.id >= first_id(where.since)

@@ -183,6 +183,9 @@ class Shipper:
             where=or_(predictions.c.outcome == "open", predictions.c.outcome == "interrupted"),
         )
         async with self._database.writing() as connection:
+            # Replicas ship beside each other, so a row may appear before one with a lower number: who has to know that
+            # none is missing asks for its turn (`History.settled`).
+            await self._database.not_while_one(connection, predictions.name)
             await connection.execute(over_open, list(facts))
             await note_uses(self._database, connection, facts)
 

@@ -13,6 +13,7 @@ from app.links import PassageLinks
 from app.predictions import History, PredictionLog
 from app.readiness import Readiness
 from app.registry import Registry
+from app.review import ReviewQueue
 from app.routes.schemas import ErrorEnvelope
 from observability.metrics import Metrics
 from observability.telemetry import Telemetry
@@ -32,6 +33,7 @@ class Services:
     tracer: Tracer
     uses: Uses
     registry: Registry
+    review: ReviewQueue
     defaults: Mapping[str, Any]
     """What a release has where its file leaves it out."""
     links: PassageLinks

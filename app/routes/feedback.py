@@ -169,11 +169,11 @@ async def get_prediction_feedback(services: ServicesDep, caller: CallerDep, pred
     )
 
 
-def speaker(caller: Caller, author: str | None) -> Speaker:
-    """On whose behalf a caller speaks."""
+def speaker(caller: Caller, author: str | None, *, field: str = "author") -> Speaker:
+    """On whose behalf a caller speaks, as the field of that name says."""
     own = f"{KEY_PREFIX}{caller.key_id}"
     if author is not None and author.startswith(KEY_PREFIX) and author != own:
-        raise InvalidRequest(f"`author`: a name that begins with {KEY_PREFIX!r} stands for that key.", param="author")
+        raise InvalidRequest(f"`{field}`: a name that begins with {KEY_PREFIX!r} stands for that key.", param=field)
     return Speaker(tenant=caller.tenant, key_id=caller.key_id, user=author, is_admin=caller.may("admin"))
 
 

@@ -15,11 +15,11 @@ MAX_CORRECTION_CHARACTERS = 100_000
 FUTURE_SECONDS = 300
 """How far ahead of ours a caller's clock may be."""
 
-_ONE_LINE = r"^[^\x00-\x1f\x7f]+$"
-_TEXT = r"^[^\x00]*$"
+ONE_LINE = r"^[^\x00-\x1f\x7f]+$"
+TEXT = r"^[^\x00]*$"
 
 
-def _read_moment(value: Any) -> Any:
+def read_moment(value: Any) -> Any:
     """Read RFC 3339; pydantic itself would also take a number for a time."""
     if isinstance(value, str) and value[4:5] == "-" and "t" in value[:11].lower():
         return datetime.fromisoformat(value.upper())
@@ -36,20 +36,20 @@ def _sensible(value: datetime) -> datetime:
 
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 
-Moment = Annotated[datetime, BeforeValidator(_read_moment), AfterValidator(_sensible)]
+Moment = Annotated[datetime, BeforeValidator(read_moment), AfterValidator(_sensible)]
 PredictionId = Annotated[UUID, Field(strict=False, description="Need not be on record yet.")]
 Author = Annotated[
     str,
     Field(
         min_length=1,
         max_length=256,
-        pattern=_ONE_LINE,
+        pattern=ONE_LINE,
         description="For whom the application speaks, as it knows them; by default for itself. "
         "Only the same author, or a key with the scope `admin`, may change or withdraw it.",
     ),
 ]
-Category = Annotated[str, Field(min_length=1, max_length=128, pattern=_ONE_LINE)]
-Conversation = Annotated[str, Field(min_length=1, max_length=512, pattern=_TEXT)]
+Category = Annotated[str, Field(min_length=1, max_length=128, pattern=ONE_LINE)]
+Conversation = Annotated[str, Field(min_length=1, max_length=512, pattern=TEXT)]
 IdempotencyKey = Annotated[
     str,
     Field(
@@ -66,10 +66,10 @@ SaidAt = Annotated[
         "the same content of the same moment is the same call."
     ),
 ]
-Comment = Annotated[str, Field(max_length=MAX_COMMENT_CHARACTERS, pattern=_TEXT)]
+Comment = Annotated[str, Field(max_length=MAX_COMMENT_CHARACTERS, pattern=TEXT)]
 Metadata = Annotated[dict[Key, Fact], Field(max_length=32)]
 Score = Annotated[float, Field(ge=-1e15, le=1e15)]
-PassageId = Annotated[str, Field(min_length=1, max_length=256, pattern=_ONE_LINE)]
+PassageId = Annotated[str, Field(min_length=1, max_length=256, pattern=ONE_LINE)]
 
 
 class Opinion(Wire):
@@ -79,7 +79,7 @@ class Opinion(Wire):
         None, description="Thumb up or down as a boolean, or a number on a scale of your own."
     )
     comment: Comment | None = None
-    correction: Annotated[str, Field(max_length=MAX_CORRECTION_CHARACTERS, pattern=_TEXT)] | None = Field(
+    correction: Annotated[str, Field(max_length=MAX_CORRECTION_CHARACTERS, pattern=TEXT)] | None = Field(
         None, description="What the answer should have been."
     )
     metadata: Metadata | None = Field(None, description="Facts of your own; returned as they came.")
@@ -223,17 +223,17 @@ class LabelRequest(Wire):
     prediction_id: PredictionId
     source: Literal["reviewer", "application"] = Field("reviewer", description="What kind of author states it.")
     author: Author | None = None
-    class_name: Annotated[str, Field(min_length=1, max_length=256, pattern=_ONE_LINE)] | None = Field(
+    class_name: Annotated[str, Field(min_length=1, max_length=256, pattern=ONE_LINE)] | None = Field(
         None, alias="class", description="The right class, of a release that classifies."
     )
-    answer: Annotated[str, Field(min_length=1, max_length=MAX_CORRECTION_CHARACTERS, pattern=_TEXT)] | None = Field(
+    answer: Annotated[str, Field(min_length=1, max_length=MAX_CORRECTION_CHARACTERS, pattern=TEXT)] | None = Field(
         None, description="The right answer."
     )
     passages: Annotated[list[PassageId], Field(max_length=200)] | None = Field(
         None, description="The ids of all relevant passages; an empty list says that none is."
     )
     comment: Comment | None = None
-    policy: Annotated[str, Field(min_length=1, max_length=128, pattern=_ONE_LINE)] | None = Field(
+    policy: Annotated[str, Field(min_length=1, max_length=128, pattern=ONE_LINE)] | None = Field(
         None, description="If predictions are sampled for labelling: the name of the way."
     )
     sampling_probability: Annotated[float, Field(gt=0, le=1)] | None = Field(

@@ -23,7 +23,7 @@ OPERATIONS = [
     for method, operation in operations.items()
 ]
 IDS = [f"{method} {path}" for method, path, _ in OPERATIONS]
-BODIES: dict[str, dict[str, Any]] = {
+BODIES: dict[str, Any] = {
     "create_chat_completion": {"model": "hallmark", "messages": [{"role": "user", "content": "Hello"}]},
     "add_document": {"name": "a.md", "text": "# A\n\nText.\n"},
     "search": {"query": "Hello"},
@@ -31,6 +31,14 @@ BODIES: dict[str, dict[str, Any]] = {
     "give_feedback": {"conversation": "c", "rating": True},
     "change_feedback": {"rating": False},
     "state_label": {"prediction_id": "0" * 8 + "-0000-7000-8000-" + "0" * 12, "class": "a"},
+    "define_review_queue": {},
+    "add_review_gold": {"prediction_id": "0" * 8 + "-0000-7000-8000-" + "0" * 12, "class": "a"},
+    "boost_review": {"rate": 0.5, "reason": "why not", "where": {}},
+    "import_review_tasks": [],
+    "lease_review_items": {},
+    "complete_review": {"class": "a"},
+    "skip_review": {},
+    "renew_review": {},
     "create_release": {"name": "other"},
     "set_canary": {"share": 0.1},
     "set_shadow": {"rate": 0.1},
@@ -88,14 +96,34 @@ SCOPES = {
     "roll_back": "releases:write",
     "pause_rollout": "releases:write",
     "resume_rollout": "releases:write",
+    "define_review_queue": "review:manage",
+    "add_review_gold": "review:manage",
+    "boost_review": "review:manage",
+    "end_review_boost": "review:manage",
+    "import_review_tasks": "review:manage",
+    "lease_review_items": "review:write",
+    "complete_review": "review:write",
+    "skip_review": "review:write",
+    "renew_review": "review:write",
+    "give_review_back": "review:write",
+    "list_review_queues": "review:read",
+    "get_review_queue": "review:read",
+    "list_review_items": "review:read",
+    "get_review_item": "review:read",
+    "get_review": "review:read",
+    "get_review_agreement": "review:read",
+    "get_review_shares": "review:read",
+    "list_review_boosts": "review:read",
+    "get_review_boost": "review:read",
+    "export_review_tasks": "review:read",
     "metrics": "metrics",
 }
 
 
 def concrete(path: str) -> str:
     values = {"document_id": "doc", "n": "1", "prediction_id": "0" * 8 + "-0000-7000-8000-" + "0" * 12, "model": "x"}
-    values |= dict.fromkeys(("feedback_id", "label_id"), values["prediction_id"])
-    values |= {"release": "other@1", "name": "other", "digest": "0" * 64}
+    values |= dict.fromkeys(("feedback_id", "label_id", "review_id", "item_id", "boost_id"), values["prediction_id"])
+    values |= {"release": "other@1", "name": "other", "queue": "other", "digest": "0" * 64}
     path += "?a=other@1&b=other@1" if path.endswith("/diff") else ""
     return re.sub(r"\{(\w+)\}", lambda name: values[name[1]], path)
 

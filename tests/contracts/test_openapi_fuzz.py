@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.fake_tgi import Drop, FakeTGI, Refuse, Reply, Tokens
+from tests.review_world import under_review
 from tests.service import CHAT, Api, Service, live_service
 
 # A description cannot say all that is refused: "one of these two fields", "a file of a kind that is read".
@@ -70,6 +71,7 @@ class Target:
             "feedback_id": {"enum": [feedback["id"]]},
             "label_id": {"enum": [label["id"]]},
             "n": {"enum": [1, 2]},
+            **{name: {"enum": [value]} for name, value in (await under_review(self.api)).items()},
         }
         for methods in description["paths"].values():
             for operation in methods.values():
