@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from app.access import revoke_key, update_key
-from tests.fake_tgi import FakeTGI, Refuse, Tokens
+from tests.fake_tgi import FakeTGI, Hang, Refuse, Tokens
 from tests.postgres import Postgres
 from tests.service import CHAT, Api, Service, live_service, until
 
@@ -37,126 +37,132 @@ async def sample(api: Api, line: str) -> float:
     return next((float(each.rsplit(" ", 1)[1]) for each in lines if each.startswith(f"{line} ")), 0.0)
 
 
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def tgi() -> AsyncIterator[FakeTGI]:
+    async with FakeTGI() as tgi:
+        yield tgi
+
+
+@pytest.fixture(scope="module")
+async def narrow(tgi, tmp_path_factory) -> AsyncIterator[Service]:
+    """A service with one place."""
+    async with serve(tmp_path_factory.mktemp("narrow"), tgi, max_concurrent_answers=1) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+async def wide(tgi, tmp_path_factory) -> AsyncIterator[Service]:
+    """A service with as many places as by default."""
+    async with serve(tmp_path_factory.mktemp("wide"), tgi) as service:
+        yield service
+
+
+@pytest.fixture(autouse=True)
+def _begin(tgi) -> None:
+    tgi.requests.clear()
+
+
+@contextlib.asynccontextmanager
+async def occupied(api: Api, tgi: FakeTGI) -> AsyncIterator[asyncio.Task[Any]]:
+    """Take the only place until the end of the block."""
+    gate = asyncio.Event()
+    tgi.script(Tokens("Hello", gate=gate))
+    first = asyncio.create_task(api.ask("first", retrieval=PLAIN))
+    await tgi.until(lambda: len(tgi.bodies) == 1)
+    try:
+        yield first
+    finally:
+        gate.set()
+        assert (await first).status_code == 200
+
+
+async def until_it_is(api: Api, line: str, value: float) -> None:
+    async def look() -> bool:
+        return await sample(api, line) == value
+
+    await until(look)
+
+
 # --- places ---
 
 
-async def test_a_request_waits_for_a_place_and_the_wait_is_told(tmp_path):
-    gate = asyncio.Event()
-    async with (
-        FakeTGI() as tgi,
-        serve(tmp_path, tgi, max_concurrent_answers=1) as service,
-        caller(service) as api,
-    ):
-        tgi.script(Tokens("Hello", gate=gate))
-        first = asyncio.create_task(api.ask("Hi", retrieval=PLAIN))
-        await tgi.until(lambda: len(tgi.bodies) == 1)
-        second = asyncio.create_task(api.ask("Hi", retrieval=PLAIN))
-
-        async def waits() -> bool:
-            return await sample(api, 'hallmark_queue_depth{priority="normal"}') == 1
-
-        await until(waits)
-        assert await sample(api, "hallmark_requests_in_flight") == 1
-        assert len(tgi.bodies) == 1
-        gate.set()
-        assert [(await task).status_code for task in (first, second)] == [200, 200]
+async def test_a_request_waits_for_a_place_and_the_wait_is_told(tgi, narrow):
+    async with caller(narrow, tenant="waits", priority="high") as api:
+        seen = await sample(api, 'hallmark_queue_seconds_sum{priority="high"}')
+        async with occupied(api, tgi):
+            second = asyncio.create_task(api.ask("Hi", retrieval=PLAIN))
+            await until_it_is(api, 'hallmark_queue_depth{priority="high"}', 1)
+            assert await sample(api, "hallmark_requests_in_flight") == 1
+            assert len(tgi.bodies) == 1
+        assert (await second).status_code == 200
         later, _ = await api.records(2)
         assert later["queue_seconds"] > later["engine_seconds"]  # The wait for a place is in it.
-        assert await sample(api, 'hallmark_queue_seconds_count{priority="normal"}') == 2
-        assert await sample(api, 'hallmark_queue_seconds_sum{priority="normal"}') > 0
+        assert await sample(api, 'hallmark_queue_seconds_sum{priority="high"}') - seen > 0.5 * later["queue_seconds"]
         assert await sample(api, "hallmark_requests_in_flight") == 0
 
 
-async def test_a_high_priority_goes_before_those_that_came_earlier(tmp_path):
-    gate = asyncio.Event()
+async def test_a_high_priority_goes_before_those_that_came_earlier(tgi, narrow):
     async with (
-        FakeTGI() as tgi,
-        serve(tmp_path, tgi, max_concurrent_answers=1) as service,
-        caller(service) as normal,
-        caller(service, priority="low") as low,
-        caller(service, priority="high") as high,
+        caller(narrow) as normal,
+        caller(narrow, priority="low") as low,
+        caller(narrow, priority="high") as high,
     ):
-        tgi.script(Tokens("Hello", gate=gate))
-        asked = [asyncio.create_task(normal.ask("first", retrieval=PLAIN))]
-        await tgi.until(lambda: len(tgi.bodies) == 1)
-        for api, name in ((low, "low"), (normal, "normal"), (high, "high")):
-            asked.append(asyncio.create_task(api.ask(name, retrieval=PLAIN)))
-
-            async def waits(name: str = name) -> bool:
-                return await sample(normal, f'hallmark_queue_depth{{priority="{name}"}}') == 1
-
-            await until(waits)
-        gate.set()
+        async with occupied(normal, tgi):
+            asked = []
+            for api, name in ((low, "low"), (normal, "normal"), (high, "high")):
+                asked.append(asyncio.create_task(api.ask(name, retrieval=PLAIN)))
+                await until_it_is(normal, f'hallmark_queue_depth{{priority="{name}"}}', 1)
         assert {(await task).status_code for task in asked} == {200}
         assert [body["messages"][0]["content"] for body in tgi.bodies] == ["first", "high", "normal", "low"]
 
 
-async def test_whoever_hangs_up_while_waiting_leaves_the_queue_and_no_record(tmp_path):
-    gate = asyncio.Event()
-    async with (
-        FakeTGI() as tgi,
-        serve(tmp_path, tgi, max_concurrent_answers=1) as service,
-        caller(service) as api,
-    ):
-        tgi.script(Tokens("Hello", gate=gate))
-        first = asyncio.create_task(api.ask("Hi", retrieval=PLAIN))
-        await tgi.until(lambda: len(tgi.bodies) == 1)
-        second = asyncio.create_task(api.ask("Hi", retrieval=PLAIN))
-        depth = 'hallmark_queue_depth{priority="normal"}'
-
-        async def waits() -> bool:
-            return await sample(api, depth) == 1
-
-        await until(waits)
-        second.cancel()
-
-        async def gone() -> bool:
-            return await sample(api, depth) == 0
-
-        await until(gone)
-        gate.set()
-        assert (await first).status_code == 200
-        assert len(await api.records(1)) == 1
+async def test_whoever_hangs_up_while_waiting_leaves_the_queue_and_no_record(tgi, narrow):
+    async with caller(narrow, tenant="hangs up", priority="low") as api:
+        left = (await api.counts())["499", "cancelled"]
+        async with occupied(api, tgi):
+            second = asyncio.create_task(api.ask("Hi", retrieval=PLAIN))
+            await until_it_is(api, 'hallmark_queue_depth{priority="low"}', 1)
+            second.cancel()
+            await until_it_is(api, 'hallmark_queue_depth{priority="low"}', 0)
 
         async def counted() -> bool:
-            return (await api.counts())["499", "cancelled"] == 1
+            return (await api.counts())["499", "cancelled"] == left + 1
 
         await until(counted)
+        assert len(await api.records(1)) == 1
         assert len(tgi.bodies) == 1
 
 
-async def test_whoever_waited_in_vain_is_told_so_and_leaves_no_record(tmp_path):
-    gate = asyncio.Event()
+async def test_whoever_waited_in_vain_is_told_so_and_leaves_no_record(tmp_path, tgi):
     async with (
-        FakeTGI() as tgi,
         serve(tmp_path, tgi, max_concurrent_answers=1, max_wait_seconds=0.3) as service,
         caller(service) as api,
     ):
         for _ in range(3):  # So that answers are known to be short, and a request may hope.
             assert (await api.ask("Hi", retrieval=PLAIN)).status_code == 200
-        tgi.script(Tokens("Hello", gate=gate))
-        first = asyncio.create_task(api.ask("Hi", retrieval=PLAIN))
-        await tgi.until(lambda: len(tgi.bodies) == 4)
-        refused = await api.ask("Hi", retrieval=PLAIN)
-        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
-        assert int(refused.headers["retry-after"]) >= 1
-        gate.set()
-        assert (await first).status_code == 200
+        tgi.requests.clear()
+        async with occupied(api, tgi):
+            refused = await api.ask("Hi", retrieval=PLAIN)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
+            assert int(refused.headers["retry-after"]) >= 1
         await api.records(4)
         assert (await api.counts())["429", "failed"] == 1
         assert await sample(api, 'hallmark_refusals_total{reason="overloaded"}') == 1
 
 
-async def test_no_answer_outlives_its_deadline_even_if_it_had_to_wait(tmp_path):
-    gate = asyncio.Event()
+async def test_no_answer_outlives_its_deadline_even_if_it_had_to_wait(tmp_path, tgi):
     async with (
-        FakeTGI() as tgi,
         serve(tmp_path, tgi, max_concurrent_answers=1, request_timeout_seconds=1.0) as service,
         caller(service) as api,
     ):
         for _ in range(3):
             assert (await api.ask("Hi", retrieval=PLAIN)).status_code == 200
-        tgi.default = Tokens("Hello", gate=gate)
+        tgi.script(*(Hang() for _ in range(6)))
 
         async def timed() -> tuple[int, float]:
             started = time.perf_counter()
@@ -167,18 +173,15 @@ async def test_no_answer_outlives_its_deadline_even_if_it_had_to_wait(tmp_path):
         assert {status for status, _ in found} <= {429, 504}
         assert (await api.counts())["504", "failed"] >= 1
         assert max(seconds for _, seconds in found) < 3  # One second, and generous for a busy machine.
-        gate.set()
+        tgi.acts.clear()
 
 
 # --- rates ---
 
 
-async def test_a_key_with_limits_is_told_how_it_stands_and_refused_when_it_has_had_them(tmp_path):
-    async with (
-        FakeTGI() as tgi,
-        serve(tmp_path, tgi) as service,
-        caller(service, requests_per_minute=2, tokens_per_minute=10_000) as api,
-    ):
+async def test_a_key_with_limits_is_told_how_it_stands_and_refused_when_it_has_had_them(tgi, wide):
+    async with caller(wide, tenant="limited", requests_per_minute=2, tokens_per_minute=10_000) as api:
+        refusals = await sample(api, 'hallmark_refusals_total{reason="rate_limit_exceeded"}')
         first = await api.ask("Hi", retrieval=PLAIN, max_tokens=50)
         assert first.status_code == 200
         assert [name for name in LIMITS if name not in first.headers] == []
@@ -205,32 +208,24 @@ async def test_a_key_with_limits_is_told_how_it_stands_and_refused_when_it_has_h
             assert [name for name in LIMITS if name not in refused.headers] == []
         assert len(tgi.bodies) == 2
         await api.records(2)
-        assert await sample(api, 'hallmark_refusals_total{reason="rate_limit_exceeded"}') == 2
+        assert await sample(api, 'hallmark_refusals_total{reason="rate_limit_exceeded"}') == refusals + 2
 
 
-async def test_a_key_without_limits_has_no_such_headers(tmp_path):
-    async with FakeTGI() as tgi, serve(tmp_path, tgi) as service, caller(service) as api:
+async def test_a_key_without_limits_has_no_such_headers(wide):
+    async with caller(wide) as api:
         answered = await api.ask("Hi", retrieval=PLAIN)
         assert not [name for name in answered.headers if name.startswith("x-ratelimit")]
 
 
-async def test_tokens_are_counted_as_the_engine_counted_them_and_used_up(tmp_path):
-    long = Tokens(*(f" word{i}" for i in range(40)))  # 11 and 40 tokens.
-    async with (
-        FakeTGI(default=long) as tgi,
-        serve(tmp_path, tgi) as service,
-        caller(service, tokens_per_minute=150) as api,
-    ):
+async def test_tokens_are_counted_as_the_engine_counted_them_and_used_up(tgi, wide):
+    tgi.script(*(Tokens(*(f" word{i}" for i in range(40))) for _ in range(3)))  # 11 and 40 tokens each.
+    async with caller(wide, tokens_per_minute=150) as api:
         statuses = [(await api.ask("Hi", retrieval=PLAIN, max_tokens=40)).status_code for _ in range(4)]
         assert statuses == [200, 200, 200, 429]  # 102 of 150 are used: the third fits, a fourth does not.
 
 
-async def test_what_the_service_had_no_room_for_is_not_counted(tmp_path):
-    async with (
-        FakeTGI() as tgi,
-        serve(tmp_path, tgi) as service,
-        caller(service, requests_per_minute=2) as api,
-    ):
+async def test_what_the_service_had_no_room_for_is_not_counted(tgi, wide):
+    async with caller(wide, requests_per_minute=2) as api:
         tgi.script(*(Refuse.overloaded() for _ in range(3)))
         for _ in range(3):
             refused = await api.ask("Hi", retrieval=PLAIN)
@@ -238,11 +233,11 @@ async def test_what_the_service_had_no_room_for_is_not_counted(tmp_path):
         assert (await api.ask("Hi", retrieval=PLAIN)).headers["x-ratelimit-remaining-requests"] == "1"
 
 
-async def test_limits_that_are_changed_while_the_service_runs_hold_within_a_second(tmp_path):
-    async with FakeTGI() as tgi, serve(tmp_path, tgi) as service, caller(service) as api:
+async def test_limits_that_are_changed_while_the_service_runs_hold_within_a_second(wide):
+    async with caller(wide) as api:
         assert (await api.ask("Hi", retrieval=PLAIN)).status_code == 200
         key_id = api.key.split("_")[1]
-        await asyncio.to_thread(update_key, service.database, key_id, requests_per_minute=1, priority="high")
+        await asyncio.to_thread(update_key, wide.database, key_id, requests_per_minute=1, priority="high")
 
         async def limited() -> bool:
             return (await api.ask("Hi", retrieval=PLAIN)).status_code == 429
@@ -252,10 +247,9 @@ async def test_limits_that_are_changed_while_the_service_runs_hold_within_a_seco
         assert (me["priority"], me["requests_per_minute"], me["tokens_per_minute"]) == ("high", 1, None)
 
 
-async def test_a_web_page_may_read_the_headers(tmp_path):
+async def test_a_web_page_may_read_the_headers(tmp_path, tgi):
     settings = {"cors_origins": ["https://chat.example"]}
     async with (
-        FakeTGI() as tgi,
         live_service(tmp_path, engine_url=tgi.url, settings=settings) as service,
         service.client() as client,
     ):
@@ -268,10 +262,11 @@ async def test_a_web_page_may_read_the_headers(tmp_path):
 # --- keys in a shared database ---
 
 
-async def test_a_key_works_on_every_gateway_and_a_revoked_one_on_none_within_a_second(tmp_path, postgres: Postgres):
+async def test_a_key_works_on_every_gateway_and_a_revoked_one_on_none_within_a_second(
+    tmp_path, tgi, postgres: Postgres
+):
     settings = {"database_url": postgres.create_database()}
     async with (
-        FakeTGI() as tgi,
         live_service(tmp_path / "a", engine_url=tgi.url, settings=settings) as one,
         live_service(tmp_path / "b", engine_url=tgi.url, settings=settings) as two,
     ):
@@ -290,7 +285,7 @@ async def test_a_key_works_on_every_gateway_and_a_revoked_one_on_none_within_a_s
             assert time.monotonic() - revoked_at < 2  # Half a second, and generous for a busy machine.
 
 
-async def test_a_valid_key_is_never_refused_because_the_database_is_down(tmp_path):
+async def test_a_valid_key_is_never_refused_because_the_database_is_down(tmp_path, tgi):
     with Postgres() as server:
         settings = {"database_url": server.create_database(), "engine": {}}
         unknown = {"authorization": "Bearer hm_aaaaaaaa_wrong"}
@@ -304,29 +299,26 @@ async def test_a_valid_key_is_never_refused_because_the_database_is_down(tmp_pat
                 assert (refused.status_code, refused.json()["error"]["code"]) == (503, "unavailable")
                 assert int(refused.headers["retry-after"]) >= 1
 
-        async with FakeTGI() as tgi:
-            async with live_service(tmp_path, engine_url=tgi.url, settings=settings) as service:
-                async with service.client() as client:
-                    assert (await client.post(CHAT, json=body)).status_code == 200
-                await asyncio.to_thread(server.stop)
-                await check(service)
-            async with live_service(tmp_path, engine_url=tgi.url, settings=settings, key=service.key) as again:
-                await check(again)
-                await asyncio.to_thread(server.start)
-                async with again.client() as client:
+        async with live_service(tmp_path, engine_url=tgi.url, settings=settings) as service:
+            async with service.client() as client:
+                assert (await client.post(CHAT, json=body)).status_code == 200
+            await asyncio.to_thread(server.stop)
+            await check(service)
+        async with live_service(tmp_path, engine_url=tgi.url, settings=settings, key=service.key) as again:
+            await check(again)
+            await asyncio.to_thread(server.start)
+            async with again.client() as client:
 
-                    async def looks_up() -> bool:
-                        return (await client.post(CHAT, json=body, headers=unknown)).status_code == 401
+                async def looks_up() -> bool:
+                    return (await client.post(CHAT, json=body, headers=unknown)).status_code == 401
 
-                    await until(looks_up, seconds=10)
-                    assert (await client.post(CHAT, json=body)).status_code == 200
+                await until(looks_up, seconds=10)
+                assert (await client.post(CHAT, json=body)).status_code == 200
 
 
-@pytest.mark.parametrize("redis_url", ["redis://127.0.0.1:1/0"])
-async def test_a_redis_that_is_away_fails_no_request(tmp_path, redis_url):
+async def test_a_redis_that_is_away_fails_no_request(tmp_path, tgi):
     async with (
-        FakeTGI() as tgi,
-        serve(tmp_path, tgi, redis_url=redis_url) as service,
+        serve(tmp_path, tgi, redis_url="redis://127.0.0.1:1/0") as service,
         caller(service, requests_per_minute=2) as api,
     ):
         statuses = [(await api.ask("Hi", retrieval=PLAIN)).status_code for _ in range(3)]

@@ -48,22 +48,36 @@ class Redis:
         return f"redis://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        if not self.port:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                self.port = free.getsockname()[1]
-        options = ("--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
-        self.process = subprocess.Popen([REDIS, *options], cwd=self.folder, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 20
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-                return
+        """Start it, on the port that it had before, and return when it takes connections."""
+        deadline, port = time.monotonic() + 20, self.port
+        while not (self.is_running and self._takes_connections()):
             assert time.monotonic() < deadline, "redis-server does not start"
+            if not self.is_running:  # At first, or somebody else was faster to take the port.
+                self.port = port or free_port()
+                options = ("--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
+                self.process = subprocess.Popen([REDIS, *options], cwd=self.folder, stdout=subprocess.DEVNULL)
             time.sleep(0.01)
+
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def _takes_connections(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 1).close()
+        except OSError:
+            return False
+        return True
 
     def stop(self) -> None:
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(30)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 @pytest.fixture
