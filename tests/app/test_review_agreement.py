@@ -72,7 +72,7 @@ def test_intervals_are_the_same_whoever_asks_and_need_enough_items():
     assert cohen_kappa(pairs[-MIN_ITEMS:]).low is not None
 
 
-@pytest.mark.parametrize("n", [40, 150])
+@pytest.mark.parametrize("n", [40, pytest.param(150, marks=pytest.mark.slow)])
 def test_intervals_of_agreement_hold_what_they_promise(n):
     """Two reviewers who know 70 % of the items and guess the others: both coefficients are 0.7 in the long run."""
     chance = np.random.default_rng(3)

@@ -143,9 +143,8 @@ async def test_queues_are_defined_shown_and_given_other_rules(api):
     assert error["param"] == "where"
 
 
-@pytest.mark.parametrize(
-    ("rules", "param"),
-    [
+async def test_rules_that_cannot_be_kept_are_refused_by_name(api):
+    for rules, param in (
         ({"uniform": 0}, "uniform"),
         ({"uniform": 1.5}, "uniform"),
         ({"low_support": {"rate": 0.5}}, "low_support.below"),
@@ -158,11 +157,9 @@ async def test_queues_are_defined_shown_and_given_other_rules(api):
         ({"where": {"release": "no such thing"}}, "where.release"),
         ({"where": {"outcome": "failed"}}, "where.outcome"),
         ({"shuffle": True}, "shuffle"),
-    ],
-)
-async def test_rules_that_cannot_be_kept_are_refused_by_name(api, rules, param):
-    error = (await call(api, "PUT", QUEUE, 400, **rules))["error"]
-    assert error["param"] == param
+    ):
+        error = (await call(api, "PUT", QUEUE, 400, **rules))["error"]
+        assert error["param"] == param
     assert (await get(api, "/v1/review/queues"))["data"] == []
 
 
@@ -248,6 +245,7 @@ async def test_tasks_go_out_and_annotations_come_back(api):
     assert await get(api, "/v1/review/queues/empty/export") == []
 
 
+@pytest.mark.slow
 async def test_reviewers_of_two_services_that_share_a_database_never_get_the_same_item(tmp_path: Path, postgres):
     settings = {"database_url": postgres.create_database()}
     async with contextlib.AsyncExitStack() as parts:
