@@ -81,10 +81,13 @@ class Engines:
             site = self.sites.get(release.engine)
             if site is None:
                 return Problem(f"{release.label}: this service has no engine {release.engine!r}")
+            engine = self.groups.of(release.engine)
+            if not engine.is_up:
+                continue  # The engines' own check says so; one that hangs would keep this one waiting.
             try:
-                info = await self.groups.of(release.engine).describe()
+                info = await engine.describe()
             except ServiceError:
-                continue  # The engines' own check says so.
+                continue
             if problems := disagreements(release, info, site):
                 return Problem(f"{release.label}: {problems[0]}", " ".join(problems))
         return None

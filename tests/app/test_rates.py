@@ -3,23 +3,18 @@
 import asyncio
 import contextlib
 import re
-import shutil
 import signal
-import socket
-import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
 from app.access import Caller
 from app.errors import RateLimited
 from app.rates import RATE_HEADERS, RateLimits, Taken
+from tests.redis_server import Redis
 from tests.service import until
-
-REDIS = shutil.which("redis-server")
 
 
 def caller(requests: int | None = None, tokens: int | None = None, key_id: str = "key") -> Caller:
@@ -35,59 +30,10 @@ async def finished(limits: RateLimits) -> None:
     await asyncio.gather(*limits._settling)
 
 
-@dataclass
-class Redis:
-    """A server of our own, on a free port of loopback."""
-
-    folder: Path
-    port: int = 0
-    process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        """Start it, on the port that it had before, and return when it takes connections."""
-        deadline, port = time.monotonic() + 20, self.port
-        while not (self.is_running and self._takes_connections()):
-            assert time.monotonic() < deadline, "redis-server does not start"
-            if not self.is_running:  # At first, or somebody else was faster to take the port.
-                self.port = port or free_port()
-                options = ("--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
-                self.process = subprocess.Popen([REDIS, *options], cwd=self.folder, stdout=subprocess.DEVNULL)
-            time.sleep(0.01)
-
-    @property
-    def is_running(self) -> bool:
-        return self.process is not None and self.process.poll() is None
-
-    def _takes_connections(self) -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", self.port), 1).close()
-        except OSError:
-            return False
-        return True
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait(30)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 @pytest.fixture
 def redis(tmp_path) -> Iterator[Redis]:
-    if REDIS is None:
-        pytest.skip("redis-server is not installed")
-    server = Redis(tmp_path)
-    server.start()
-    yield server
-    server.stop()
+    with Redis(tmp_path) as server:
+        yield server
 
 
 @pytest.fixture(params=["memory", "redis"])

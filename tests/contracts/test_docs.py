@@ -23,7 +23,17 @@ NOT_SETTINGS = {"HALLMARK_URL", "HALLMARK_API_KEY"}
 PAPERS = [
     *HANDBOOK,
     *sorted(DOCS.rglob("*.md")),
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Dockerfile", "deploy/compose.yaml")),
+    *(
+        ROOT / name
+        for name in (
+            "README.md",
+            "CONTRIBUTING.md",
+            "CHANGELOG.md",
+            "Dockerfile",
+            "deploy/compose.yaml",
+            "deploy/kubernetes.yaml",
+        )
+    ),
 ]
 
 

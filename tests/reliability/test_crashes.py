@@ -308,7 +308,7 @@ async def test_kills_an_outage_and_a_full_disk_lose_and_double_nothing_that_a_cl
     by_id = dict(rows)
     assert len(by_id) == len(rows), "a prediction is doubled"
     assert len(starts) == KILLS + 2
-    assert len(seen.complete) > 10_000, "too little was asked for the test to mean anything"
+    assert len(seen.complete) > 5_000, "too little was asked for the test to mean anything"
     assert Counter(by_id.get(each) for each in seen.complete) == {"finished": len(seen.complete)}
     assert {by_id.get(each) for each in seen.begun} <= {"finished", "interrupted", "failed"}
     # Only the gateway whose disk was full refused anything, and said why and when to come back.
