@@ -206,21 +206,17 @@ async def test_the_last_turn_is_what_is_sorted_and_the_turns_before_it_are_kept(
     assert "Text: And {labels} twice?" in sent[3]["content"]
 
 
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
+async def test_what_asks_for_something_else_is_refused_by_name_and_not_recorded(api):
+    await create(api, ROUTER)
+    for fields, param in (
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"retrieval": {"mode": "auto"}}, "retrieval.mode"),
         ({"retrieval": {"check": "off"}}, "retrieval.check"),
         ({"retrieval": {"fallback": "keep"}}, "retrieval.fallback"),
-    ],
-)
-async def test_what_asks_for_something_else_is_refused_by_name_and_not_recorded(api, fields, param):
-    await create(api, ROUTER)
-    assert "'classify'" in await refused(
-        await api.ask(QUESTION, model="router@1", **fields), 400, "invalid_request", param
-    )
+    ):
+        response = await api.ask(QUESTION, model="router@1", **fields)
+        assert "'classify'" in await refused(response, 400, "invalid_request", param)
     await api.answer(QUESTION, model="router@1", response_format={"type": "text"}, retrieval={"top_k": 3})
     assert len(await api.records(1)) == 1
 

@@ -75,8 +75,10 @@ def test_eight_at_once_answer_their_own_questions(smollm2: httpx.Client) -> None
     assert all(capital in answer for capital, answer in zip([*capitals.values()] * 2, answers, strict=True))
 
 
-def test_of_two_choices_it_takes_the_right_one(smollm2: httpx.Client) -> None:
-    for country, capital in {"France": "Paris", "Egypt": "Cairo", "Japan": "Tokyo"}.items():
+def test_of_several_sentences_it_takes_the_true_one(smollm2: httpx.Client) -> None:
+    capitals = {"France": "Paris", "Egypt": "Cairo", "Japan": "Tokyo", "Germany": "Berlin"}
+    for country, capital in capitals.items():
         question = [{"role": "user", "content": f"What is the capital of {country}?"}]
-        form = {"choice": ["Berlin", "Paris", "Cairo", "Tokyo"]}
-        assert text_of(smollm2, messages=question, structured_outputs=form) == capital
+        choices = [f"The capital of {country} is {city}." for city in capitals.values()]
+        answer = text_of(smollm2, messages=question, max_tokens=30, structured_outputs={"choice": choices})
+        assert answer == f"The capital of {country} is {capital}."
