@@ -11,10 +11,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.database import Database, review_items, reviews
 from app.errors import NotFound
 from app.review.agreement import Agreement, PairAgreement, krippendorff_alpha, pairwise
-from app.review.estimates import Estimate, hajek, wilson
+from app.review.estimates import Estimate, hajek
 from app.review.queues import Clock, Queue, Queues
 from app.review.reviews import Review, review_of
 from app.review.rules import Policy
+from observability.estimates import wilson
 
 MAX_ITEMS = 50_000
 """Items that figures are made of at most: the newest."""

@@ -11,8 +11,8 @@ from app.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from app.feedback import Stated
 from app.predictions import uuid7
 from app.review import Finding, Threshold
-from app.review.estimates import wilson
 from app.review.reviews import MAX_LEASED, MAX_SKIPS
+from observability.estimates import wilson
 from tests.review_world import Clock, World, cited, emptied, person, replica
 
 ANNA, BEN, CLEO = person("anna"), person("ben"), person("cleo")
