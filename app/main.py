@@ -26,12 +26,25 @@ from app.lineage import Provenance, Tracer, Uses
 from app.links import PassageLinks, load_secret
 from app.predictions import DocumentUses, History, PredictionLog, Shipper
 from app.prompts import ANSWER_PROMPT
+from app.quality import Quality
 from app.rates import RATE_HEADERS, RateLimits
 from app.readiness import Check, Problem, Readiness
 from app.registry import Registry
 from app.releases import Prompt, Release, RetrievalPlan
 from app.review import open_review
-from app.routes import documents, errors, feedback, health, labels, lineage, releases, resources, review, rollouts
+from app.routes import (
+    documents,
+    errors,
+    feedback,
+    health,
+    labels,
+    lineage,
+    quality,
+    releases,
+    resources,
+    review,
+    rollouts,
+)
 from app.routes.chat import ChatRoute
 from app.routes.dependencies import Services
 from app.routes.description import describe
@@ -130,6 +143,7 @@ async def open_service(
             uses=Uses(provenance, history, document_uses),
             registry=registry,
             review=await parts.enter_async_context(open_review(shared, history, label_log)),
+            quality=Quality(shared),
             defaults=_defaults(settings),
             links=links,
             telemetry=telemetry,
@@ -202,6 +216,7 @@ def create_api(services: Services | None = None, *, max_body_bytes: int | None =
         prediction_routes,
         lineage.routes,
         review.routes,
+        quality.routes,
         releases.routes,
         rollouts.routes,
         health.routes,
