@@ -75,6 +75,15 @@ class Design:
         correction = 1.0 if self.sessions is None or len(sums) < 2 else len(sums) / (len(sums) - 1)
         return float(np.sum(sums**2) * correction)
 
+    def caution(self, confidence: float) -> float:
+        """What a variance must be multiplied by because few sessions tell it only roughly (Korn, Graubard 1998)."""
+        if self.sessions is None:
+            return 1.0
+        from scipy.special import stdtrit
+
+        others = max(1, int(self.sessions.max()))
+        return float(stdtrit(others, 0.5 + confidence / 2) / _z(confidence)) ** 2
+
     def kish(self, weights: Floats) -> float:
         """How many equal sessions have a say like that: the squared sum over the sum of squares (Kish 1965)."""
         sums = self.sums(weights)
@@ -191,12 +200,12 @@ class Ratio:
         effective_n = self.spread / variance if varied else design.kish(self.shares)
         # The few errors that were seen may all have small weights: then the variance is small and says nothing of rows
         # with large ones. The bound is that of the National Center for Health Statistics (Parker and others 2017).
-        effective_n = round(min(effective_n, float(self.rows)), 9)
+        effective_n = round(min(effective_n, float(self.rows)) / design.caution(confidence), 9)
         # A coin has the largest spread that a figure between 0 and 1 can have: scores that spread less are worth more.
         # One row is imagined that spreads as a coin does, so that scores that happen to be equal do not seem certain.
         coin = self.value * (1 - self.value)
         spread = (self.rows * self.spread + coin) / (self.rows + 1)
-        tosses = effective_n * coin / spread if coin > 0 else effective_n
+        tosses = effective_n * coin / spread if spread > 0 else effective_n
         low, high = wilson(self.value, tosses, confidence)
         return Estimate(self.value, low, high, self.rows, effective_n, design.method, confidence)
 
@@ -240,7 +249,7 @@ def prediction_powered(
     trust = min(1.0, trust)
     value = trust * everything.mean + float(shares @ (truths - trust * guesses))
     value = min(1.0, max(0.0, value))
-    variance = design.variance(of_labels + trust * of_proxy) + trust**2 * others
+    variance = design.variance(of_labels + trust * of_proxy) * design.caution(confidence) + trust**2 * others
     low, high = wilson(value, value * (1 - value) / variance, confidence)
     return Estimate(value, low, high, n, float(shares @ residuals**2) / variance, "prediction-powered", confidence)
 

@@ -83,5 +83,15 @@ def test_importing_the_service_loads_no_model_library() -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=50, check=True
     )
-    heavy = {"torch", "transformers", "peft", "sentence_transformers", "trl", "datasets", "sklearn", "scipy", "finetune"}
+    heavy = {
+        "torch",
+        "transformers",
+        "peft",
+        "sentence_transformers",
+        "trl",
+        "datasets",
+        "sklearn",
+        "scipy",
+        "finetune",
+    }
     assert heavy.isdisjoint(done.stdout.split())
