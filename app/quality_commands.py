@@ -39,14 +39,13 @@ def quality(
 
 def _table(quality: dict[str, Any]) -> Table:
     title = f"{escape(quality['release'])}: {quality['answers']} answers"
-    right = {"justify": "right", "no_wrap": True}
     table = Table(
         Column("figure", no_wrap=True),
         "class",
-        Column("value", **right),
-        Column("95 % interval", **right),
-        Column("n", **right),
-        Column("effective n", **right),
+        Column("value", justify="right", no_wrap=True),
+        Column("95 % interval", justify="right", no_wrap=True),
+        Column("n", justify="right", no_wrap=True),
+        Column("effective n", justify="right", no_wrap=True),
         "method",
         title=title,
         title_justify="left",

@@ -75,6 +75,10 @@ class Design:
         correction = 1.0 if self.sessions is None or len(sums) < 2 else len(sums) / (len(sums) - 1)
         return float(np.sum(sums**2) * correction)
 
+    def caution(self, confidence: float) -> float:
+        """What a variance must be multiplied by because few sessions tell it only roughly (Korn, Graubard 1998)."""
+        return 1.0 if self.sessions is None else caution(int(self.sessions.max()) + 1, confidence)
+
     def kish(self, weights: Floats) -> float:
         """How many equal sessions have a say like that: the squared sum over the sum of squares (Kish 1965)."""
         sums = self.sums(weights)
@@ -192,6 +196,7 @@ class Ratio:
             spread=self.spread,
             equal_sessions=design.kish(self.shares),
             rows=self.rows,
+            caution=design.caution(confidence),
             method=design.method,
             confidence=confidence,
         )
@@ -204,6 +209,7 @@ def bounded(
     spread: float,
     equal_sessions: float,
     rows: int,
+    caution: float,
     method: Method,
     confidence: float = CONFIDENCE,
 ) -> Estimate:
@@ -212,12 +218,12 @@ def bounded(
     effective_n = spread / variance if varied else equal_sessions
     # The few errors that were seen may all have small weights: then the variance is small and says nothing of rows
     # with large ones. The bound is that of the National Center for Health Statistics (Parker and others 2017).
-    effective_n = round(min(effective_n, float(rows)), 9)
+    effective_n = round(min(effective_n, float(rows)) / caution, 9)
     # A coin has the largest spread that a figure between 0 and 1 can have: scores that spread less are worth more.
     # One row is imagined that spreads as a coin does, so that scores that happen to be equal do not seem certain.
     coin = value * (1 - value)
     imagined = (rows * spread + coin) / (rows + 1)
-    tosses = effective_n * coin / imagined if coin > 0 else effective_n
+    tosses = effective_n * coin / imagined if imagined > 0 else effective_n
     low, high = wilson(value, tosses, confidence)
     return Estimate(value, low, high, rows, effective_n, method, confidence)
 
@@ -261,7 +267,7 @@ def prediction_powered(
     trust = min(1.0, trust)
     value = trust * everything.mean + float(shares @ (truths - trust * guesses))
     value = min(1.0, max(0.0, value))
-    variance = design.variance(of_labels + trust * of_proxy) + trust**2 * others
+    variance = design.variance(of_labels + trust * of_proxy) * design.caution(confidence) + trust**2 * others
     low, high = wilson(value, value * (1 - value) / variance, confidence)
     return Estimate(value, low, high, n, float(shares @ residuals**2) / variance, "prediction-powered", confidence)
 
@@ -279,6 +285,13 @@ def mean(values: ArrayLike, *, sessions: Sequence[Hashable] | None = None, confi
     variance *= 1.0 if design.sessions is not None else units / (units - 1)
     spread = float(known.var())
     return student(average, variance=variance, spread=spread, units=units, n=len(known), confidence=confidence)
+
+
+def caution(sessions: int, confidence: float = CONFIDENCE) -> float:
+    """What the variance of sums of so many sessions must be multiplied by, because few tell it only roughly."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(max(1, sessions - 1), 0.5 + confidence / 2) / _z(confidence)) ** 2
 
 
 def student(

@@ -10,7 +10,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from observability.estimates import CONFIDENCE, Estimate, Floats, bounded, quantile, student, unknown
+from observability.estimates import CONFIDENCE, Estimate, Floats, bounded, caution, quantile, student, unknown
 
 MAX_SESSIONS = 8_192
 """Sessions with a number of their own. The variance is that of so many sums: its own error is the root of 2 / 8,192."""
@@ -72,6 +72,7 @@ class Tally:
             spread=spread if spread > 1e-12 else 0.0,
             equal_sessions=total**2 / float(np.sum(self._below**2)),
             rows=self.rows,
+            caution=caution(self._units, confidence) if self._units < self.rows else 1.0,
             method="wilson",
             confidence=confidence,
         )

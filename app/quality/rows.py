@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, ScalarSelect, Select, and_, func, or_, select
+from sqlalchemy import ColumnElement, Row, ScalarSelect, Select, Table, and_, func, or_, select
 
 from app.database import Database, api_keys, feedback, labels, predictions
 from app.predictions import Where
@@ -119,7 +119,8 @@ class Rows:
 
     async def _read(self, query: Select[Any]) -> Sequence[Row[Any]]:
         async with self._database.reading() as connection:
-            return (await connection.execute(query)).all()
+            rows: Sequence[Row[Any]] = (await connection.execute(query)).all()
+        return rows
 
 
 def _joined(prediction_id: Any, tenant: str, where: Where) -> tuple[ColumnElement[bool], ...]:
@@ -138,7 +139,7 @@ def _meant(prediction_id: Any, where: Where) -> list[ColumnElement[bool]]:
     return ends
 
 
-def _latest(table: Any) -> Any:
+def _latest(table: Table) -> ColumnElement[bool]:
     later = table.alias()
     following = select(later.c.row).where(later.c.slot == table.c.slot, later.c.revision == table.c.revision + 1)
     return ~following.exists()

@@ -1,7 +1,7 @@
-"""Pure: shares of what a queue considers, from items that were not equally likely to be reviewed.
+"""Pure: shares estimated from items that were not equally likely to be reviewed, with intervals.
 
-The estimator and its interval are those of `observability.estimates`: each item weighs one over the probability with
-which it was taken. A plain mean over a queue that prefers doubtful answers says how bad the doubtful ones are.
+The statistics are those of every other figure (`observability.estimates`). A plain mean over a queue that prefers
+doubtful answers says how bad the doubtful ones are, not how bad the answers are: it is shown beside the estimate.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,10 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def hajek(values: Sequence[float], probabilities: Sequence[float]) -> Estimate | None:
-    """Estimate the mean of values in 0 to 1 over all that was considered; None without any."""
+    """Estimate the mean of values in 0 to 1 over all that was considered; None without any.
+
+    The interval is for what a release would answer to further questions of this kind, and not only to those asked.
+    """
     found = mean_score(values, probabilities)
     if found.value is None or found.low is None or found.high is None:
         return None
@@ -35,5 +38,5 @@ def hajek(values: Sequence[float], probabilities: Sequence[float]) -> Estimate |
         high=found.high,
         items=found.n,
         effective_items=found.effective_n,
-        unweighted=sum(values) / found.n,
+        unweighted=sum(values) / len(values),
     )
