@@ -26,7 +26,7 @@ from app.lineage import Provenance, Tracer, Uses
 from app.links import PassageLinks, load_secret
 from app.predictions import DocumentUses, History, PredictionLog, Shipper
 from app.prompts import ANSWER_PROMPT
-from app.quality import Quality
+from app.quality import REST, Gauges, Quality
 from app.rates import RATE_HEADERS, RateLimits
 from app.readiness import Check, Problem, Readiness
 from app.registry import Registry
@@ -130,6 +130,8 @@ async def open_service(
             outbox=shipper,
             engines=engines.samples,
         )
+        gauges = Gauges(Quality(shared, rest=REST), rollouts=registry.rollouts, show=metrics.judged)
+        await parts.enter_async_context(gauges)
         label_log = await parts.enter_async_context(LabelLog(shared))
         public_url = settings.public_url.rstrip("/") if settings.public_url else None
         services = Services(

@@ -56,8 +56,8 @@ class Tally:
         below = np.ones(len(sessions)) if denominators is None else denominators
         self.rows += len(sessions)
         self._squares += float(np.sum(numerators**2 / below))
-        self._above = _added(self._above, np.bincount(sessions, numerators))
-        self._below = _added(self._below, np.bincount(sessions, below))
+        self._above = _added(self._above, np.bincount(sessions, numerators).astype(float))
+        self._below = _added(self._below, np.bincount(sessions, below).astype(float))
 
     def share(self, confidence: float = CONFIDENCE) -> Estimate:
         """Estimate the ratio of the sums, whose numerators are at least 0 and at most their denominators."""

@@ -5,6 +5,7 @@ again. Rows are read page by page and become sums at once: memory does not grow 
 """
 
 from app.quality.figures import Figure, ReleaseQuality, Report, Unit
+from app.quality.gauges import REST, Gauges
 from app.quality.quality import DEFAULT_DAYS, Quality
 
-__all__ = ["DEFAULT_DAYS", "Figure", "Quality", "ReleaseQuality", "Report", "Unit"]
+__all__ = ["DEFAULT_DAYS", "REST", "Figure", "Gauges", "Quality", "ReleaseQuality", "Report", "Unit"]

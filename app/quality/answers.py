@@ -106,6 +106,8 @@ class Answers:
         self.releases: dict[str, ReleaseTallies] = {}
         # Of each conversation the last question, and the release and session of its answer.
         self._last: OrderedDict[str, tuple[str, str, int]] = OrderedDict()
+        # By release the sessions of answers before, and whether each was asked for again.
+        self._followed: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
 
     def add(self, tenant: str, page: Sequence[Row[Any]]) -> None:
         """Add a page of closed rows, which follow those of the pages before.
@@ -115,6 +117,7 @@ class Answers:
         """
         for release, (numbers, rows) in self._by_release(tenant, page).items():
             self.releases[release].add(np.array(numbers, np.intp), rows)
+        self._count_regenerated()
 
     def add_thumbs(self, tenant: str, page: Sequence[Row[Any]]) -> None:
         """Add a page of thumbs."""
@@ -126,6 +129,7 @@ class Answers:
         """Count the last answers of conversations, which nobody asked for again."""
         while self._last:
             self._forget_oldest()
+        self._count_regenerated()
 
     def session(self, tenant: str, row: Row[Any]) -> int:
         """The number of the session an answer belongs to."""
@@ -167,7 +171,14 @@ class Answers:
 
     def _regenerated(self, answer: tuple[str, str, int], *, again: bool) -> None:
         _, release, session = answer
-        self.releases[release].shares["regenerated"].add(np.array([session]), np.array([float(again)]))
+        sessions, flags = self._followed[release]
+        sessions.append(session)
+        flags.append(float(again))
+
+    def _count_regenerated(self) -> None:
+        for release, (sessions, flags) in self._followed.items():
+            self.releases[release].shares["regenerated"].add(np.array(sessions), np.array(flags))
+        self._followed.clear()
 
     def _release(self, name: str) -> ReleaseTallies:
         found = self.releases.get(name)

@@ -10,16 +10,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-from app.errors import InvalidRequest
+from app.access import KeyStore
+from app.database import Database
+from app.errors import InvalidRequest, Unavailable
 from app.feedback import Given, Stated
 from app.predictions import Prediction, Where, created_at, uuid7
 from app.predictions.history import first_id
-from app.quality import Figure, Quality, ReleaseQuality
+from app.quality import Figure, Gauges, Quality, ReleaseQuality, Report
 from app.quality.answers import MAX_RELEASES, SHARES
+from app.rollouts import Rollout
 from observability.estimates import mean, mean_score, quantile
 from observability.matching import exact_match, token_f1
+from observability.metrics import Metrics
 from tests.review_world import World, emptied, person, prediction, replica
 
 CLASSES = ("billing", "contract", "other")
@@ -406,3 +411,60 @@ async def test_every_figure_without_rows_says_so(world, quality):
     assert (abstained.value, abstained.low, abstained.high, abstained.n) == (None, 0.0, 1.0, 0)
     assert found["failed", None].value == 1.0
     assert not math.isnan(found["failed", None].high)
+
+
+# --- on /metrics ---
+
+
+async def test_metrics_show_the_shares_of_serving_releases_and_nothing_that_users_name(world):
+    await world.ship([prediction(release_name=f"hallmark@{n % 3 + 1}", user=f"u{n}") for n in range(30)])
+    await world.ship([prediction(tenant="other", verdict="abstained:nothing_relevant")])
+    await world.ship([made(NOW - timedelta(hours=25))])
+    for id_ in await world.predict(2, answer="billing"):
+        await label(world, id_, class_name="billing")
+    for tenant in ("acme", "other"):
+        await KeyStore(world.database).create(name="k", tenant=tenant, scopes=["chat"])
+    metrics = Metrics(version="0", process=False)
+
+    async def rollouts() -> list[Rollout]:
+        return [Rollout(name="hallmark", revision=1, stable=1, canary=3), Rollout(name="idle", revision=1, stable=1)]
+
+    await Gauges(Quality(world.database), rollouts=rollouts, show=metrics.judged).refresh()
+    families = {each.name: each for each in text_string_to_metric_families(metrics.render()[0].decode())}
+    shown = {
+        (each.labels["release"], each.labels["figure"]): each.value
+        for each in families["hallmark_quality_answers"].samples
+    }
+    assert {release for release, _ in shown} == {"hallmark@1", "hallmark@3"}
+    assert all(set(each.labels) == {"release", "figure"} for each in families["hallmark_quality"].samples)
+    assert shown["hallmark@1", "abstained"] == 13  # Ten, one of the other tenant, two that are labelled.
+    assert shown["hallmark@1", "accuracy"] == 2
+    assert ("hallmark@1", "class_share") not in shown
+    values = {
+        (each.labels["release"], each.labels["figure"]): each.value for each in families["hallmark_quality"].samples
+    }
+    assert values["hallmark@1", "abstained"] == pytest.approx(1 / 13)
+    (at,) = families["hallmark_quality_timestamp_seconds"].samples
+    assert abs(at.value - datetime.now(UTC).timestamp()) < 60
+
+
+async def test_metrics_are_computed_again_and_survive_an_outage():
+    outcomes = [Unavailable("The database is away.", retry_after_seconds=1.0), RuntimeError("a defect"), None]
+    shown = asyncio.Event()
+
+    class Flaky(Quality):
+        async def of_releases(self, releases, *, window):
+            if not outcomes:
+                await asyncio.Event().wait()
+            if (failure := outcomes.pop(0)) is not None:
+                raise failure
+            return Report(since=NOW, until=NOW, computed_at=NOW, labels_are_cut=False, releases=[])
+
+    async def rollouts() -> list[Rollout]:
+        return []
+
+    flaky = Flaky(Database("sqlite://"))
+    gauges = Gauges(flaky, rollouts=rollouts, show=lambda *_: shown.set(), every_seconds=0.0, first_after_seconds=0.0)
+    async with gauges:
+        await asyncio.wait_for(shown.wait(), 20)
+    assert outcomes == []
