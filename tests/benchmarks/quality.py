@@ -5,6 +5,9 @@ folder. It writes the rows (half in conversations, one in a hundred with a thumb
 one report in a process of its own, and prints, as the last line as JSON: seconds, rows a second, how far the process's
 peak memory rose, and what a million rows would take at that rate. Memory is the largest resident size, after what
 importing and a report on nothing takes.
+
+`late_p99_milliseconds` is how late the event loop was for a task that wants it every two milliseconds: while nothing
+else happens, while a report is made as for a caller, and while it is made with rests as for `/metrics`.
 """
 
 import argparse
@@ -13,10 +16,11 @@ import json
 import multiprocessing
 import random
 import resource
+import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,7 +31,7 @@ from app.predictions import Prediction, Where, uuid7
 from app.predictions.history import first_id
 from app.predictions.rows import to_row
 from app.predictions.shipper import shippable
-from app.quality import Quality
+from app.quality import REST, Quality
 
 ANSWER = "The notice period is four weeks to the end of a month, as the contract says. " * 5
 BATCH = 500
@@ -61,6 +65,11 @@ async def _measure(url: str, rows: int) -> dict[str, Any]:
         started, cpu = time.perf_counter(), time.process_time()
         report = await Quality(database).report("acme", Where())
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+        late = {
+            "idle": await lateness(asyncio.sleep(2)),
+            "report": await lateness(Quality(database).report("acme", Where())),
+            "resting": await lateness(Quality(database, rest=REST).report("acme", Where())),
+        }
     found = sum(each.answers for each in report.releases)
     return {
         "rows": rows,
@@ -71,7 +80,20 @@ async def _measure(url: str, rows: int) -> dict[str, Any]:
         "rows_per_second": round(rows / seconds),
         "peak_rose_mebibytes": round(peak_mebibytes() - before, 1),
         "minutes_for_a_million": round(seconds / rows * 1e6 / 60, 2),
+        "late_p99_milliseconds": late,
     }
+
+
+async def lateness(work: Coroutine[Any, Any, Any]) -> float:
+    """How many milliseconds the event loop comes too late, in the 99th of 100 cases, while `work` is done."""
+    task = asyncio.ensure_future(work)
+    late = []
+    while not task.done():
+        due = time.perf_counter() + 0.002
+        await asyncio.sleep(0.002)
+        late.append(time.perf_counter() - due)
+    await task
+    return round(statistics.quantiles(late, n=100)[98] * 1000, 2)
 
 
 def peak_mebibytes() -> float:
