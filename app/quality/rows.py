@@ -4,11 +4,12 @@ The main rule: every query names its tenant, here and nowhere else in the packag
 open.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, ScalarSelect, Select, Table, and_, func, or_, select
+import msgspec
+from sqlalchemy import ColumnElement, Row, ScalarSelect, Select, Table, func, or_, select
 
 from app.database import Database, api_keys, feedback, labels, predictions
 from app.predictions import Where
@@ -51,29 +52,34 @@ class Rows:
 
     async def answers(self, tenant: str, where: Where, *, page_rows: int) -> AsyncIterator[Sequence[Row[Any]]]:
         """Give what was answered, the oldest first, page by page."""
-        meant = (*conditions(tenant, where), _p.outcome != "open", _p.release_name.is_not(None))
-        query = select(*_answer_columns).where(*meant).order_by(_p.id).limit(page_rows)
-        page = await self._read(query)
+        query = select(*_answer_columns).where(_p.outcome != "open", *_answered(tenant, where), *_ends(_p.id, where))
+        query = query.order_by(_p.id).limit(page_rows)
+        page = await self._read(query.where(*_start(_p.id, where)))
         while page:
             yield page
+            # Not from the window's start as well: SQLite uses one of two lower bounds, and would walk to each page.
             page = await self._read(query.where(_p.id > page[-1].id)) if len(page) == page_rows else []
 
     async def thumbs(self, tenant: str, where: Where, *, page_rows: int) -> AsyncIterator[Sequence[Row[Any]]]:
         """Give the thumbs of end users that hold now, page by page."""
+        about = _f.prediction_id
         query = (
             select(_f.row, *_whose, _f.rating)
-            .where(_f.tenant == tenant, *_meant(_f.prediction_id, where), _latest(feedback), _f.withdrawn.is_(False))
-            .where(_f.source == "end_user", _f.rating_type == "boolean", *_joined(_f.prediction_id, tenant, where))
-            .order_by(_f.row)
+            .where(_f.tenant == tenant, *_ends(about, where), _latest(feedback), _f.withdrawn.is_(False))
+            .where(_f.source == "end_user", _f.rating_type == "boolean", *_finished(about, tenant, where))
+            .order_by(about, _f.row)
             .limit(page_rows)
         )
-        page = await self._read(query)
+        page = await self._read(query.where(*_start(about, where)))
         while page:
             yield page
-            page = await self._read(query.where(_f.row > page[-1].row)) if len(page) == page_rows else []
+            last = page[-1]
+            following = query.where(about >= last.id, or_(about > last.id, _f.row > last.row))
+            page = await self._read(following) if len(page) == page_rows else []
 
     async def labelled(self, tenant: str, where: Where) -> AsyncIterator[list[list[Row[Any]]]]:
         """Give labelled answers page by page, each as its labels: the newest answer first, the newest label first."""
+        about = _l.prediction_id
         query = (
             select(
                 *_whose,
@@ -85,19 +91,19 @@ class Rows:
                 _l.sampling_probability,
                 _judged(tenant).label("judged"),
             )
-            .where(_l.tenant == tenant, *_meant(_l.prediction_id, where), _latest(labels), _l.withdrawn.is_(False))
-            .where(or_(_l["class"].is_not(None), _l.answer.is_not(None)), *_joined(_l.prediction_id, tenant, where))
-            .order_by(_p.id.desc(), _l.row.desc())
+            .where(_l.tenant == tenant, *_start(about, where), _latest(labels), _l.withdrawn.is_(False))
+            .where(or_(_l["class"].is_not(None), _l.answer.is_not(None)), *_finished(about, tenant, where))
+            .order_by(about.desc(), _l.row.desc())
             .limit(_LABEL_PAGE)
         )
         unfinished: list[Row[Any]] = []
-        page = await self._read(query)
+        page = await self._read(query.where(*_ends(about, where)))
         while page:
             *groups, unfinished = (list(rows) for _, rows in groupby([*unfinished, *page], key=lambda row: row.id))
             yield groups
             last = page[-1]
-            before = or_(_p.id < last.id, and_(_p.id == last.id, _l.row < last.row))
-            page = await self._read(query.where(before)) if len(page) == _LABEL_PAGE else []
+            following = query.where(about <= last.id, or_(about < last.id, _l.row < last.row))
+            page = await self._read(following) if len(page) == _LABEL_PAGE else []
         if unfinished:
             yield [unfinished]
 
@@ -105,7 +111,8 @@ class Rows:
         """Sum up by release what judges say of its answers: how many, their mean score, and that of its square."""
         each = (
             select(_p.release_name, func.avg(_f.rating).label("score"))
-            .where(*_is_judged(tenant), *_meant(_f.prediction_id, where), *_joined(_f.prediction_id, tenant, where))
+            .where(*_is_judged(tenant), *_start(_f.prediction_id, where), *_ends(_f.prediction_id, where))
+            .where(*_finished(_f.prediction_id, tenant, where))
             .group_by(_p.id, _p.release_name)
             .subquery()
         )
@@ -123,20 +130,23 @@ class Rows:
         return rows
 
 
-def _joined(prediction_id: Any, tenant: str, where: Where) -> tuple[ColumnElement[bool], ...]:
+def _answered(tenant: str, where: Where) -> Iterator[ColumnElement[bool]]:
+    """Which answers are meant, but for the window: that bounds whichever table's ids are walked along."""
+    yield _p.release_name.is_not(None)
+    yield from conditions(tenant, msgspec.structs.replace(where, since=None, until=None))
+
+
+def _finished(prediction_id: Any, tenant: str, where: Where) -> tuple[ColumnElement[bool], ...]:
     """The finished answer that something is said of."""
-    known = _p.release_name.is_not(None)
-    return (_p.id == prediction_id, _p.outcome == "finished", known, *conditions(tenant, where))
+    return (_p.id == prediction_id, _p.outcome == "finished", *_answered(tenant, where))
 
 
-def _meant(prediction_id: Any, where: Where) -> list[ColumnElement[bool]]:
-    """The window once more, for the index of the table that is not the predictions'."""
-    ends = []
-    if where.since is not None:
-        ends.append(prediction_id >= first_id(where.since))
-    if where.until is not None:
-        ends.append(prediction_id < first_id(where.until))
-    return ends
+def _start(prediction_id: Any, where: Where) -> list[ColumnElement[bool]]:
+    return [] if where.since is None else [prediction_id >= first_id(where.since)]
+
+
+def _ends(prediction_id: Any, where: Where) -> list[ColumnElement[bool]]:
+    return [] if where.until is None else [prediction_id < first_id(where.until)]
 
 
 def _latest(table: Table) -> ColumnElement[bool]:

@@ -66,7 +66,7 @@ async def _measure(url: str, rows: int) -> dict[str, Any]:
         report = await Quality(database).report("acme", Where())
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
         late = {
-            "idle": await lateness(asyncio.sleep(2)),
+            "idle": await lateness(asyncio.sleep(5)),
             "report": await lateness(Quality(database).report("acme", Where())),
             "resting": await lateness(Quality(database, rest=REST).report("acme", Where())),
         }
