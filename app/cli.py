@@ -18,6 +18,7 @@ from rich.table import Table
 
 from app.client import Client
 from app.prediction_commands import predictions
+from app.quality_commands import quality
 from app.release_commands import releases, rollouts
 from app.review_commands import review
 from app.settings import Settings, unknown_variables
@@ -38,6 +39,7 @@ app.add_typer(predictions, name="predictions")
 app.add_typer(releases, name="releases")
 app.add_typer(rollouts, name="rollouts")
 app.add_typer(review, name="review")
+app.command("quality")(quality)
 
 KeyId = Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.")]
 DataDir = Annotated[Path | None, typer.Option(help="The service's data directory.")]

@@ -27,12 +27,25 @@ from app.lineage import Provenance, Tracer, Uses
 from app.links import PassageLinks, load_secret
 from app.predictions import DocumentUses, History, PredictionLog, Shipper
 from app.prompts import ANSWER_PROMPT, CLASSIFY_PROMPT, EXTRACT_PROMPT
+from app.quality import REST, Gauges, Quality
 from app.rates import RATE_HEADERS, RateLimits
 from app.readiness import Check, Problem, Readiness
 from app.registry import Registry
 from app.releases import Prompt, Release, RetrievalPlan
 from app.review import open_review
-from app.routes import documents, errors, feedback, health, labels, lineage, releases, resources, review, rollouts
+from app.routes import (
+    documents,
+    errors,
+    feedback,
+    health,
+    labels,
+    lineage,
+    quality,
+    releases,
+    resources,
+    review,
+    rollouts,
+)
 from app.routes.chat import ChatRoute
 from app.routes.dependencies import Services
 from app.routes.description import describe
@@ -121,6 +134,8 @@ async def open_service(
             outbox=shipper,
             engines=engines.samples,
         )
+        gauges = Gauges(Quality(shared, rest=REST), rollouts=registry.rollouts, show=metrics.judged)
+        await parts.enter_async_context(gauges)
         label_log = await parts.enter_async_context(LabelLog(shared))
         public_url = settings.public_url.rstrip("/") if settings.public_url else None
         folder = settings.engine.adapter_folder
@@ -135,6 +150,7 @@ async def open_service(
             uses=Uses(provenance, history, document_uses),
             registry=registry,
             review=await parts.enter_async_context(open_review(shared, history, label_log)),
+            quality=Quality(shared),
             defaults=_defaults(settings),
             links=links,
             telemetry=telemetry,
@@ -207,6 +223,7 @@ def create_api(services: Services | None = None, *, max_body_bytes: int | None =
         prediction_routes,
         lineage.routes,
         review.routes,
+        quality.routes,
         releases.routes,
         rollouts.routes,
         health.routes,

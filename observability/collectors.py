@@ -133,6 +133,47 @@ class Engines(Collector):
         yield from (up, state, in_flight, queue, ejections, failovers, start, waiting)
 
 
+class QualitySample(NamedTuple):
+    """One figure of a release, a share from 0 to 1, as it was last computed."""
+
+    release: str
+    figure: str
+    value: float | None
+    low: float | None
+    high: float | None
+    answers: int
+
+
+class Qualities(Collector):
+    """How good the serving releases' answers are, as it was last computed."""
+
+    def __init__(self) -> None:
+        self.samples: Sequence[QualitySample] = ()
+        self.computed_at_seconds: float | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        """Give the metrics as they are now."""
+        labels = ("release", "figure")
+        value = GaugeMetricFamily(
+            "hallmark_quality", "A share of the last day's answers: 0.1 of them abstained, say.", labels=labels
+        )
+        low = GaugeMetricFamily("hallmark_quality_low", "The lower end of its 95 % interval.", labels=labels)
+        high = GaugeMetricFamily("hallmark_quality_high", "The upper end of its 95 % interval.", labels=labels)
+        answers = GaugeMetricFamily("hallmark_quality_answers", "The answers it rests on.", labels=labels)
+        computed = GaugeMetricFamily(
+            "hallmark_quality_timestamp_seconds", "When these were computed, in seconds since 1970."
+        )
+        for sample in self.samples:
+            names = (sample.release, sample.figure)
+            answers.add_metric(names, sample.answers)
+            for family, number in ((value, sample.value), (low, sample.low), (high, sample.high)):
+                if number is not None:
+                    family.add_metric(names, number)
+        if self.computed_at_seconds is not None:
+            computed.add_metric((), self.computed_at_seconds)
+        yield from (value, low, high, answers, computed)
+
+
 class Observed(Collector):
     """Values that live elsewhere and are read when Prometheus asks."""
 

@@ -75,6 +75,10 @@ class Design:
         correction = 1.0 if self.sessions is None or len(sums) < 2 else len(sums) / (len(sums) - 1)
         return float(np.sum(sums**2) * correction)
 
+    def caution(self, confidence: float) -> float:
+        """What a variance must be multiplied by because few sessions tell it only roughly (Korn, Graubard 1998)."""
+        return 1.0 if self.sessions is None else caution(int(self.sessions.max()) + 1, confidence)
+
     def kish(self, weights: Floats) -> float:
         """How many equal sessions have a say like that: the squared sum over the sum of squares (Kish 1965)."""
         sums = self.sums(weights)
@@ -186,19 +190,42 @@ class Ratio:
 
     def estimate(self, design: Design, confidence: float = CONFIDENCE) -> Estimate:
         """Give it its interval."""
-        variance = design.variance(self.influences)
-        varied = variance > 1e-12 * self.spread > 0
-        effective_n = self.spread / variance if varied else design.kish(self.shares)
-        # The few errors that were seen may all have small weights: then the variance is small and says nothing of rows
-        # with large ones. The bound is that of the National Center for Health Statistics (Parker and others 2017).
-        effective_n = round(min(effective_n, float(self.rows)), 9)
-        # A coin has the largest spread that a figure between 0 and 1 can have: scores that spread less are worth more.
-        # One row is imagined that spreads as a coin does, so that scores that happen to be equal do not seem certain.
-        coin = self.value * (1 - self.value)
-        spread = (self.rows * self.spread + coin) / (self.rows + 1)
-        tosses = effective_n * coin / spread if coin > 0 else effective_n
-        low, high = wilson(self.value, tosses, confidence)
-        return Estimate(self.value, low, high, self.rows, effective_n, design.method, confidence)
+        return bounded(
+            self.value,
+            variance=design.variance(self.influences),
+            spread=self.spread,
+            equal_sessions=design.kish(self.shares),
+            rows=self.rows,
+            caution=design.caution(confidence),
+            method=design.method,
+            confidence=confidence,
+        )
+
+
+def bounded(
+    value: float,
+    *,
+    variance: float,
+    spread: float,
+    equal_sessions: float,
+    rows: int,
+    caution: float,
+    method: Method,
+    confidence: float = CONFIDENCE,
+) -> Estimate:
+    """Give a figure between 0 and 1 its interval, from what `Ratio` and `Design` say of its rows."""
+    varied = variance > 1e-12 * spread > 0
+    effective_n = spread / variance if varied else equal_sessions
+    # The few errors that were seen may all have small weights: then the variance is small and says nothing of rows
+    # with large ones. The bound is that of the National Center for Health Statistics (Parker and others 2017).
+    effective_n = round(min(effective_n, float(rows)) / caution, 9)
+    # A coin has the largest spread that a figure between 0 and 1 can have: scores that spread less are worth more.
+    # One row is imagined that spreads as a coin does, so that scores that happen to be equal do not seem certain.
+    coin = value * (1 - value)
+    imagined = (rows * spread + coin) / (rows + 1)
+    tosses = effective_n * coin / imagined if imagined > 0 else effective_n
+    low, high = wilson(value, tosses, confidence)
+    return Estimate(value, low, high, rows, effective_n, method, confidence)
 
 
 def prediction_powered(
@@ -240,26 +267,44 @@ def prediction_powered(
     trust = min(1.0, trust)
     value = trust * everything.mean + float(shares @ (truths - trust * guesses))
     value = min(1.0, max(0.0, value))
-    variance = design.variance(of_labels + trust * of_proxy) + trust**2 * others
+    variance = design.variance(of_labels + trust * of_proxy) * design.caution(confidence) + trust**2 * others
     low, high = wilson(value, value * (1 - value) / variance, confidence)
     return Estimate(value, low, high, n, float(shares @ residuals**2) / variance, "prediction-powered", confidence)
 
 
 def mean(values: ArrayLike, *, sessions: Sequence[Hashable] | None = None, confidence: float = CONFIDENCE) -> Estimate:
     """Estimate the mean of any numbers, such as tokens, with Student's interval."""
-    from scipy.special import stdtrit
-
     known = column(values, "values")
     design = Design.of(len(known), None, sessions)
     units = len(known) if design.sessions is None else int(design.sessions.max()) + 1
     if units < 2:
-        return Estimate(float(known[0]) if len(known) else None, None, None, len(known), float(units), "t", confidence)
+        only = float(known.mean()) if len(known) else None
+        return student(only, variance=0, spread=0, units=units, n=len(known), confidence=confidence)
     average = float(known.mean())
     variance = design.variance((known - average) / len(known))
     variance *= 1.0 if design.sessions is not None else units / (units - 1)
+    spread = float(known.var())
+    return student(average, variance=variance, spread=spread, units=units, n=len(known), confidence=confidence)
+
+
+def caution(sessions: int, confidence: float = CONFIDENCE) -> float:
+    """What the variance of sums of so many sessions must be multiplied by, because few tell it only roughly."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(max(1, sessions - 1), 0.5 + confidence / 2) / _z(confidence)) ** 2
+
+
+def student(
+    average: float | None, *, variance: float, spread: float, units: int, n: int, confidence: float = CONFIDENCE
+) -> Estimate:
+    """Give a mean of `n` rows in `units` sessions its interval; `variance` is its own, `spread` that of the rows."""
+    from scipy.special import stdtrit
+
+    if average is None or units < 2:
+        return Estimate(average, None, None, n, float(units), "t", confidence)
     half = float(stdtrit(units - 1, 0.5 + confidence / 2)) * variance**0.5
-    effective_n = min(float(len(known)), float(known.var()) / variance) if variance > 0 else float(units)
-    return Estimate(average, average - half, average + half, len(known), effective_n, "t", confidence)
+    effective_n = min(float(n), spread / variance) if variance > 0 else float(units)
+    return Estimate(average, average - half, average + half, n, effective_n, "t", confidence)
 
 
 def quantile(

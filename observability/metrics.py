@@ -15,7 +15,16 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.process_collector import ProcessCollector
 
-from observability.collectors import Engines, GroupSample, LoopHistogram, Observed, Outbox, Timings
+from observability.collectors import (
+    Engines,
+    GroupSample,
+    LoopHistogram,
+    Observed,
+    Outbox,
+    Qualities,
+    QualitySample,
+    Timings,
+)
 
 REQUEST_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 STAGE_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -140,6 +149,8 @@ class Metrics:
     def _engines_and_documents(self) -> None:
         self._engines = Engines()
         self.registry.register(self._engines)
+        self._qualities = Qualities()
+        self.registry.register(self._qualities)
         self.fallbacks = self._counter(
             "hallmark_fallbacks", "Answers given because an engine could not, by what gave them.", "release", "kind"
         )
@@ -246,6 +257,11 @@ class Metrics:
     def said(self, source: str, kind: str) -> None:
         """Count a call: positive, negative, number, text, change, withdrawal; label, label_withdrawal."""
         self.feedback.labels(source, kind).inc()
+
+    def judged(self, samples: Sequence[QualitySample], computed_at_seconds: float) -> None:
+        """Show these figures from now on, and no others; the releases are those that serve."""
+        self._qualities.samples = samples
+        self._qualities.computed_at_seconds = computed_at_seconds
 
     def watch(
         self,

@@ -58,6 +58,7 @@ EVERYTHING = (
     "review:read",
     "review:write",
     "review:manage",
+    "quality:read",
     "releases:read",
     "releases:write",
     "metrics",

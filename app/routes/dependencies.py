@@ -11,6 +11,7 @@ from app.feedback import FeedbackLog, LabelLog
 from app.lineage import Provenance, Tracer, Uses
 from app.links import PassageLinks
 from app.predictions import History, PredictionLog
+from app.quality import Quality
 from app.readiness import Readiness
 from app.registry import Registry
 from app.review import ReviewQueue
@@ -34,6 +35,7 @@ class Services:
     uses: Uses
     registry: Registry
     review: ReviewQueue
+    quality: Quality
     defaults: Mapping[str, Any]
     """What a release has where its file leaves it out."""
     links: PassageLinks

@@ -116,6 +116,7 @@ SCOPES = {
     "list_review_boosts": "review:read",
     "get_review_boost": "review:read",
     "export_review_tasks": "review:read",
+    "get_quality": "quality:read",
     "metrics": "metrics",
 }
 

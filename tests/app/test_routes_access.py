@@ -92,6 +92,7 @@ SCOPES = {
         "GET /v1/review/queues/{queue}/boosts/{boost_id}",
         "GET /v1/review/queues/{queue}/export",
     ],
+    "quality:read": ["GET /v1/quality"],
     "metrics": ["GET /metrics"],
     "": ["GET /v1/me"],
 }

@@ -73,6 +73,23 @@ def test_repeating_every_row_within_its_session_tells_nothing_new(scores, times)
     assert repeated.high - repeated.low >= once.high - once.low - 1e-9
 
 
+def test_a_single_session_tells_next_to_nothing_however_long_it_is():
+    alone = mean_score([1.0] * 50 + [0.0] * 10, sessions=["one"] * 60)
+    assert alone.effective_n < 1
+    assert alone.high - alone.low > 0.9
+
+
+def test_few_sessions_are_covered_as_often_as_promised():
+    random = np.random.default_rng(8)
+    covered = []
+    for _ in range(400):
+        rates = random.beta(3, 1, 6)
+        scores = (random.random((6, 20)) < rates[:, None]).astype(float).ravel()
+        estimate = mean_score(scores, sessions=np.repeat(np.arange(6), 20).tolist())
+        covered.append(estimate.low <= 0.75 <= estimate.high)
+    assert np.mean(covered) >= 0.93
+
+
 def test_seeing_only_heavy_rows_right_does_not_make_sure():
     # One wrong row of weight 1 among 100 of weight 20: the heavy ones still tell as much as 100 rows do, and no more.
     estimate = mean_score([0.0] + [1.0] * 100, [1.0] + [0.05] * 100)
