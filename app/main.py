@@ -22,6 +22,7 @@ from app.engine_wiring import Engines, open_engines, release_defaults
 from app.engines import Engine
 from app.feedback import FeedbackLog, LabelLog
 from app.gateway import Gateway
+from app.guards import Trials
 from app.lineage import Provenance, Tracer, Uses
 from app.links import PassageLinks, load_secret
 from app.predictions import DocumentUses, History, PredictionLog, Shipper
@@ -31,7 +32,19 @@ from app.readiness import Check, Problem, Readiness
 from app.registry import Registry
 from app.releases import Prompt, Release, RetrievalPlan
 from app.review import open_review
-from app.routes import documents, errors, feedback, health, labels, lineage, releases, resources, review, rollouts
+from app.routes import (
+    documents,
+    errors,
+    feedback,
+    health,
+    labels,
+    lineage,
+    releases,
+    resources,
+    review,
+    rollouts,
+    trials,
+)
 from app.routes.chat import ChatRoute
 from app.routes.dependencies import Services
 from app.routes.description import describe
@@ -129,6 +142,7 @@ async def open_service(
             tracer=Tracer(provenance, history, documents=retriever, adapter_folder=settings.engine.adapter_folder),
             uses=Uses(provenance, history, document_uses),
             registry=registry,
+            trials=Trials(shared),
             review=await parts.enter_async_context(open_review(shared, history, label_log)),
             defaults=_defaults(settings),
             links=links,
@@ -204,6 +218,7 @@ def create_api(services: Services | None = None, *, max_body_bytes: int | None =
         review.routes,
         releases.routes,
         rollouts.routes,
+        trials.routes,
         health.routes,
     )
     for router in routers:

@@ -27,6 +27,7 @@ from app.database.tables import (
     rollouts,
     training_runs,
 )
+from app.database.trial_tables import leases, trial_observations, trials
 
 __all__ = [
     "BUSY_SECONDS",
@@ -46,6 +47,7 @@ __all__ = [
     "followed",
     "key_ring",
     "labels",
+    "leases",
     "metadata",
     "migrate",
     "own_directory",
@@ -60,4 +62,6 @@ __all__ = [
     "rollout_changes",
     "rollouts",
     "training_runs",
+    "trial_observations",
+    "trials",
 ]

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 
 from app.access import Caller
 from app.feedback import FeedbackLog, LabelLog
+from app.guards import Trials
 from app.lineage import Provenance, Tracer, Uses
 from app.links import PassageLinks
 from app.predictions import History, PredictionLog
@@ -33,6 +34,7 @@ class Services:
     tracer: Tracer
     uses: Uses
     registry: Registry
+    trials: Trials
     review: ReviewQueue
     defaults: Mapping[str, Any]
     """What a release has where its file leaves it out."""
