@@ -1,7 +1,7 @@
 """A rollout with a canary over one database, predictions as its arms leave them, and a watcher that steps when told."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,9 +53,14 @@ class Guarded:
 
     async def answer(self, arm: str, count: int = 1, **facts: Any) -> list[str]:
         """Leave predictions of an arm, each a session of its own unless `facts` says otherwise."""
-        number = (await self.rollout()).stable if arm == "stable" else 2
-        given = {"assignment": arm, "release_name": f"hallmark@{number}", "completion_tokens": 5, **facts}
-        made = [prediction(**given) for _ in range(count)]
+        return await self.answers([(arm, facts)] * count)
+
+    async def answers(self, said: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+        """Leave predictions of both arms, in their order."""
+        made = []
+        for arm, facts in said:
+            label = "hallmark@1" if arm == "stable" else "hallmark@2"
+            made.append(prediction(**{"assignment": arm, "release_name": label, "completion_tokens": 5, **facts}))
         await Shipper(None, self.database)._upsert([as_shipped(each) for each in made])  # type: ignore[arg-type]
         return [each.id for each in made]
 

@@ -146,10 +146,8 @@ async def test_a_canary_that_refuses_is_rolled_back_with_its_evidence_and_the_de
 
 async def test_an_equal_canary_is_not_rolled_back_and_earns_its_promotion(world):
     await world.canary()
-    for number in range(30):
-        facts = REFUSED if number % 5 == 0 else {}
-        await world.answer("stable", 20, **facts)
-        await world.answer("canary", 5, **facts)
+    said = [(arm, REFUSED if number % 5 == 0 else {}) for number in range(150) for arm in ["stable"] * 4 + ["canary"]]
+    await world.answers(said)
     await world.watch()
     trial, (state, decision, used) = await replayed(world)
     assert (await world.rollout()).canary == 2

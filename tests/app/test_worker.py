@@ -114,6 +114,8 @@ async def test_a_worker_that_is_stopped_gives_back_what_it_held(database):
 
 
 def test_the_worker_loads_neither_torch_nor_the_web_server():
-    code = "import sys, app.worker; print([name for name in ('torch', 'transformers', 'fastapi') if name in sys.modules])"
+    code = (
+        "import sys, app.worker; print([name for name in ('torch', 'transformers', 'fastapi') if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=50)
     assert done.stdout.strip() == "[]", done.stderr
