@@ -1,4 +1,4 @@
-"""A canary goes bad under traffic: a worker takes it back within five seconds, and no user of the stable one notices."""
+"""A canary goes bad under traffic: a worker takes it back within five seconds, and stable users notice nothing."""
 
 import asyncio
 import itertools
