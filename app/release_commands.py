@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -10,6 +10,9 @@ from rich.table import Column, Table
 
 from app.client import Client
 from app.terminal import Key, Url, err, explained, out
+
+if TYPE_CHECKING:
+    from app.guards import State
 
 releases = typer.Typer(help="Releases: create, list, show, compare, delete.", no_args_is_help=True)
 rollouts = typer.Typer(help="Rollouts: which release of a name answers whom.", no_args_is_help=True)
@@ -179,9 +182,8 @@ def replay_trial(name: Name, key: Key, url: Url = URL) -> None:
             out.print(f"{n:>8} canary sessions  e-value {e_value:.6g}")
     said = then if then.get("observation") else {}
     again = (decision.guard, decision.observation, decision.e_value) if decision else (None, None, None)
-    known = {name: evidence.harm_e_value for name, evidence in state.trial.evidence.items()}
     same = again == (said.get("guard"), said.get("observation"), said.get("e_value"))
-    same &= used == found["observations"] and known == {each["guard"]: each["e_value"] for each in found["evidence"]}
+    same &= used == found["observations"] and all(_is_known(state, each) for each in found["evidence"])
     out.print(f"{used} observations replayed: {escape(decision.why) if decision else 'no decision'}", soft_wrap=True)
     if then and not said:
         out.print(f"decided without observations: {escape(then['why'])}", soft_wrap=True)
@@ -248,6 +250,18 @@ def _heard(client: Client, name: str, count: int) -> Iterator[dict[str, Any]]:
         page = client.call("GET", f"/v1/rollouts/{name}/trial/observations", params={"after": after})
         yield from (each for each in page["data"] if each["number"] <= count)
         after = page["next"]
+
+
+def _is_known(state: "State", shown: dict[str, Any]) -> bool:
+    """Whether a replay knows of a guard exactly what is shown."""
+    evidence = state.trial.evidence[shown["guard"]]
+    arms = {"canary": evidence.canary, "stable": evidence.stable}
+    counts = all(
+        (tally.n, tally.mean if tally.n else None) == (shown[f"{arm}_sessions"], shown[f"{arm}_bad"])
+        for arm, tally in arms.items()
+    )
+    e_values = (evidence.harm_e_value, evidence.safety_e_value)
+    return counts and e_values == (shown["e_value"], shown["safety_e_value"])
 
 
 def _guard(text: str) -> dict[str, Any]:
