@@ -28,8 +28,9 @@ demo: $(READY) ## Ask the two questions of a running service again
 	@$(BIN)/hallmark demo --url $(URL) --data-dir $(DATA)
 
 stop: ## Stop the service that `make run` left running
+	@test -f $(DATA)/worker.pid && kill $$(cat $(DATA)/worker.pid) 2>/dev/null || true
 	@test -f $(DATA)/service.pid && kill $$(cat $(DATA)/service.pid) 2>/dev/null && echo "stopped" || echo "not running"
-	@rm -f $(DATA)/service.pid
+	@rm -f $(DATA)/service.pid $(DATA)/worker.pid
 
 test: $(READY) ## Run the quick suite
 	@$(BIN)/python -m pytest -q -m "not slow"

@@ -1,4 +1,4 @@
-"""The command line: `hallmark serve | engine | demo | ingest | ask | openapi`, and groups for keys, releases and so on.
+"""The command line: `hallmark serve | worker | engine | demo | ingest | ask | openapi`, and groups for the rest.
 
 Exit codes: 0 done, 1 the work failed (some of it, or the service refused), 2 the command or a setting is wrong.
 """
@@ -108,6 +108,28 @@ def serve(
 def engine(context: typer.Context) -> None:
     """Run the embedded engine by itself; `hallmark engine --help` lists its options."""
     os.execv(sys.executable, [sys.executable, "-m", "app.engines.local", *context.args])  # noqa: S606 - our own module.
+
+
+@app.command()
+def worker(data_dir: DataDir = None) -> None:
+    """Do the periodic work beside the service: watch canaries, and take back one that is worse."""
+    settings = load_settings(data_dir=data_dir)
+    from app.database import MigrationFailed
+    from app.worker import run
+
+    groups = {settings.main_engine: settings.engine, **settings.engines}
+    folders = {name: group.adapter_folder for name, group in groups.items() if group.adapter_folder}
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run(
+            _database(data_dir),
+            adapter_folders=folders,
+            log_level=settings.log_level,
+            log_format=settings.log_format,
+        )
+    except MigrationFailed as error:
+        err.print(f"[red]cannot work:[/] {escape(str(error))}")
+        raise typer.Exit(1) from None
 
 
 @app.command()

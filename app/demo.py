@@ -93,20 +93,24 @@ def _address(url: str) -> tuple[str, int]:
 
 
 def _start(host: str, port: int, data_dir: Path, log_file: Path, *, local_engine: bool) -> subprocess.Popen[bytes]:
-    """Start the service in the background, in a session of its own so that it outlives this command."""
-    command = [sys.executable, "-m", "app", "serve", "--host", host, "--port", str(port)]
-    if local_engine:
-        command.append("--local-engine")
+    """Start the service and a worker in the background, in sessions of their own so that they outlive this command."""
+    serve = ["serve", "--host", host, "--port", str(port), *(["--local-engine"] if local_engine else [])]
+    process = _spawn(serve, data_dir, log_file)
+    (data_dir / "service.pid").write_text(f"{process.pid}\n")
+    worker = _spawn(["worker"], data_dir, data_dir / "worker.log")
+    (data_dir / "worker.pid").write_text(f"{worker.pid}\n")
+    return process
+
+
+def _spawn(command: list[str], data_dir: Path, log_file: Path) -> subprocess.Popen[bytes]:
     with log_file.open("ab") as log:
-        process = subprocess.Popen(  # noqa: S603 - our own module, with arguments of ours.
-            [*command, "--data-dir", str(data_dir)],
+        return subprocess.Popen(  # noqa: S603 - our own module, with arguments of ours.
+            [sys.executable, "-m", "app", *command, "--data-dir", str(data_dir)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
-    (data_dir / "service.pid").write_text(f"{process.pid}\n")
-    return process
 
 
 def _demo_key(data_dir: Path, database: Path | str) -> str:

@@ -23,6 +23,7 @@ from app.engine_wiring import Engines, open_engines, release_defaults
 from app.engines import Engine
 from app.feedback import FeedbackLog, LabelLog
 from app.gateway import Gateway
+from app.guards import Trials
 from app.lineage import Provenance, Tracer, Uses
 from app.links import PassageLinks, load_secret
 from app.predictions import DocumentUses, History, PredictionLog, Shipper
@@ -45,6 +46,7 @@ from app.routes import (
     resources,
     review,
     rollouts,
+    trials,
 )
 from app.routes.chat import ChatRoute
 from app.routes.dependencies import Services
@@ -149,6 +151,7 @@ async def open_service(
             tracer=Tracer(provenance, history, label_log, documents=retriever, adapter_folder=folder),
             uses=Uses(provenance, history, document_uses),
             registry=registry,
+            trials=Trials(shared),
             review=await parts.enter_async_context(open_review(shared, history, label_log)),
             quality=Quality(shared),
             defaults=_defaults(settings),
@@ -226,6 +229,7 @@ def create_api(services: Services | None = None, *, max_body_bytes: int | None =
         quality.routes,
         releases.routes,
         rollouts.routes,
+        trials.routes,
         health.routes,
     )
     for router in routers:

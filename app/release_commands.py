@@ -1,7 +1,8 @@
 """`hallmark releases ...` and `hallmark rollouts ...`: what is made, and what of it answers, by the public API."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -9,6 +10,9 @@ from rich.table import Column, Table
 
 from app.client import Client
 from app.terminal import Key, Url, err, explained, out
+
+if TYPE_CHECKING:
+    from app.guards import State
 
 releases = typer.Typer(help="Releases: create, list, show, compare, delete.", no_args_is_help=True)
 rollouts = typer.Typer(help="Rollouts: which release of a name answers whom.", no_args_is_help=True)
@@ -115,12 +119,77 @@ def canary(
     share: Annotated[str, typer.Argument(help="Its part of the conversations: 10% or 0.1.")],
     key: Key,
     release: Annotated[str | None, typer.Option(help="`name@3`; by default the canary there is.")] = None,
+    guard: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What it must not worsen, as `failed` or `failed=0.01` with a tolerance; repeat for several."
+        ),
+    ] = None,
+    slow_seconds: Annotated[float | None, typer.Option(min=0, help="An answer that took longer is slow.")] = None,
     url: Url = URL,
     why: Why = "",
     revision: Revision = None,
 ) -> None:
-    """Try a release on a share of the conversations, or change the share."""
-    _change(url, key, name, "canary", release=release, share=_part(share), why=why, revision=revision)
+    """Try a release on a share of the conversations, or change the share; guards take it back if it is worse."""
+    plan = {"guards": [_guard(text) for text in guard] if guard else None, "slow_seconds": slow_seconds}
+    plan = {field: value for field, value in plan.items() if value is not None}
+    step = {"release": release, "share": _part(share), "plan": plan or None, "why": why, "revision": revision}
+    _change(url, key, name, "canary", **step)
+
+
+@rollouts.command("trial")
+def trial(name: Name, key: Key, url: Url = URL) -> None:
+    """Show what the guards of a canary know, or what they decided of the last one."""
+    with explained(), Client(url, key) as client:
+        found = client.call("GET", f"/v1/rollouts/{name}/trial")
+    sides = f"{found['canary']} beside {found['stable']}"
+    out.print(f"{sides}: {found['status']}, {found['observations']} observations", soft_wrap=True)
+    table = Table(
+        "guard", "canary", "bad", "stable", "bad", "e-value", "rolls back at", "verdict", "safe", "promotes at"
+    )
+    for each in found["evidence"]:
+        arms = [
+            text
+            for arm in ("canary", "stable")
+            for text in (str(each[f"{arm}_sessions"]), _percent(each[f"{arm}_bad"]))
+        ]
+        evidence = (f"{each['e_value']:.4g}", f"{each['threshold']:.4g}", each["verdict"])
+        table.add_row(
+            each["guard"], *arms, *evidence, f"{each['safety_e_value']:.4g}", f"{each['safety_threshold']:.4g}"
+        )
+    out.print(table)
+    if found["may_promote"]:
+        out.print("All guards have shown that it is not worse by their margins: it may be promoted.")
+    if found["alarm"]:
+        err.print(f"[yellow]alarm:[/] {escape(found['alarm'])}")
+    if found["decision"]:
+        out.print(f"rolled back: {escape(found['decision']['why'])}", soft_wrap=True)
+
+
+@rollouts.command("replay")
+def replay_trial(name: Name, key: Key, url: Url = URL) -> None:
+    """Judge a trial again from what its guards heard; exits with 1 if anything else follows than did then."""
+    from app.guards import replay  # What it imports takes a while, and no other command needs it.
+    from app.trial_plans import trial_plan
+
+    with explained(), Client(url, key) as client:
+        found = client.call("GET", f"/v1/rollouts/{name}/trial")
+        heard = list(_heard(client, name, found["observations"]))
+    state, decision, used = replay(trial_plan(**found["plan"]), ((each["arm"], each["badness"]) for each in heard))
+    then = found["decision"] or {}
+    if decision is not None:
+        for n, e_value in decision.path:
+            out.print(f"{n:>8} canary sessions  e-value {e_value:.6g}")
+    said = then if then.get("observation") else {}
+    again = (decision.guard, decision.observation, decision.e_value) if decision else (None, None, None)
+    same = again == (said.get("guard"), said.get("observation"), said.get("e_value"))
+    same &= used == found["observations"] and all(_is_known(state, each) for each in found["evidence"])
+    out.print(f"{used} observations replayed: {escape(decision.why) if decision else 'no decision'}", soft_wrap=True)
+    if then and not said:
+        out.print(f"decided without observations: {escape(then['why'])}", soft_wrap=True)
+    out.print("the same, to the last bit" if same else "[red]not the same as then[/]")
+    if not same:
+        raise typer.Exit(1)
 
 
 @rollouts.command("shadow")
@@ -172,6 +241,37 @@ def _change(url: str, key: str, name: str, step: str, **given: Any) -> None:
     body = {field: value for field, value in given.items() if value is not None}
     with explained(), Client(url, key) as client:
         _print(client.call("POST", f"/v1/rollouts/{name}/{step}", json=body))
+
+
+def _heard(client: Client, name: str, count: int) -> Iterator[dict[str, Any]]:
+    """The first so many observations of a trial, page by page: there may be more by now."""
+    after: int | None = 0
+    while after is not None and after < count:
+        page = client.call("GET", f"/v1/rollouts/{name}/trial/observations", params={"after": after})
+        yield from (each for each in page["data"] if each["number"] <= count)
+        after = page["next"]
+
+
+def _is_known(state: "State", shown: dict[str, Any]) -> bool:
+    """Whether a replay knows of a guard exactly what is shown."""
+    evidence = state.trial.evidence[shown["guard"]]
+    arms = {"canary": evidence.canary, "stable": evidence.stable}
+    counts = all(
+        (tally.n, tally.mean if tally.n else None) == (shown[f"{arm}_sessions"], shown[f"{arm}_bad"])
+        for arm, tally in arms.items()
+    )
+    e_values = (evidence.harm_e_value, evidence.safety_e_value)
+    return counts and e_values == (shown["e_value"], shown["safety_e_value"])
+
+
+def _guard(text: str) -> dict[str, Any]:
+    """Read `failed` or `failed=0.01`."""
+    name, equals, tolerance = text.partition("=")
+    return {"name": name, **({"tolerance": _part(tolerance)} if equals else {})}
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
 
 
 def _print(rollout: dict[str, Any]) -> None:

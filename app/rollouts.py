@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from app.errors import Conflict
+from app.trial_plans import TrialPlan
 
 Role = Literal["stable", "canary", "pinned", "shadow", "fallback", "extractive"]
 """Why a release answered: by the rollout, because the caller named it, unseen beside the one that did, or while an
@@ -42,6 +43,9 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     previous: tuple[int, ...] = ()
     """What was stable before, oldest first."""
     seed: str = ""
+    """Names the trial of the canary, too: it is drawn when one begins."""
+    plan: TrialPlan | None = None
+    """What the canary is watched for."""
 
     @property
     def serving(self) -> set[int]:
@@ -78,12 +82,23 @@ def begin(name: str, number: int) -> Rollout:
     return Rollout(name=name, revision=1, stable=number)
 
 
-def set_canary(rollout: Rollout, number: int, share: float) -> Rollout:
-    """Give release `number` that share of the identities; another canary starts a trial of its own."""
+def set_canary(rollout: Rollout, number: int, share: float, plan: TrialPlan | None = None) -> Rollout:
+    """Give release `number` that share of the identities; another canary starts a trial of its own, by `plan`.
+
+    Raises:
+        Conflict: the release is stable, or its trial has begun by another plan.
+    """
     if number == rollout.stable:
         raise Conflict(f"{rollout.name}@{number} is the stable release already.", param="release")
-    seed = rollout.seed if number == rollout.canary and rollout.seed else token_hex(16)
-    return _next(rollout, canary=number, share=share, seed=seed, paused=False)
+    if number != rollout.canary or not rollout.seed:
+        begun = {"seed": token_hex(16), "plan": plan or TrialPlan()}
+        return _next(rollout, canary=number, share=share, paused=False, **begun)
+    if plan is not None and plan != (rollout.plan or TrialPlan()):
+        raise Conflict(
+            f"The trial of {rollout.name}@{number} has begun, and its plan is fixed. Roll it back to begin another.",
+            param="plan",
+        )
+    return _next(rollout, share=share, paused=False)
 
 
 def set_shadow(rollout: Rollout, number: int | None, rate: float) -> Rollout:
@@ -135,7 +150,7 @@ def resume(rollout: Rollout) -> Rollout:
     return _next(rollout, paused=False)
 
 
-_NO_TRIAL = {"canary": None, "share": 0.0, "seed": "", "paused": False}
+_NO_TRIAL = {"canary": None, "share": 0.0, "seed": "", "plan": None, "paused": False}
 
 
 def _next(rollout: Rollout, **changes: object) -> Rollout:

@@ -104,6 +104,30 @@ def folder_digest(folder: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+class FolderDigests:
+    """Looks after adapters' folders, and reads one again only when its files have changed."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[Path, str | None], tuple[object, list[str]]] = {}
+
+    def problems(self, release: Release, folder: Path) -> list[str]:
+        """Say what the folder of a release's adapter is otherwise than the release says."""
+        stamp = [_stamp(folder / name) for name in ADAPTER_FILES]
+        key = (folder, release.adapter_digest)
+        if key not in self._found or self._found[key][0] != stamp:
+            self._found[key] = (stamp, _digest_problems(release, folder))
+        return self._found[key][1]
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    """What changes when a file does; None where it cannot be read."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
 def _digest_problems(release: Release, folder: Path) -> list[str]:
     if not folder.is_dir():
         return []  # The adapter lies with its engine, on another machine.

@@ -28,6 +28,7 @@ from app.database.tables import (
     rollouts,
     training_runs,
 )
+from app.database.trial_tables import leases, trial_observations, trials
 
 __all__ = [
     "BUSY_SECONDS",
@@ -48,6 +49,7 @@ __all__ = [
     "is_latest",
     "key_ring",
     "labels",
+    "leases",
     "metadata",
     "migrate",
     "own_directory",
@@ -63,4 +65,6 @@ __all__ = [
     "rollouts",
     "room_bytes",
     "training_runs",
+    "trial_observations",
+    "trials",
 ]

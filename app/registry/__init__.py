@@ -5,7 +5,30 @@ second and outlives it. Every change is one transaction that first raises the re
 a row, and that writes its audit row beside what it changes.
 """
 
-from app.registry.registry import SETTINGS, Registry, Step, Vet
-from app.registry.rows import Change, Entry
+from app.registry.registry import SETTINGS, Registry, Vet
+from app.registry.rows import (
+    Change,
+    Entry,
+    Step,
+    all_rollouts,
+    change_rollout,
+    entries,
+    entry_of,
+    is_release,
+    raise_version,
+)
 
-__all__ = ["SETTINGS", "Change", "Entry", "Registry", "Step", "Vet"]
+__all__ = [
+    "SETTINGS",
+    "Change",
+    "Entry",
+    "Registry",
+    "Step",
+    "Vet",
+    "all_rollouts",
+    "change_rollout",
+    "entries",
+    "entry_of",
+    "is_release",
+    "raise_version",
+]

@@ -17,15 +17,17 @@ from app.registry.memory import Memory
 from app.registry.rows import (
     Change,
     Entry,
+    Step,
     all_rollouts,
     change_of,
+    change_rollout,
     enroll,
     entries,
     entry_of,
     is_release,
-    no_rollout,
     now,
     numbers_of,
+    raise_version,
     rollout_of,
     rollout_or_none,
     write_change,
@@ -40,9 +42,6 @@ SETTINGS = "settings"
 
 Vet = Callable[[Release], Awaitable[list[str]]]
 """Says what keeps a release from serving; raises ServiceError where that cannot be found out."""
-
-Step = Callable[[Rollout, set[int]], Rollout]
-"""Makes the next state of a rollout; given the numbers of the releases there are."""
 
 
 class Registry:
@@ -194,23 +193,9 @@ class Registry:
         if joins is not None:
             await self._admit(f"{name}@{joins}")
         async with self._changing() as connection:
-            available = await numbers_of(connection, name)
-            if joins is not None and joins not in available:
-                raise NotFound(f"There is no release '{name}@{joins}' any more.", param="release")
-            before = await rollout_or_none(connection, name)
-            if revision is not None and revision != (before.revision if before else 0):
-                at = before.revision if before else 0
-                raise Conflict(
-                    f"The rollout of {name} is at revision {at}, not {revision}: look again.", param="revision"
-                )
-            if before is not None:
-                after = step(before, available)
-            elif first and joins is not None:
-                after = begin(name, joins)
-            else:
-                raise await no_rollout(connection, name)
-            await write_change(connection, before, after, action=action, who=who, why=why)
-        return after
+            return await change_rollout(
+                connection, name, action, step, who=who, why=why, joins=joins, revision=revision, first=first
+            )
 
     # --- inside ---
 
@@ -218,7 +203,7 @@ class Registry:
     async def _changing(self) -> AsyncIterator[AsyncConnection]:
         """One change of the registry, which this process follows at once."""
         async with self._database.writing() as connection:
-            await connection.execute(registry.update().values(version=registry.c.version + 1))
+            await raise_version(connection)
             yield connection
         with suppress(Unavailable):
             await self._refresh()

@@ -1,16 +1,20 @@
 """Releases and rollouts as rows of the database and back, and the statements that move them."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 from sqlalchemy import Row, Select, and_, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.database import releases, rollout_changes, rollouts
+from app.database import registry, releases, rollout_changes, rollouts
 from app.errors import Conflict, NotFound
 from app.releases import BadRelease, Release, stored_release
-from app.rollouts import Rollout
+from app.rollouts import Rollout, begin
+
+Step = Callable[[Rollout, set[int]], Rollout]
+"""Makes the next state of a rollout; given the numbers of the releases there are."""
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,6 +168,41 @@ async def write_change(
             after=_json(after),
         )
     )
+
+
+async def raise_version(connection: AsyncConnection) -> None:
+    """Say that something changes: the first statement of every change, for which the next one waits."""
+    await connection.execute(registry.update().values(version=registry.c.version + 1))
+
+
+async def change_rollout(
+    connection: AsyncConnection,
+    name: str,
+    action: str,
+    step: Step,
+    *,
+    who: str,
+    why: str = "",
+    joins: int | None = None,
+    revision: int | None = None,
+    first: bool = False,
+) -> Rollout:
+    """Do `Registry.change` in a transaction that has raised the version, without vetting what joins."""
+    available = await numbers_of(connection, name)
+    if joins is not None and joins not in available:
+        raise NotFound(f"There is no release '{name}@{joins}' any more.", param="release")
+    before = await rollout_or_none(connection, name)
+    at = before.revision if before else 0
+    if revision is not None and revision != at:
+        raise Conflict(f"The rollout of {name} is at revision {at}, not {revision}: look again.", param="revision")
+    if before is not None:
+        after = step(before, available)
+    elif first and joins is not None:
+        after = begin(name, joins)
+    else:
+        raise await no_rollout(connection, name)
+    await write_change(connection, before, after, action=action, who=who, why=why)
+    return after
 
 
 def now() -> int:

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 
 from app.access import Caller
 from app.feedback import FeedbackLog, LabelLog
+from app.guards import Trials
 from app.lineage import Provenance, Tracer, Uses
 from app.links import PassageLinks
 from app.predictions import History, PredictionLog
@@ -34,6 +35,7 @@ class Services:
     tracer: Tracer
     uses: Uses
     registry: Registry
+    trials: Trials
     review: ReviewQueue
     quality: Quality
     defaults: Mapping[str, Any]

@@ -10,6 +10,7 @@ from app.registry import Change, Entry
 from app.releases import LABEL_PATTERN, Release
 from app.rollouts import Rollout
 from app.routes.schemas import Wire
+from app.routes.trial_schemas import TrialPlanObject
 
 ReleaseLabel = Annotated[str, Field(pattern=LABEL_PATTERN, description="`name@number`.")]
 Why = Annotated[str, Field("", max_length=2_000, pattern=r"^[^\x00]*$", description="Goes into the audit.")]
@@ -106,6 +107,7 @@ class RolloutObject(BaseModel):
     shadow_rate: float = Field(description="The part of the requests that the shadow answers too, 0 to 1.")
     paused: bool = Field(description="Whether canary and shadow get nothing for now.")
     previous: list[str] = Field(description="What was stable before, oldest first.")
+    plan: TrialPlanObject | None = Field(None, description="What the canary is watched for.")
 
     @classmethod
     def of(cls, rollout: Rollout) -> "RolloutObject":
@@ -124,6 +126,7 @@ class RolloutObject(BaseModel):
             shadow_rate=rollout.shadow_rate,
             paused=rollout.paused,
             previous=[f"{rollout.name}@{number}" for number in rollout.previous],
+            plan=TrialPlanObject.of(rollout.plan) if rollout.plan else None,
         )
 
 
@@ -186,6 +189,9 @@ class CanaryStep(RolloutStep):
 
     release: ReleaseLabel | None = Field(None, description="By default the canary there is, to change its share.")
     share: float = Field(ge=0, le=1, description="Of the conversations (else users, else requests), 0 to 1.")
+    plan: TrialPlanObject | None = Field(
+        None, description="What the canary is watched for, fixed when its trial begins; by default the usual guards."
+    )
 
 
 class ShadowStep(RolloutStep):

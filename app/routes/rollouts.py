@@ -64,12 +64,14 @@ async def list_rollout_changes(
 async def set_canary(services: ServicesDep, caller: CallerDep, name: Name, body: CanaryStep) -> RolloutObject:
     """Try a release on a share of the conversations, or change the share.
 
-    A conversation stays with its release; while the share grows, others join it and none goes back.
+    A conversation stays with its release; while the share grows, others join it and none goes back. `hallmark worker`
+    watches the canary, and rolls it back when it is worse than the plan allows.
     """
     joins = _number(name, body.release)
+    plan = body.plan.plan() if body.plan else None
 
     def step(rollout: Rollout, _: set[int]) -> Rollout:
-        return rollouts.set_canary(rollout, _or_present(joins, rollout.canary, "canary"), body.share)
+        return rollouts.set_canary(rollout, _or_present(joins, rollout.canary, "canary"), body.share, plan)
 
     return await _change(services.registry, caller, name, "canary", step, body, joins=joins)
 

@@ -248,9 +248,11 @@ async def test_the_demo_starts_a_service_with_the_engine_that_the_settings_name(
         async with asyncio.timeout(50):
             output, _ = await process.communicate()
     finally:
-        os.kill(int((tmp_path / "data" / "service.pid").read_text()), signal.SIGTERM)
+        for name in ("worker", "service"):
+            os.kill(int((tmp_path / "data" / f"{name}.pid").read_text()), signal.SIGTERM)
     assert process.returncode == 0
     assert output.count(b"prediction ") == 2
+    assert "Working on" in (tmp_path / "data" / "worker.log").read_text()
     assert "/health" in {request.path for request in tgi.requests}
 
 

@@ -88,6 +88,8 @@ SCOPES = {
     "list_rollouts": "releases:read",
     "get_rollout": "releases:read",
     "list_rollout_changes": "releases:read",
+    "get_trial": "releases:read",
+    "list_trial_observations": "releases:read",
     "create_release": "releases:write",
     "delete_release": "releases:write",
     "set_canary": "releases:write",

@@ -58,6 +58,8 @@ SCOPES = {
         "GET /v1/rollouts",
         "GET /v1/rollouts/{name}",
         "GET /v1/rollouts/{name}/changes",
+        "GET /v1/rollouts/{name}/trial",
+        "GET /v1/rollouts/{name}/trial/observations",
     ],
     "releases:write": [
         "POST /v1/releases",

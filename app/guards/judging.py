@@ -1,0 +1,190 @@
+"""Pure: what an answer says about each guard, and what follows from all that were heard.
+
+The main rule: `judge` is a fold. From the stored observations in their order it gives every e-value again, to the last
+bit, and so the same decision: that is what a replay shows.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from hashlib import blake2b
+
+import msgspec
+
+from app.trial_plans import TrialPlan
+from observability.sequential import Arm, Observation, Trial
+
+BURST = 10
+"""Sessions of an arm that a guard without statistics looks at: the last ones."""
+
+_BURST_BAD = 9
+_STABLE_BAD = BURST // 2
+"""With more bad ones on the stable side the cause is not the canary's."""
+
+HARD_GUARDS = {"error": "error_burst", "index_empty": "empty_index"}
+"""Guards that need no statistics, by the signal they count."""
+
+PATH_POINTS = 32
+
+# How models decline, at the beginning of an answer. Where passages are checked, the verdict says so in any language.
+_REFUSAL = re.compile(
+    r"""\W*(
+        i(\ am|['’]?m)\ ((really|very)\ )?sorry | sorry, | i\ apologi[sz]e | as\ an\ ai\b
+        | i\ (can\ ?not|can['’]t|won['’]t)\ (help|assist|answer|provide|do\ that|discuss|comply)
+        | i(\ am|['’]?m)\ (not\ able|unable)\ to
+    )""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """What the guards see of a prediction that has ended."""
+
+    id: str
+    tenant: str
+    user: str | None
+    conversation: str | None
+    arm: Arm
+    outcome: str
+    finish_reason: str | None
+    verdict: str | None
+    retrieval_outcome: str | None
+    total_seconds: float | None
+    is_wordless: bool
+    """Whether the engine said nothing and called no tool."""
+    found_nothing: bool
+    """Whether passages were searched, and the index gave not one."""
+    opening: str | None
+    """The first words of the answer, where it was kept."""
+
+
+class Path(msgspec.Struct, frozen=True):
+    """A guard's e-values along the way, thinned to a few: after how many sessions of the canary it was how high."""
+
+    every: int = 1
+    points: tuple[tuple[int, float], ...] = ()
+
+    def add(self, n: int, e_value: float) -> "Path":
+        """Note the e-value after the canary's session `n`."""
+        if n % self.every:
+            return self
+        points = (*self.points, (n, e_value))
+        return Path(self.every, points) if len(points) < PATH_POINTS else Path(self.every * 2, points[1::2])
+
+
+class State(msgspec.Struct, frozen=True):
+    """All that is known in a trial; encode it with msgspec to keep it."""
+
+    trial: Trial
+    recent: Mapping[str, str] = {}
+    """By hard signal and arm, the last sessions: `1` was bad, `0` was not."""
+    paths: Mapping[str, Path] = {}
+
+    @classmethod
+    def begin(cls, plan: TrialPlan) -> "State":
+        """Know nothing yet."""
+        return cls(Trial.begin(plan.bets), paths={guard.name: Path() for guard in plan.bets.guards})
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a trial was ended; without statistics there is no e-value."""
+
+    guard: str
+    why: str
+    observation: int = 0
+    """The number of the observation that decided; 0 where none did."""
+    e_value: float | None = None
+    threshold: float | None = None
+    path: tuple[tuple[int, float], ...] = ()
+
+
+def session_of(trial_id: str, seen: Seen) -> bytes:
+    """What is observed once: the conversation, else the user, else the answer. A digest, keyed by the trial."""
+    if seen.conversation:
+        who = f"{seen.tenant}\0c{seen.conversation}"
+    else:
+        who = f"{seen.tenant}\0u{seen.user}" if seen.user else f"\0p{seen.id}"
+    return blake2b(who.encode(errors="surrogatepass"), key=bytes.fromhex(trial_id), digest_size=16).digest()
+
+
+def signals(seen: Seen, plan: TrialPlan) -> dict[str, float]:
+    """Say how bad an answer was, by guard and hard signal; nothing where the client left, or the process ended.
+
+    Every guard but `disliked` hears of every answer that came to an end, so that none waits for a kind of answer.
+    """
+    if seen.outcome not in ("finished", "failed"):
+        return {}
+    is_error = seen.outcome == "failed"
+    verdict = seen.verdict or ""
+    is_refused = verdict.startswith("abstained") or seen.finish_reason == "content_filter"
+    found = {
+        "failed": is_error or seen.is_wordless or seen.finish_reason == "length",
+        "refused": not is_error and (is_refused or bool(seen.opening and _REFUSAL.match(seen.opening))),
+        "unsupported": verdict.endswith(":unsupported_answer"),
+        "slow": (seen.total_seconds or 0.0) > plan.slow_seconds,
+    }
+    watched = {guard.name for guard in plan.bets.guards}
+    hard = {"error": is_error, "index_empty": seen.found_nothing}
+    return {name: float(bad) for name, bad in {**found, **hard}.items() if name in watched or name in hard}
+
+
+def judge(state: State, arm: Arm, badness: Mapping[str, float]) -> tuple[State, Decision | None]:
+    """Take in one session; gives the decision to roll back, where that follows."""
+    trial, paths, recent = state.trial, dict(state.paths), dict(state.recent)
+    for guard in trial.plan.guards:
+        if guard.name in badness:
+            trial = trial.observe(Observation(guard.name, arm, badness[guard.name]))
+            if arm == "canary":
+                known = trial.evidence[guard.name]
+                paths[guard.name] = paths[guard.name].add(known.canary.n, known.harm_e_value)
+    for signal in HARD_GUARDS.keys() & badness.keys():
+        key = f"{signal} {arm}"
+        recent[key] = (recent.get(key, "") + str(int(badness[signal])))[-BURST:]
+    after = State(trial, recent, paths)
+    return after, _burst(after) or _harm(after)
+
+
+def replay(
+    plan: TrialPlan, observations: Iterable[tuple[Arm, Mapping[str, float]]]
+) -> tuple[State, Decision | None, int]:
+    """Judge stored observations again, up to the one that decides: the state then, the decision, how many they were."""
+    state, number = State.begin(plan), 0
+    for number, (arm, badness) in enumerate(observations, 1):
+        state, decision = judge(state, arm, badness)
+        if decision is not None:
+            return state, msgspec.structs.replace(decision, observation=number), number
+    return state, None, number
+
+
+def _burst(state: State) -> Decision | None:
+    for signal, guard in HARD_GUARDS.items():
+        canary, stable = (state.recent.get(f"{signal} {arm}", "") for arm in ("canary", "stable"))
+        if len(canary) == BURST and canary.count("1") >= _BURST_BAD and stable.count("1") <= _STABLE_BAD:
+            bad, beside = canary.count("1"), f"{stable.count('1')} of {len(stable)}"
+            what = "failed" if signal == "error" else "found nothing in the index"
+            return Decision(
+                guard=guard, why=f"{bad} of the canary's last {BURST} sessions {what}, of the stable ones {beside}."
+            )
+    return None
+
+
+def _harm(state: State) -> Decision | None:
+    verdict = state.trial.verdict
+    if verdict.action != "roll_back":
+        return None
+    known, path = state.trial.evidence[verdict.guard], state.paths[verdict.guard].points
+    n = known.canary.n
+    points = path if path and path[-1][0] == n else (*path, (n, verdict.e_value))
+    share = f"{known.canary.mean:.1%} of {n} canary sessions against {known.stable.mean:.1%} of {known.stable.n} stable"
+    return Decision(
+        guard=verdict.guard,
+        why=f"{verdict.guard}: {share}; e-value {verdict.e_value:.6g} reached {verdict.threshold:.6g}.",
+        e_value=verdict.e_value,
+        threshold=verdict.threshold,
+        path=points,
+    )
+
+
+def audit_of(decision: Decision) -> str:
+    """The reason as the rollout's audit has it, with the path of the e-values."""
+    path = ", ".join(f"{n}: {e_value:.3g}" for n, e_value in decision.path)
+    return decision.why + (f" E-values by canary sessions: {path}." if path else "")

@@ -1,0 +1,146 @@
+"""`hallmark worker`: the periodic work, in a process of its own, so that no request ever waits for it.
+
+Any number of workers share the work through the database that the replicas share: each kind has a lease, which its
+holder renews while it works. When a worker is killed another takes over as soon as the lease has expired.
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from app.database import Database
+from app.errors import Unavailable
+from app.guards import Watcher
+from app.leases import Leases
+from app.predictions import History
+from observability import logs
+
+log = logging.getLogger(__name__)
+
+LEASE_SECONDS = 3.0
+"""How long a killed worker's work waits for another. A rollback is due within five seconds."""
+
+RENEW_SECONDS = 1.0
+POLL_SECONDS = 0.5
+
+Step = Callable[[], Awaitable[bool]]
+"""Does a piece of the work; tells whether there may be more at once."""
+
+
+class Worker:
+    """Does each kind of work while it has the lease on it.
+
+    Args:
+        leases: of this process.
+        work: the step of each kind, by its name.
+        poll_seconds: the pause where there is nothing to do.
+        clock: seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        leases: Leases,
+        work: Mapping[str, Step],
+        *,
+        poll_seconds: float = POLL_SECONDS,
+        lease_seconds: float = LEASE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._leases = leases
+        self._work = work
+        self._poll_seconds = poll_seconds
+        self._lease_seconds = lease_seconds
+        self._clock = clock
+        self._renewed: dict[str, float] = {}
+        self._failing: set[str] = set()
+
+    async def run(self) -> None:
+        """Work until cancelled, and give back what is held."""
+        try:
+            async with asyncio.TaskGroup() as kinds:
+                for name in self._work:
+                    kinds.create_task(self._keep(name), name=name)
+        finally:
+            for name in self._renewed:
+                with suppress(Unavailable):
+                    await asyncio.shield(self._leases.give_back(name))
+
+    async def turn(self, name: str) -> bool:
+        """Do a step of one kind of work, if this process has the lease on it; whatever fails is tried again later."""
+        try:
+            more = await self._holds(name) and await self._work[name]()
+        except Unavailable as error:
+            self._failed(name, str(error))
+        except Exception as error:  # noqa: BLE001 - what a driver says may quote content.
+            self._failed(name, type(error).__name__)
+        else:
+            self._failing.discard(name)
+            return more
+        return False
+
+    async def _keep(self, name: str) -> None:
+        while True:
+            more = await self.turn(name)
+            await asyncio.sleep(0 if more else self._poll_seconds)
+
+    async def _holds(self, name: str) -> bool:
+        now = self._clock()
+        if name in self._renewed and now - self._renewed[name] < min(RENEW_SECONDS, self._lease_seconds / 3):
+            return True
+        if not await self._leases.take(name, seconds=self._lease_seconds):
+            self._renewed.pop(name, None)
+            return False
+        self._renewed[name] = now
+        return True
+
+    def _failed(self, name: str, why: str) -> None:
+        self._renewed.pop(name, None)
+        if name not in self._failing:
+            log.error("The work %r is not done for now: %s", name, why)
+        self._failing.add(name)
+
+
+def run(
+    database: Path | str,
+    *,
+    adapter_folders: Mapping[str, Path],
+    log_level: str = "info",
+    log_format: logs.Format = "auto",
+) -> None:
+    """Work until SIGTERM or SIGINT; `database` is the one that the replicas share, by its path or URL.
+
+    Raises:
+        MigrationFailed: the database can never be used as it is.
+    """
+    lines = logs.configure(log_level.upper(), log_format)
+    try:
+        asyncio.run(_work_until_stopped(database, adapter_folders))
+    finally:
+        lines.close()
+
+
+async def _work_until_stopped(where: Path | str, adapter_folders: Mapping[str, Path]) -> None:
+    holder = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
+    async with Database.of_file(where) if isinstance(where, Path) else Database(where) as database:
+        with suppress(Unavailable):
+            await database.prepare()
+        watcher = Watcher(database, History(database), now, adapter_folders=adapter_folders)
+        worker = Worker(Leases(database, holder, now), {"guards": watcher.step})
+        working = asyncio.create_task(worker.run())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, working.cancel)
+        log.info("Working on %s", database.name)
+        with suppress(asyncio.CancelledError):
+            await working
+
+
+def now() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000

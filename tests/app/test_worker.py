@@ -1,0 +1,121 @@
+"""The worker shares its work with others, goes on whatever fails, and is a small process of its own."""
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.database import Database
+from app.errors import Unavailable
+from app.leases import Leases
+from app.worker import Worker
+from tests.review_world import Clock
+
+ROOT = Path(__file__).parents[2]
+
+
+class Seconds:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Job:
+    """A kind of work that counts its steps and fails when told."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.error: Exception | None = None
+
+    async def __call__(self) -> bool:
+        if self.error is not None:
+            raise self.error
+        self.steps += 1
+        return True
+
+
+@pytest.fixture
+async def database(database_url):
+    async with Database(database_url, timeout_seconds=20.0) as database:
+        yield database
+
+
+async def test_one_process_holds_a_lease_until_it_expires_or_is_given_back(database):
+    clock = Clock()
+    one, other = Leases(database, "one", clock), Leases(database, "other", clock)
+    assert await one.take("a", seconds=3)
+    assert await one.take("a", seconds=3)
+    assert not await other.take("a", seconds=3)
+    assert await other.take("b", seconds=3)
+    clock.pass_seconds(2.9)
+    assert not await other.take("a", seconds=3)
+    clock.pass_seconds(0.1)
+    assert await other.take("a", seconds=3)
+    assert not await one.take("a", seconds=3)
+    await one.give_back("a")  # What is not held cannot be given back.
+    assert not await one.take("a", seconds=3)
+    await other.give_back("a")
+    assert await one.take("a", seconds=3)
+
+
+async def test_of_those_who_ask_at_once_one_gets_the_lease(database):
+    clock = Clock()
+    holders = [Leases(database, str(number), clock) for number in range(4)]
+    for _ in range(3):
+        assert sum(await asyncio.gather(*(each.take("a", seconds=3) for each in holders))) == 1
+        clock.pass_seconds(3)
+
+
+async def test_a_killed_workers_work_is_taken_over(database):
+    clock, seconds, job, others = Clock(), Seconds(), Job(), Job()
+    worker = Worker(Leases(database, "killed", clock), {"a": job}, clock=seconds)
+    other = Worker(Leases(database, "other", clock), {"a": others}, clock=seconds)
+    assert await worker.turn("a")
+    assert not await other.turn("a")
+    for _ in range(4):  # While it lives it renews what it holds.
+        clock.pass_seconds(1)
+        seconds.now += 1
+        assert await worker.turn("a")
+        assert not await other.turn("a")
+    clock.pass_seconds(3)
+    assert await other.turn("a")
+    seconds.now += 3
+    assert not await worker.turn("a")
+    assert (job.steps, others.steps) == (5, 1)
+
+
+@pytest.mark.parametrize("error", [Unavailable("away"), ValueError("what a user said")])
+async def test_work_that_fails_is_told_once_without_content_and_tried_again(database, caplog, error):
+    job = Job()
+    worker = Worker(Leases(database, "one", Clock()), {"a": job})
+    job.error = error
+    assert not await worker.turn("a")
+    assert not await worker.turn("a")
+    job.error = None
+    assert await worker.turn("a")
+    assert len(caplog.messages) == 1
+    assert "what a user said" not in caplog.text
+
+
+async def test_a_worker_that_is_stopped_gives_back_what_it_held(database):
+    clock, job = Clock(), Job()
+    working = asyncio.create_task(Worker(Leases(database, "one", clock), {"a": job}).run())
+    async with asyncio.timeout(20):
+        while not job.steps:
+            await asyncio.sleep(0.005)
+    working.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await working
+    assert await Leases(database, "other", clock).take("a", seconds=3)
+
+
+def test_the_worker_loads_neither_torch_nor_the_web_server():
+    code = (
+        "import sys, app.worker; print([name for name in ('torch', 'transformers', 'fastapi') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=50)
+    assert done.stdout.strip() == "[]", done.stderr
