@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.stats import rankdata
 
-from observability.estimates import numbered
+from observability.estimates import Floats, numbered
 from observability.permutations import Floats32, holm, permutation_p, session_means
 
 MIN_SESSIONS = 200
@@ -32,6 +32,7 @@ _MIN_CLUSTER_SESSIONS = 3
 _MAX_CLUSTERED = 2000
 _BANDWIDTH_ROWS = 1000
 _SESSIONS_AT_ONCE = 100
+_ROWS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,8 @@ class Questions:
     def of(cls, vectors: ArrayLike, sessions: Sequence[Hashable] | None = None) -> Self:
         """Take vectors of any precision; None makes every question a session of its own."""
         known = np.asarray(vectors, np.float32)
-        if known.ndim != 2 or not np.all(np.isfinite(known)):
-            raise ValueError("vectors must be rows of finite numbers, all of one length.")
+        if known.ndim != 2 or not np.all(np.isfinite(known)) or not np.all(np.any(known, axis=1)):
+            raise ValueError("vectors must be rows of finite numbers, all of one length, and none of them zero.")
         codes = numbered(sessions, len(known))
         return cls(known, np.arange(len(known)) if codes is None else codes)
 
@@ -132,13 +133,12 @@ def mmd(
     totals = kernel.sum(axis=0)
     whole = float(totals.sum(dtype=np.float64))
 
-    def discrepancy(masks: Floats32) -> NDArray[np.float64]:
+    def discrepancy(masks: Floats32) -> Floats:
         inside = np.einsum("gp,gp->p", masks, kernel @ masks, dtype=np.float64)
         touching = (totals @ masks).astype(np.float64)
         outside = whole - 2 * touching + inside
         across = touching - inside
-        discrepancies: NDArray[np.float64] = inside / (n * (n - 1)) + outside / (m * (m - 1)) - 2 * across / (n * m)
-        return discrepancies
+        return np.asarray(inside / (n * (n - 1)) + outside / (m * (m - 1)) - 2 * across / (n * m))
 
     return permutation_p(discrepancy, m, n, permutations=permutations, seed=seed)
 
@@ -210,8 +210,11 @@ def _novelty(reference: Questions, window: Questions, seed: int) -> _Novelty:
 
 def _strangeness(vectors: Floats32, known: Floats32) -> Floats32:
     """The mean squared distance to the five nearest of what is known."""
-    nearest = np.partition(_squared_distances(vectors, known), _NEIGHBOURS - 1, axis=1)[:, :_NEIGHBOURS]
-    means: Floats32 = nearest.mean(axis=1)
+    means = np.empty(len(vectors), np.float32)
+    for first in range(0, len(vectors), _ROWS_AT_ONCE):
+        distances = _squared_distances(vectors[first : first + _ROWS_AT_ONCE], known)
+        distances.partition(_NEIGHBOURS - 1, axis=1)
+        means[first : first + _ROWS_AT_ONCE] = distances[:, :_NEIGHBOURS].mean(axis=1)
     return means
 
 
@@ -240,6 +243,8 @@ def _check_sizes(reference: Questions, window: Questions) -> None:
             raise ValueError(
                 f"The {name} has {sample.session_count} sessions: it takes {least} to tell drift from chance."
             )
+    if reference.vectors.shape[1] != window.vectors.shape[1]:
+        raise ValueError("Window and reference have vectors of different lengths: embed both with the same model.")
     if reference.session_count + window.session_count > MAX_SESSIONS:
         raise ValueError(
             f"Window and reference have over {MAX_SESSIONS} sessions: take a random part of the reference."

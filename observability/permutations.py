@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from observability.estimates import numbered
+from observability.estimates import Floats, numbered
 
 Floats32 = NDArray[np.float32]
 # Masks of so many permutations are in memory at once.
@@ -32,7 +32,7 @@ def session_means(rows: NDArray[Any], sessions: Sequence[Hashable] | None) -> Fl
 
 
 def permutation_p(
-    statistic: Callable[[Floats32], NDArray[Any]], reference: int, window: int, *, permutations: int, seed: int
+    statistic: Callable[[Floats32], Floats], reference: int, window: int, *, permutations: int, seed: int
 ) -> tuple[float, float]:
     """Give the statistic of a window and its p-value among random divisions into sides of the same sizes.
 

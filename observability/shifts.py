@@ -4,14 +4,13 @@ Categories are compared by chi-square and numbers by Kolmogorov and Smirnov's di
 permutations of whole sessions: the textbook ones take each answer for independent, and want no rare categories.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from observability.estimates import column
+from observability.estimates import Floats, column
 from observability.permutations import Floats32, permutation_p, session_means
 
 PERMUTATIONS = 999
@@ -53,9 +52,8 @@ def category_shift(
     )
     _check(own, theirs)
 
-    def chi_square(differences: NDArray[Any], pooled: NDArray[Any]) -> NDArray[Any]:
-        known: NDArray[Any] = np.sum(differences**2 / pooled[:, None], axis=0)
-        return known
+    def chi_square(differences: Floats, pooled: Floats) -> Floats:
+        return np.asarray(np.sum(differences**2 / pooled[:, None], axis=0))
 
     p_value = _permuted(chi_square, own, theirs, permutations, seed)
     before, after = own.mean(axis=0), theirs.mean(axis=0)
@@ -85,9 +83,8 @@ def number_shift(
     )
     _check(own, theirs)
 
-    def largest(differences: NDArray[Any], _: NDArray[Any]) -> NDArray[Any]:
-        known: NDArray[Any] = np.abs(differences).max(axis=0)
-        return known
+    def largest(differences: Floats, _: Floats) -> Floats:
+        return np.asarray(np.abs(differences).max(axis=0))
 
     p_value = _permuted(largest, own, theirs, permutations, seed)
     before, after = own.mean(axis=0), theirs.mean(axis=0)
@@ -95,17 +92,18 @@ def number_shift(
     return Shift(p_value, float(abs(after - before)[at]), float(thresholds[at]), float(before[at]), float(after[at]))
 
 
-def _permuted(statistic: Any, own: Floats32, theirs: Floats32, permutations: int, seed: int) -> float:
+def _permuted(
+    statistic: Callable[[Floats, Floats], Floats], own: Floats32, theirs: Floats32, permutations: int, seed: int
+) -> float:
     """The p-value of a statistic of the mean features' differences, a column a division, and of their pooled means."""
     features = np.concatenate([own, theirs])
     totals = features.sum(axis=0, dtype=np.float64)
     pooled = totals / len(features)
 
-    def of_masks(masks: Floats32) -> NDArray[Any]:
+    def of_masks(masks: Floats32) -> Floats:
         inside = (features.T @ masks).astype(np.float64)
         differences = inside / len(theirs) - (totals[:, None] - inside) / len(own)
-        result: NDArray[Any] = statistic(differences, pooled)
-        return result
+        return statistic(differences, pooled)
 
     return permutation_p(of_masks, len(own), len(theirs), permutations=permutations, seed=seed)[1]
 

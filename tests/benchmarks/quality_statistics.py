@@ -45,8 +45,8 @@ def tables(scale: float, data: Path) -> dict[str, Callable[[], Table]]:
         def corpus() -> drift.Corpus:
             return drift.load_corpus(data)
 
-        made["questions"] = lambda: drift.question_table(corpus(), runs(400))
-        made["reference"] = lambda: drift.reference_table(corpus(), runs(60), 60)
+        made["questions"] = lambda: drift.question_table(corpus(), runs(300))
+        made["reference"] = lambda: drift.reference_table(corpus(), runs(60), 40)
     return made
 
 

@@ -163,7 +163,22 @@ def test_many_questions_of_few_sessions_are_too_few():
         question_drift(reference, window)
 
 
-@pytest.mark.parametrize("vectors", [[1.0, 2.0], [[1.0, float("nan")]]])
+def test_vectors_of_different_models_are_refused():
+    with pytest.raises(ValueError, match="embed both with the same model"):
+        question_drift(Questions.of(np.ones((400, 3))), Questions.of(np.ones((200, 4))))
+
+
+def test_one_endless_conversation_neither_decides_nor_costs_much():
+    random = np.random.default_rng(13)
+    reference, window = sides(random)
+    endless = questions(random, [5] * 5000)
+    beside = Questions.of(
+        np.concatenate([window.vectors, endless.vectors]), [*window.sessions.tolist(), *[0] * len(endless.vectors)]
+    )
+    assert question_drift(reference, beside, permutations=99).p_value > 0.05
+
+
+@pytest.mark.parametrize("vectors", [[1.0, 2.0], [[1.0, float("nan")]], [[0.0, 0.0]]])
 def test_vectors_that_are_none_are_refused(vectors):
     with pytest.raises(ValueError, match="vectors must be rows of finite numbers"):
         Questions.of(vectors)
