@@ -158,7 +158,8 @@ async def told_to_retry(response: httpx.Response) -> int:
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 async def test_without_a_fallback_it_is_a_503_that_says_when_the_engine_should_be_there(api, stream):
-    assert 20 <= await told_to_retry(await api.ask("Hello", model="plain", stream=stream)) <= 30
+    # A start is taken to last 30 seconds until one was seen; how many are left depends on how busy the machine is.
+    assert 1 <= await told_to_retry(await api.ask("Hello", model="plain", stream=stream)) <= 30
     record = await api.record()
     assert (record["outcome"], record["error_code"], record["assignment"], record["fallback"]) == (
         "failed",

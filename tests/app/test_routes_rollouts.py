@@ -34,8 +34,13 @@ async def tgi() -> AsyncIterator[FakeTGI]:
 
 
 @contextlib.asynccontextmanager
-async def serve(directory: Path, tgi: FakeTGI, **settings: Any) -> AsyncIterator[tuple[Service, Api]]:
-    async with live_service(directory, engine_url=tgi.url, settings=settings) as service, service.client() as client:
+async def serve(
+    directory: Path, tgi: FakeTGI, *, key: str | None = None, **settings: Any
+) -> AsyncIterator[tuple[Service, Api]]:
+    async with (
+        live_service(directory, engine_url=tgi.url, settings=settings, key=key) as service,
+        service.client() as client,
+    ):
         yield service, Api(client, "default", service.key)
 
 
@@ -131,10 +136,10 @@ async def test_an_adapter_that_the_engine_does_not_serve_answers_nobody(api, tgi
     assert tgi.bodies == []
 
 
-async def test_a_release_that_classifies_is_stored_and_not_served(api):
+async def test_a_release_that_classifies_has_its_labels(api):
     made = await create(api, task={"kind": "classify", "labels": ["refund", "other"]})
     assert made["content"]["task"]["labels"] == ["refund", "other"]
-    assert "serves `answer` only" in made["problems"][0]
+    assert made["problems"] == []
 
 
 async def test_a_release_that_serves_is_not_deleted_and_another_is(api):
@@ -339,7 +344,7 @@ async def test_two_replicas_follow_each_other_under_traffic_without_a_failed_req
 async def test_a_database_that_is_down_stops_changes_and_no_answers(tmp_path, tgi):
     with Postgres() as server:
         url = server.create_database()
-        async with serve(tmp_path / "data", tgi, database_url=url) as (_, api):
+        async with serve(tmp_path / "data", tgi, database_url=url) as (service, api):
             await create(api, "second")
             await step(api, "promote", release="hallmark@2")
             server.stop()
@@ -347,7 +352,7 @@ async def test_a_database_that_is_down_stops_changes_and_no_answers(tmp_path, tg
             await told(await api.client.post("/v1/rollouts/hallmark/rollback", json={}), 503, "unavailable")
             await told(await api.client.get("/v1/releases"), 503, "unavailable")
             assert (await api.client.get("/v1/models")).status_code == 200
-        async with serve(tmp_path / "data", tgi, database_url=url) as (_, api):
+        async with serve(tmp_path / "data", tgi, database_url=url, key=service.key) as (_, api):
             assert set(await releases_of(api, 3)) == {"hallmark@2"}  # Also started without it.
             server.start()
             await step(api, "rollback")

@@ -171,6 +171,6 @@ async def test_an_engine_that_fails_in_every_way_gets_the_statuses_and_events_de
 @pytest.mark.timeout(900)
 async def test_many_random_requests_get_what_is_described(target: Target) -> None:
     source = f"{target.service.url}/openapi.json"
-    await target.fuzz(source, "--phases", "examples,coverage,fuzzing", "--max-examples", "50")
-    await target.fuzz(await target.with_real_names(), "--phases", "coverage,fuzzing", *POSITIVE, "--max-examples", "50")
+    await target.fuzz(source, "--phases", "examples,coverage,fuzzing", "--max-examples", "30")
+    await target.fuzz(await target.with_real_names(), "--phases", "coverage,fuzzing", *POSITIVE, "--max-examples", "30")
     await target.fuzz(source, "--phases", "stateful", "--max-examples", "30")
