@@ -1,6 +1,7 @@
 """What a search or an embedding leaves in its trace when it fails in a way nobody foresaw."""
 
-from typing import Any, cast
+from dataclasses import fields
+from typing import Any
 
 import httpx
 import pytest
@@ -15,7 +16,6 @@ from app.readiness import Readiness
 from app.routes.dependencies import Services
 from observability.metrics import Metrics
 from observability.telemetry import Telemetry
-from retrieval.retriever import Retriever
 
 CALLER = Caller("key", "default", frozenset({"admin"}))
 
@@ -39,30 +39,20 @@ class BrokenRetriever:
 async def test_a_span_ends_even_with_a_defect_of_ours(path, body):
     spans = InMemorySpanExporter()
     telemetry = Telemetry(service_version="test", span_processor=SimpleSpanProcessor(spans))
-    unused = cast("Any", None)
-    api = create_api(
-        Services(
-            retriever=cast("Retriever", BrokenRetriever()),
-            predictions=unused,
-            feedback=unused,
-            labels=unused,
-            history=unused,
-            provenance=unused,
-            tracer=unused,
-            uses=unused,
-            registry=unused,
-            defaults={},
-            links=PassageLinks(b"secret"),
-            telemetry=telemetry,
-            metrics=Metrics(version="test", process=False),
-            readiness=Readiness({}),
-            embedding_names=("model",),
-            collection="hallmark",
-            max_document_bytes=1_000,
-            public_url=None,
-            open_metrics=False,
-        )
-    )
+    used = {
+        "retriever": BrokenRetriever(),
+        "defaults": {},
+        "links": PassageLinks(b"secret"),
+        "telemetry": telemetry,
+        "metrics": Metrics(version="test", process=False),
+        "readiness": Readiness({}),
+        "embedding_names": ("model",),
+        "collection": "hallmark",
+        "max_document_bytes": 1_000,
+        "open_metrics": False,
+    }
+    parts: dict[str, Any] = {field.name: used.get(field.name) for field in fields(Services)}
+    api = create_api(Services(**parts))
 
     async def admitted(scope: Scope, receive: Receive, send: Send) -> None:
         scope["state"] = {"caller": CALLER, "request_id": "id"}
