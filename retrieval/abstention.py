@@ -65,8 +65,8 @@ class CheckPolicy:
     two fifths of how well its kind suits.
 
     Of the 85 answerable and 42 absent questions of examples/questions.jsonl for tuning 0.74 answers 79 % right and 7 %
-    wrong, and refuses 79 % of the absent ones; by their candidates alone 0.71 answers 79 % right and 8 % wrong, and 0.77
-    78 and 7 %."""
+    wrong, and refuses 79 % of the absent ones; by their candidates alone 0.71 answers 79 % right and 8 % wrong, 0.77
+    answers 78 and 7 %."""
     polar_extra: float = 0.3
     """How much more it takes for a question that asks for yes or no: what is about it seldom says which."""
     rated_words: float = 0.2
