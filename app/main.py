@@ -85,7 +85,11 @@ async def open_service(
     async with AsyncExitStack() as parts:
         data_dir = parts.enter_context(own_directory(settings.data_dir))
         database = data_dir / "hallmark.db"
-        telemetry = Telemetry(service_version=VERSION)
+        telemetry = Telemetry(
+            service_version=VERSION,
+            profile=settings.telemetry.genai_profile,
+            keep_failures=settings.telemetry.keep_failures,
+        )
         parts.push_async_callback(telemetry.aclose)
         metrics = Metrics(version=VERSION)
         reserve_bytes = settings.limits.disk_reserve_bytes

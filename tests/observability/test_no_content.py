@@ -29,7 +29,7 @@ def test_no_canary_in_spans_metrics_or_logs() -> None:
     }
     trace = telemetry.begin(None, route=ROUTE, scope=scope)
     search = genai.start_retrieval(trace, collection="hallmark", mode="hybrid", top_k=5)
-    genai.end_retrieval(search, error=KeyError(CANARY))
+    genai.end_retrieval(trace, search, seconds=0.1, error=KeyError(CANARY))
     generation = genai.start_generation(
         trace, model="m", provider="tgi", release="hallmark@1", prediction_id="p", stop=(CANARY,)
     )

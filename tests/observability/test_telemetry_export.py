@@ -10,7 +10,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import NoOpTracerProvider
 
 from observability import genai
-from observability.telemetry import ExporterMisconfigured, Telemetry
+from observability.exporting import ExporterMisconfigured
+from observability.telemetry import Telemetry
 from tests.collector import Collector
 
 ROUTE = "/v1/chat/completions"

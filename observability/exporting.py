@@ -1,0 +1,170 @@
+"""Where telemetry goes: the SDK's providers, as OpenTelemetry's own variables configure them.
+
+What has ended waits in a bounded queue that a thread exports: a collector that is down, slow or hanging costs spans and
+events, the oldest first, and never a request.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from os import environ  # noqa: TID251 - OTEL_* belongs to OpenTelemetry, whose SDK reads the same variables.
+from time import monotonic
+from typing import Final, Protocol
+
+from opentelemetry.context import Context
+from opentelemetry.sdk._logs import LoggerProvider, LogRecordProcessor
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, DEFAULT_OFF
+from opentelemetry.semconv.attributes import service_attributes, url_attributes
+
+from observability.spans import ChosenIds
+
+logger = logging.getLogger(__name__)
+
+REDACTED: Final = "REDACTED"
+
+
+class ExporterMisconfigured(ValueError):
+    """An OTEL_* variable asks for what this service does not export; the message names it and the fix."""
+
+
+class _Closable(Protocol):
+    def shutdown(self) -> None: ...
+
+
+class Exporting:
+    """The providers, of which each is None where its signal is not exported."""
+
+    def __init__(
+        self,
+        *,
+        service_name: str,
+        service_version: str,
+        instance_id: str | None = None,
+        span_processor: SpanProcessor | None = None,
+        metric_reader: MetricReader | None = None,
+        event_processor: LogRecordProcessor | None = None,
+    ) -> None:
+        """The processors and the reader replace the OTLP exporters of the environment.
+
+        Raises:
+            ExporterMisconfigured: an OTEL_* variable asks for an exporter or protocol that is not supported.
+        """
+        resource = _resource(service_name, service_version, instance_id)
+        self.tracing: TracerProvider | None = None
+        self.keeping: TracerProvider | None = None
+        """Makes the spans of requests that are kept whatever the sampler said; None where it leaves out none, or all:
+        who turns tracing off means it."""
+        self.metering: MeterProvider | None = None
+        self.events: LoggerProvider | None = None
+        self._exporters: list[_Closable] = []
+        if span_processor or wants_export("TRACES"):
+            self._trace(resource, span_processor or self._spans_over_otlp())
+        if metric_reader or wants_export("METRICS"):
+            readers = [metric_reader or self._metrics_over_otlp()]
+            # Closing is ours, with a deadline: the SDK's own exit handlers may wait for half a minute.
+            self.metering = MeterProvider(metric_readers=readers, resource=resource, shutdown_on_exit=False)
+        if event_processor or wants_export("LOGS"):
+            self.events = LoggerProvider(resource, shutdown_on_exit=False)
+            self.events.add_log_record_processor(event_processor or self._events_over_otlp())
+
+    def close(self, deadline_seconds: float) -> None:
+        """Export what is queued, for at most the deadline; what is still queued then is lost and logged."""
+        ends = monotonic() + deadline_seconds
+        closing = [
+            # The SDK's shutdowns take no deadline, so they run in threads that can be left behind.
+            threading.Thread(target=shut_down, name="telemetry-close", daemon=True)
+            for shut_down in self._shutdowns(deadline_seconds)
+        ]
+        for thread in closing:
+            thread.start()
+        for thread in closing:
+            thread.join(max(0.0, ends - monotonic()))
+        if any(thread.is_alive() for thread in closing):
+            logger.warning("the collector did not take the last telemetry within %.1f s: it is lost", deadline_seconds)
+            for exporter in self._exporters:
+                exporter.shutdown()  # Wakes an export that is waiting to try again.
+
+    def _shutdowns(self, deadline_seconds: float) -> list[Callable[[], None]]:
+        found: list[Callable[[], None]] = []
+        if self.tracing is not None:
+            found.append(self.tracing.shutdown)  # The processor that both tracer providers have.
+        if (metering := self.metering) is not None:
+            found.append(lambda: metering.shutdown(timeout_millis=deadline_seconds * 1000))
+        if self.events is not None:
+            found.append(self.events.shutdown)
+        return found
+
+    def _trace(self, resource: Resource, processor: SpanProcessor) -> None:
+        ids = ChosenIds()
+        self.tracing = TracerProvider(resource=resource, id_generator=ids, shutdown_on_exit=False)
+        self.tracing.add_span_processor(_WithoutQuery())
+        self.tracing.add_span_processor(processor)
+        if self.tracing.sampler not in (ALWAYS_ON, ALWAYS_OFF, DEFAULT_OFF):
+            self.keeping = TracerProvider(ALWAYS_ON, resource, id_generator=ids, shutdown_on_exit=False)
+            self.keeping.add_span_processor(processor)
+
+    def _spans_over_otlp(self) -> SpanProcessor:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+        self._exporters.append(exporter := OTLPSpanExporter())
+        return BatchSpanProcessor(exporter)
+
+    def _metrics_over_otlp(self) -> MetricReader:
+        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+
+        return PeriodicExportingMetricReader(OTLPMetricExporter())
+
+    def _events_over_otlp(self) -> LogRecordProcessor:
+        from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
+        from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
+
+        self._exporters.append(exporter := OTLPLogExporter())
+        return BatchLogRecordProcessor(exporter)
+
+
+class _WithoutQuery(SpanProcessor):
+    """Takes out what FastAPI's server span quotes of a query: what callers filter by, and the signatures of links."""
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002 - the SDK's signature.
+        if span.attributes and url_attributes.URL_QUERY in span.attributes:
+            span.set_attribute(url_attributes.URL_QUERY, REDACTED)
+
+
+def wants_export(signal: str) -> bool:
+    """Whether OTEL_* asks for this signal ("TRACES", "METRICS", "LOGS") over OTLP/HTTP.
+
+    Metrics are sent only where they are asked for by name: Prometheus has them at `/metrics`, and saying them twice
+    costs a request more than the rest of its telemetry together.
+
+    Raises:
+        ExporterMisconfigured: another exporter or protocol is asked for.
+    """
+    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return False
+    own_endpoint = environ.get(f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT")
+    unasked = "none" if signal == "METRICS" and not own_endpoint else "otlp"
+    exporter = (environ.get(f"OTEL_{signal}_EXPORTER") or unasked).strip().lower()
+    endpoint = own_endpoint or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    if exporter == "none" or not endpoint:
+        return False
+    if exporter != "otlp":
+        raise ExporterMisconfigured(f"OTEL_{signal}_EXPORTER={exporter!r} is not supported: use 'otlp' or 'none'")
+    for name in (f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        if protocol := environ.get(name):
+            if protocol != "http/protobuf":
+                raise ExporterMisconfigured(f"{name}={protocol!r} is not supported: set it to 'http/protobuf'")
+            break
+    return True
+
+
+def _resource(service_name: str, service_version: str, instance_id: str | None) -> Resource:
+    described = {service_attributes.SERVICE_NAME: service_name, service_attributes.SERVICE_VERSION: service_version}
+    if instance_id is not None:
+        described["service.instance.id"] = instance_id
+    # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win over the names given here.
+    return Resource.create(described).merge(OTELResourceDetector().detect())
