@@ -21,6 +21,7 @@ from app.admission import Admission
 from app.database import Database, own_directory
 from app.engine_wiring import Engines, open_engines, release_defaults
 from app.engines import Engine
+from app.evaluations import Evaluations
 from app.feedback import FeedbackLog, LabelLog
 from app.gateway import Gateway
 from app.guards import Trials
@@ -143,6 +144,7 @@ async def open_service(
         gauges = Gauges(Quality(shared, rest=REST), rollouts=registry.rollouts, show=metrics.judged)
         await parts.enter_async_context(gauges)
         label_log = await parts.enter_async_context(LabelLog(shared))
+        evaluations = await parts.enter_async_context(Evaluations(telemetry, history, label_log))
         public_url = settings.public_url.rstrip("/") if settings.public_url else None
         folder = settings.engine.adapter_folder
         services = Services(
@@ -150,6 +152,7 @@ async def open_service(
             predictions=predictions,
             feedback=await parts.enter_async_context(FeedbackLog(shared)),
             labels=label_log,
+            evaluations=evaluations,
             history=history,
             provenance=provenance,
             tracer=Tracer(provenance, history, label_log, documents=retriever, adapter_folder=folder),
