@@ -310,11 +310,9 @@ class Evaluation(NamedTuple):
         )
 
     def _parent(self) -> Context:
-        if not self.trace_id:
-            return Context()
         span_id = chat_span_id(self.prediction_id or "") if self.has_generation else 0
-        # A span context without a span id is not valid, and the SDK would then leave out the trace id too.
-        parent = api.SpanContext(int(self.trace_id, 16), span_id or 1, is_remote=True)
+        # Without a trace this says so; an empty context would stand for the trace of whoever calls.
+        parent = api.SpanContext(int(self.trace_id or "0", 16), span_id, is_remote=True)
         return api.set_span_in_context(api.NonRecordingSpan(parent), Context())
 
 
