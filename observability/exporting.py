@@ -6,22 +6,25 @@ events, the oldest first, and never a request.
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from os import environ  # noqa: TID251 - OTEL_* belongs to OpenTelemetry, whose SDK reads the same variables.
 from time import monotonic
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from opentelemetry.context import Context
 from opentelemetry.sdk._logs import LoggerProvider, LogRecordProcessor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, DEFAULT_OFF
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, DEFAULT_OFF, Decision, Sampler, SamplingResult
 from opentelemetry.semconv.attributes import service_attributes, url_attributes
+from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
+from opentelemetry.trace import NonRecordingSpan, SpanKind, StatusCode, set_span_in_context
+from opentelemetry.util.types import AttributeValue
 
-from observability.spans import ChosenIds
+from observability.spans import ChosenIds, start_span
 
 logger = logging.getLogger(__name__)
 
@@ -48,14 +51,19 @@ class Exporting:
         span_processor: SpanProcessor | None = None,
         metric_reader: MetricReader | None = None,
         event_processor: LogRecordProcessor | None = None,
+        keep_failures: bool = True,
     ) -> None:
         """The processors and the reader replace the OTLP exporters of the environment.
+
+        With `keep_failures` a server span that the sampler left out is exported if it ends as an error.
 
         Raises:
             ExporterMisconfigured: an OTEL_* variable asks for an exporter or protocol that is not supported.
         """
         resource = _resource(service_name, service_version, instance_id)
         self.tracing: TracerProvider | None = None
+        self.sampler: Sampler | None = None
+        """What decides about requests; the provider's own also notes what this leaves out."""
         self.keeping: TracerProvider | None = None
         """Makes the spans of requests that are kept whatever the sampler said; None where it leaves out none, or all:
         who turns tracing off means it."""
@@ -63,7 +71,7 @@ class Exporting:
         self.events: LoggerProvider | None = None
         self._exporters: list[_Closable] = []
         if span_processor or wants_export("TRACES"):
-            self._trace(resource, span_processor or self._spans_over_otlp())
+            self._trace(resource, span_processor or self._spans_over_otlp(), keep_failures=keep_failures)
         if metric_reader or wants_export("METRICS"):
             readers = [metric_reader or self._metrics_over_otlp()]
             # Closing is ours, with a deadline: the SDK's own exit handlers may wait for half a minute.
@@ -99,14 +107,19 @@ class Exporting:
             found.append(self.events.shutdown)
         return found
 
-    def _trace(self, resource: Resource, processor: SpanProcessor) -> None:
+    def _trace(self, resource: Resource, processor: SpanProcessor, *, keep_failures: bool) -> None:
         ids = ChosenIds()
         self.tracing = TracerProvider(resource=resource, id_generator=ids, shutdown_on_exit=False)
         self.tracing.add_span_processor(_WithoutQuery())
         self.tracing.add_span_processor(processor)
-        if self.tracing.sampler not in (ALWAYS_ON, ALWAYS_OFF, DEFAULT_OFF):
-            self.keeping = TracerProvider(ALWAYS_ON, resource, id_generator=ids, shutdown_on_exit=False)
-            self.keeping.add_span_processor(processor)
+        self.sampler = self.tracing.sampler
+        if self.sampler in (ALWAYS_ON, ALWAYS_OFF, DEFAULT_OFF):
+            return
+        self.keeping = TracerProvider(ALWAYS_ON, resource, id_generator=ids, shutdown_on_exit=False)
+        self.keeping.add_span_processor(processor)
+        if keep_failures:
+            self.tracing.sampler = _Noting(self.sampler)
+            self.tracing.add_span_processor(_KeepFailures(self.keeping))
 
     def _spans_over_otlp(self) -> SpanProcessor:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -133,6 +146,50 @@ class _WithoutQuery(SpanProcessor):
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002 - the SDK's signature.
         if span.attributes and url_attributes.URL_QUERY in span.attributes:
             span.set_attribute(url_attributes.URL_QUERY, REDACTED)
+
+
+class _Noting(Sampler):
+    """Has the server spans that another sampler leaves out recorded, but not exported."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Mapping[str, AttributeValue] | None = None,
+        *args: Any,
+    ) -> SamplingResult:
+        """Decide as the other does, but for what is left out."""
+        decided = self._sampler.should_sample(parent_context, trace_id, name, kind, attributes, *args)
+        if decided.decision is Decision.DROP and kind is SpanKind.SERVER:
+            return SamplingResult(Decision.RECORD_ONLY, attributes, decided.trace_state)
+        return decided
+
+    def get_description(self) -> str:
+        """Name the sampler that decides."""
+        return self._sampler.get_description()
+
+
+class _KeepFailures(SpanProcessor):
+    """Exports a server span that was not sampled if it has ended as an error: FastAPI's, of an ordinary route."""
+
+    def __init__(self, keeping: TracerProvider) -> None:
+        self._tracer = keeping.get_tracer("hallmark")
+
+    def on_end(self, span: ReadableSpan) -> None:
+        context = span.get_span_context()
+        if context is None or context.trace_flags.sampled or span.status.status_code is not StatusCode.ERROR:
+            return
+        parent = Context() if span.parent is None else set_span_in_context(NonRecordingSpan(span.parent), Context())
+        ids = {"trace_id": context.trace_id, "span_id": context.span_id}
+        kept = start_span(self._tracer, span.name, span.kind, span.attributes, parent, span.start_time, **ids)
+        # Its `error.type` is among the attributes, and says more than that there was one.
+        error = str((span.attributes or {}).get(ERROR_TYPE, "_OTHER"))
+        kept.end(error=error, ended_ns=span.end_time)
 
 
 def wants_export(signal: str) -> bool:

@@ -70,10 +70,11 @@ class Telemetry:
             span_processor=span_processor,
             metric_reader=metric_reader,
             event_processor=event_processor,
+            keep_failures=keep_failures,
         )
         tracing, keeping, metering = self._export.tracing, self._export.keeping, self._export.metering
         scope = "hallmark", service_version
-        self._sampler = None if tracing is None else tracing.sampler
+        self._sampler = self._export.sampler
         self._tracer = None if tracing is None else tracing.get_tracer(*scope)
         self._keeps_failures = keep_failures
         self._keeper = None if keeping is None else keeping.get_tracer(*scope)
@@ -149,7 +150,8 @@ class Telemetry:
         context = span.get_span_context()
         if not context.is_valid:
             return RequestTrace(f"{getrandbits(128) or 1:032x}", conventions=self._conventions)
-        server = TraceSpan(self._tracer, span) if span.is_recording() else NOT_RECORDED
+        # One that is recorded in case it fails has no spans below it.
+        server = TraceSpan(self._tracer, span) if span.is_recording() and context.trace_flags.sampled else NOT_RECORDED
         return RequestTrace(
             f"{context.trace_id:032x}",
             server,

@@ -4,12 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
+from fastapi import FastAPI, Response
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
 
 from app.prompts import ANSWER_PROMPT
 from app.releases import Release, Releases, RetrievalPlan
@@ -128,6 +131,38 @@ async def test_a_canarys_requests_are_exported_and_the_engine_is_told_so(
     first = next(request.headers["traceparent"] for request in tgi.requests if "traceparent" in request.headers)
     assert int(first[-2:], 16) & 1
     assert first.split("-")[2] == f"{found['chat hallmark'].context.span_id:016x}"
+
+
+async def test_of_an_ordinary_route_the_server_span_of_a_failure_is_exported(spans: InMemorySpanExporter) -> None:
+    telemetry = telemetry_to(spans)
+    app = FastAPI(telemetry={"tracer_provider": telemetry.tracer_provider, "operation_spans": False, "logs": False})
+    seen: list[str] = []
+
+    @app.get("/v1/things/{name}")
+    async def thing(name: str) -> Response:
+        trace = telemetry.current()
+        seen.append(trace.trace_id)
+        trace.span("work").end()
+        return Response(status_code=503 if name == "bad" else 200)
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        for name, caller in (("good", UNSAMPLED_CALLER), ("bad", UNSAMPLED_CALLER), ("bad", "")):
+            await client.get(f"/v1/things/{name}?q=secret", headers={"traceparent": caller})
+    joined, own = spans.get_finished_spans()
+    assert [f"{span.context.trace_id:032x}" for span in (joined, own)] == seen[1:]
+    assert joined.parent is not None
+    assert own.parent is None
+    for span in (joined, own):
+        assert (span.name, span.kind, span.status.status_code) == (
+            "GET /v1/things/{name}",
+            SpanKind.SERVER,
+            StatusCode.ERROR,
+        )
+        assert span.end_time is not None
+        assert (span.start_time or 0) < span.end_time
+        assert (span.attributes or {})["url.path"] == "/v1/things/bad"
+        assert (span.attributes or {})["url.query"] == "REDACTED"
+        assert "secret" not in span.to_json()
 
 
 @pytest.mark.parametrize("sampler", ["always_off", "parentbased_always_off"])
