@@ -131,6 +131,8 @@ async def open_service(
             timeout_seconds=min(SHADOW_SECONDS, settings.limits.request_timeout_seconds),
         )
         parts.push_async_callback(shadows.aclose)
+        label_log = await parts.enter_async_context(LabelLog(shared))
+        evaluations = await parts.enter_async_context(Evaluations(telemetry, history, label_log))
         metrics.watch(
             record_queue_depth=lambda: predictions.backlog,
             requests_in_flight=lambda: gateway.admission.in_flight,
@@ -138,13 +140,12 @@ async def open_service(
             redis_failures=lambda: rates.failures,
             log_lines_dropped=lambda: log.dropped,
             shadows_dropped=lambda: shadows.dropped,
+            evaluations_dropped=lambda: evaluations.dropped,
             outbox=shipper,
             engines=engines.samples,
         )
         gauges = Gauges(Quality(shared, rest=REST), rollouts=registry.rollouts, show=metrics.judged)
         await parts.enter_async_context(gauges)
-        label_log = await parts.enter_async_context(LabelLog(shared))
-        evaluations = await parts.enter_async_context(Evaluations(telemetry, history, label_log))
         public_url = settings.public_url.rstrip("/") if settings.public_url else None
         folder = settings.engine.adapter_folder
         services = Services(
