@@ -320,14 +320,8 @@ class Answering:
         span = genai.start_retrieval(self.trace, collection=plan.collection, mode=plan.search, top_k=plan.top_k)
         started = perf_counter()
         try:
-            grounds = await find_grounds(
-                search,
-                self._scope,
-                query,
-                plan=plan,
-                question=question_of(self.request.messages),
-                rate=self._rate,
-            )
+            question = question_of(self.request.messages)
+            grounds = await find_grounds(search, self._scope, query, plan=plan, question=question, rate=self._rate)
         except BaseException as error:
             genai.end_retrieval(self.trace, span, seconds=perf_counter() - started, error=error)
             raise
