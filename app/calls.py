@@ -17,6 +17,7 @@ from app.predictions import Prediction
 from app.releases import Release
 from app.tasks import Misfit, Task
 from observability import genai
+from observability.spans import NOT_RECORDED, TraceSpan
 from observability.traces import RequestTrace
 from retrieval.citations import AnswerChecker
 
@@ -29,6 +30,7 @@ class EngineCall:
         self._request = request
         self._prediction = prediction
         self._trace = trace
+        self._has_called = False
         self.finish_reason: FinishReason | None = None
         self.usage = Usage()
         self.unfit_text = ""
@@ -55,6 +57,10 @@ class EngineCall:
             provider=release.engine,
             release=release.label,
             prediction_id=prediction.id,
+            is_first=not self._has_called,
+            conversation=prediction.conversation,
+            prompt_name=release.name,
+            prompt_version=release.prompt.version,
             adapter=release.adapter,
             stream=prediction.stream,
             max_tokens=sampling.max_tokens,
@@ -76,8 +82,10 @@ class EngineCall:
             stream=prediction.stream,
             traceparent=self._trace.traceparent_under(span),
         )
-        asked = perf_counter()
+        self._has_called = True
+        asked = began = perf_counter()
         waited = prediction.engine_seconds or 0.0
+        first_chunk: float | None = None
         error: BaseException | None = None
         try:
             async with aclosing(engine.generate(generation)) as batches:
@@ -85,6 +93,7 @@ class EngineCall:
                     waited += perf_counter() - asked
                     if prediction.queue_seconds is None:
                         prediction.queue_seconds = waited + (self._place.waited_seconds or 0.0)
+                        first_chunk = perf_counter() - began
                         genai.first_token(span)
                     asked = 0.0
                     for piece in batch:
@@ -105,6 +114,17 @@ class EngineCall:
                 finish_reason=self.finish_reason,
                 error=error,
             )
+            if self._trace.conventions.record is not None:
+                genai.count_generation(
+                    self._trace,
+                    model=release.base_model or release.name,
+                    provider=release.engine,
+                    seconds=perf_counter() - began,
+                    first_chunk_seconds=first_chunk if prediction.stream else None,
+                    prompt_tokens=usage.prompt_tokens or None,
+                    completion_tokens=usage.completion_tokens or None,
+                    error=error,
+                )
 
     async def _fitted(
         self, batches: AsyncGenerator[list[Piece], None], task: Task
@@ -130,19 +150,69 @@ class EngineCall:
 
 
 async def checked(
-    batches: AsyncGenerator[list[Piece], None], checker: AnswerChecker
+    batches: AsyncGenerator[list[Piece], None], checker: AnswerChecker, trace: RequestTrace, mode: str
 ) -> AsyncGenerator[list[Piece], None]:
     """Send on what the checker lets through, and what it puts in place of the rest."""
-    async with aclosing(batches):
-        async for batch in batches:
-            text = await checker.feed("".join([piece.text for piece in batch]))
-            kept = [Piece(text=text)] if text else []
-            kept += [
-                Piece(tool_calls=piece.tool_calls, logprobs=piece.logprobs)
-                for piece in batch
-                if piece.tool_calls or piece.logprobs
-            ]
-            if kept:
-                yield kept
-    if text := await checker.finish():
-        yield [Piece(text=text)]
+    check = _Check(checker, trace, mode)
+    error: BaseException | None = None
+    try:
+        async with aclosing(batches):
+            async for batch in batches:
+                text = await check.feed("".join([piece.text for piece in batch]))
+                kept = [Piece(text=text)] if text else []
+                kept += [
+                    Piece(tool_calls=piece.tool_calls, logprobs=piece.logprobs)
+                    for piece in batch
+                    if piece.tool_calls or piece.logprobs
+                ]
+                if kept:
+                    yield kept
+        if text := await check.finish():
+            yield [Piece(text=text)]
+    except BaseException as failure:
+        error = failure
+        raise
+    finally:
+        check.end(error)
+
+
+class _Check:
+    """A checker with its span, which lies from the first text to the end and counts what the check itself took."""
+
+    __slots__ = ("_checker", "_mode", "_seconds", "_span", "_trace")
+
+    def __init__(self, checker: AnswerChecker, trace: RequestTrace, mode: str) -> None:
+        self._checker = checker
+        self._trace = trace
+        self._mode = mode
+        self._span: TraceSpan | None = None
+        self._seconds = 0.0
+
+    async def feed(self, text: str) -> str:
+        """Give the checker what the engine said next."""
+        if self._span is None:
+            self._span = genai.start_check(self._trace, mode=self._mode)
+        if self._span is NOT_RECORDED:
+            return await self._checker.feed(text)
+        began = perf_counter()
+        try:
+            return await self._checker.feed(text)
+        finally:
+            self._seconds += perf_counter() - began
+
+    async def finish(self) -> str:
+        """Have the checker conclude."""
+        began = perf_counter()
+        try:
+            return await self._checker.finish()
+        finally:
+            self._seconds += perf_counter() - began
+
+    def end(self, error: BaseException | None) -> None:
+        """End the span; an answer of which nothing came has none."""
+        if self._span is not None:
+            checker = self._checker
+            statuses = [citation.status for citation in checker.citations]
+            genai.end_check(
+                self._span, seconds=self._seconds, citations=statuses, verdict=checker.verdict.label, error=error
+            )

@@ -92,6 +92,8 @@ class Gateway:
         """
         choice = self.releases.resolve(request.model, identity_of(caller.tenant, conversation, request.user))
         request.check_for(choice.release.task)
+        if choice.role == "canary":
+            trace.keep()
         return Answering(self, request, body, caller, choice, trace)
 
 
@@ -187,7 +189,7 @@ class Answering:
                         raise
                     await self._stand_in(error)
             conclusion = self._conclude()
-            await self._recorded(gateway.predictions.close(prediction))
+            await self._recorded(gateway.predictions.close(prediction), "closing")
             yield conclusion
         except (asyncio.CancelledError, GeneratorExit):
             self._break_off(*_CANCELLED[self._stopped])
@@ -204,7 +206,7 @@ class Answering:
         prediction = self.prediction
         prediction.first_token_seconds = perf_counter() - self._started
         if prediction.stream:
-            await self._recorded(self._gateway.predictions.opened(prediction))
+            await self._recorded(self._gateway.predictions.opened(prediction), "opening")
 
     def _keep(self, batch: list[Piece]) -> None:
         for piece in batch:
@@ -221,13 +223,16 @@ class Answering:
             if self._gateway.record_required:
                 raise
 
-    async def _recorded(self, done: Awaitable[None]) -> None:
+    async def _recorded(self, done: Awaitable[None], step: str) -> None:
         """Wait for a step of the record, which may be skipped only if the settings say that answers go first."""
+        span = genai.start_record(self.trace, step=step)
         try:
             await done
-        except RecordUnavailable:
-            if self._gateway.record_required:
+        except BaseException as error:
+            span.end(error=error)
+            if self._gateway.record_required or not isinstance(error, RecordUnavailable):
                 raise
+        span.end()
 
     async def _stand_in(self, error: ServiceError | None) -> None:
         """Go on although the engine is away, or failed with `error`: by a fallback, or once it has come up."""
@@ -306,7 +311,7 @@ class Answering:
             marker=self.marker,
             shown=len(grounds.shown) if self.plan.context == "sentences" else None,
         )
-        return checked(self._generate(composed), self._checker)
+        return checked(self._generate(composed), self._checker, self.trace, check)
 
     async def _retrieve(self, search: Search) -> Grounds:
         """Find the passages to answer from, noting what was found."""
@@ -315,16 +320,10 @@ class Answering:
         span = genai.start_retrieval(self.trace, collection=plan.collection, mode=plan.search, top_k=plan.top_k)
         started = perf_counter()
         try:
-            grounds = await find_grounds(
-                search,
-                self._scope,
-                query,
-                plan=plan,
-                question=question_of(self.request.messages),
-                rate=self._rate,
-            )
+            question = question_of(self.request.messages)
+            grounds = await find_grounds(search, self._scope, query, plan=plan, question=question, rate=self._rate)
         except BaseException as error:
-            genai.end_retrieval(span, error=error)
+            genai.end_retrieval(self.trace, span, seconds=perf_counter() - started, error=error)
             raise
         finally:
             prediction.retrieve_seconds = perf_counter() - started
@@ -333,10 +332,17 @@ class Answering:
         prediction.passages = [hit_facts(hit) for hit in grounds.found]
         self.embed_seconds = grounds.embed_seconds
         genai.end_retrieval(
+            self.trace,
             span,
+            seconds=prediction.retrieve_seconds,
+            collection=plan.collection,
             hits=len(grounds.found),
             index_version=grounds.index_version,
+            outcome=grounds.outcome,
+            embedding_model=grounds.embedding_model,
             embed_seconds=grounds.embed_seconds or 0.0,
+            search_seconds=grounds.search_seconds,
+            error="index_unavailable" if grounds.outcome == "unavailable" else None,
         )
         return grounds
 

@@ -69,6 +69,8 @@ class Grounds:
     found: tuple[Hit, ...] = ()
     index_version: str | None = None
     embed_seconds: float | None = None
+    search_seconds: float = 0.0
+    embedding_model: str | None = None
 
 
 def plan_for(request: ChatRequest, plan: RetrievalPlan, task: Task = ANSWER) -> RetrievalPlan:
@@ -143,7 +145,8 @@ async def find_grounds(
             shown = hits
         else:
             outcome, hits = "irrelevant", ()
-    return Grounds(outcome, hits, shown, result.hits, result.index_version, result.embed_seconds)
+    took = result.embed_seconds, result.search_seconds, result.embedding_model
+    return Grounds(outcome, hits, shown, result.hits, result.index_version, *took)
 
 
 async def _narrowed(

@@ -21,6 +21,7 @@ from app.admission import Admission
 from app.database import Database, own_directory
 from app.engine_wiring import Engines, open_engines, release_defaults
 from app.engines import Engine
+from app.evaluations import Evaluations
 from app.feedback import FeedbackLog, LabelLog
 from app.gateway import Gateway
 from app.guards import Trials
@@ -85,7 +86,11 @@ async def open_service(
     async with AsyncExitStack() as parts:
         data_dir = parts.enter_context(own_directory(settings.data_dir))
         database = data_dir / "hallmark.db"
-        telemetry = Telemetry(service_version=VERSION)
+        telemetry = Telemetry(
+            service_version=VERSION,
+            profile=settings.telemetry.genai_profile,
+            keep_failures=settings.telemetry.keep_failures,
+        )
         parts.push_async_callback(telemetry.aclose)
         metrics = Metrics(version=VERSION)
         reserve_bytes = settings.limits.disk_reserve_bytes
@@ -126,6 +131,8 @@ async def open_service(
             timeout_seconds=min(SHADOW_SECONDS, settings.limits.request_timeout_seconds),
         )
         parts.push_async_callback(shadows.aclose)
+        label_log = await parts.enter_async_context(LabelLog(shared))
+        evaluations = await parts.enter_async_context(Evaluations(telemetry, history, label_log))
         metrics.watch(
             record_queue_depth=lambda: predictions.backlog,
             requests_in_flight=lambda: gateway.admission.in_flight,
@@ -133,12 +140,12 @@ async def open_service(
             redis_failures=lambda: rates.failures,
             log_lines_dropped=lambda: log.dropped,
             shadows_dropped=lambda: shadows.dropped,
+            evaluations_dropped=lambda: evaluations.dropped,
             outbox=shipper,
             engines=engines.samples,
         )
         gauges = Gauges(Quality(shared, rest=REST), rollouts=registry.rollouts, show=metrics.judged)
         await parts.enter_async_context(gauges)
-        label_log = await parts.enter_async_context(LabelLog(shared))
         public_url = settings.public_url.rstrip("/") if settings.public_url else None
         folder = settings.engine.adapter_folder
         services = Services(
@@ -146,6 +153,7 @@ async def open_service(
             predictions=predictions,
             feedback=await parts.enter_async_context(FeedbackLog(shared)),
             labels=label_log,
+            evaluations=evaluations,
             history=history,
             provenance=provenance,
             tracer=Tracer(provenance, history, label_log, documents=retriever, adapter_folder=folder),

@@ -19,7 +19,7 @@ from app.main import open_service
 from app.releases import BadRelease
 from app.settings import Settings
 from observability import logs
-from observability.telemetry import ExporterMisconfigured
+from observability.exporting import ExporterMisconfigured
 from retrieval.errors import RetrievalError
 
 GRACE_SECONDS = 20

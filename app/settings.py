@@ -181,6 +181,19 @@ class ReleaseSettings(Section):
     notes: str = ""
 
 
+class TelemetrySettings(Section):
+    """What telemetry says beyond what OpenTelemetry's own variables (`OTEL_*`) decide."""
+
+    genai_profile: Literal["1.37", "genai-0.1", "both"] = Field(
+        "1.37",
+        description="Whose names the GenAI signals have: those of 1.37 to 1.41, those of the conventions' own "
+        "repository, or both while dashboards move.",
+    )
+    keep_failures: bool = Field(
+        True, description="Export requests that failed although the sampler left them out, as those of a canary are."
+    )
+
+
 class LimitSettings(Section):
     """What one request, and all of them together, may take."""
 
@@ -251,6 +264,7 @@ class Settings(BaseSettings):
     retrieval: RetrievalSettings = RetrievalSettings()
     release: ReleaseSettings = ReleaseSettings()
     limits: LimitSettings = LimitSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
 
     @model_validator(mode="after")
     def _check_groups(self) -> Self:

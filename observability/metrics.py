@@ -270,6 +270,7 @@ class Metrics:
         requests_in_flight: Callable[[], float] | None = None,
         log_lines_dropped: Callable[[], float] | None = None,
         shadows_dropped: Callable[[], float] | None = None,
+        evaluations_dropped: Callable[[], float] | None = None,
         waiting: Callable[[], Mapping[str, int]] | None = None,
         redis_failures: Callable[[], float] | None = None,
         outbox: Outbox | None = None,
@@ -292,6 +293,9 @@ class Metrics:
         if shadows_dropped is not None:
             documentation = "Shadow answers that did not run, or not to their end, because there was no room."
             sources["hallmark_shadows_dropped"] = counter, documentation, shadows_dropped
+        if evaluations_dropped is not None:
+            documentation = "Feedback and labels that were accepted and not told as events."
+            sources["hallmark_evaluations_dropped"] = counter, documentation, evaluations_dropped
         if redis_failures is not None:
             documentation = "Times that Redis did not answer and rate limits were counted by this process alone."
             sources["hallmark_redis_failures"] = counter, documentation, redis_failures

@@ -125,6 +125,8 @@ class SearchResult:
     index_version: str
     embed_seconds: float = 0.0
     search_seconds: float = 0.0
+    embedding_model: str | None = None
+    """What embedded the query; None where it was searched by its words alone."""
 
 
 @dataclass(frozen=True, slots=True)

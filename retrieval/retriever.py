@@ -324,7 +324,8 @@ class Retriever:
             hits, steady = await self._look(scope, dense, sparse, top_k)
             if steady:
                 break
-        return SearchResult(hits, self.index_version, embedded - started, time.perf_counter() - embedded)
+        model = None if dense is None else self.embedding_model
+        return SearchResult(hits, self.index_version, embedded - started, time.perf_counter() - embedded, model)
 
     async def _look(
         self, scope: Scope, dense: Vector | None, sparse: SparseVector | None, top_k: int

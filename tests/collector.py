@@ -7,19 +7,30 @@ with Collector() as collector:
 
 import gzip
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 from typing import Self
 
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 
 class Collector(ThreadingHTTPServer):
-    """Keeps what is posted to it, parsed with OpenTelemetry's own protobuf classes."""
+    """Keeps what is posted to it, parsed with OpenTelemetry's own protobuf classes.
+
+    `status` is what it answers. With `holds` it answers nobody until `released` is set, or it is left.
+    """
 
     daemon_threads = True
+    block_on_close = False
 
-    def __init__(self) -> None:
+    def __init__(self, *, status: int = 200, holds: bool = False) -> None:
+        self.status = status
+        self.asked = Event()
+        self.released = Event()
+        if not holds:
+            self.released.set()
+        self.logs: list[ExportLogsServiceRequest] = []
         self.traces: list[ExportTraceServiceRequest] = []
         self.metrics: list[ExportMetricsServiceRequest] = []
         self.headers: list[dict[str, str]] = []
@@ -35,6 +46,7 @@ class Collector(ThreadingHTTPServer):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.released.set()
         self.shutdown()
         self.server_close()
         self._thread.join()
@@ -47,12 +59,16 @@ class _Receive(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["content-length"]))
         if self.headers.get("content-encoding") == "gzip":
             body = gzip.decompress(body)
+        self.server.asked.set()
+        self.server.released.wait(30)
         self.server.headers.append({name.lower(): value for name, value in self.headers.items()})
         if self.path == "/v1/traces":
             self.server.traces.append(ExportTraceServiceRequest.FromString(body))
         elif self.path == "/v1/metrics":
             self.server.metrics.append(ExportMetricsServiceRequest.FromString(body))
-        self.send_response(200)
+        elif self.path == "/v1/logs":
+            self.server.logs.append(ExportLogsServiceRequest.FromString(body))
+        self.send_response(self.server.status)
         self.send_header("content-length", "0")
         self.end_headers()
 

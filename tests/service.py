@@ -362,6 +362,8 @@ async def live_gateway(
     record_required: bool = True,
     admission: Admission | None = None,
     timeout_seconds: float = 60.0,
+    telemetry: Telemetry | None = None,
+    releases: Releases | None = None,
 ) -> AsyncIterator[LiveGateway]:
     """Serve the chat route on a free port of loopback, with the parts given."""
     database = data_dir / "hallmark.db"
@@ -370,7 +372,7 @@ async def live_gateway(
     log = logs.configure("INFO", "json", stream=io.BytesIO())
     async with contextlib.AsyncExitStack() as parts:
         parts.callback(log.close)
-        telemetry = Telemetry(service_version="test", span_processor=SimpleSpanProcessor(spans))
+        telemetry = telemetry or Telemetry(service_version="test", span_processor=SimpleSpanProcessor(spans))
         parts.push_async_callback(telemetry.aclose)
         predictions = await parts.enter_async_context(predictions or PredictionLog(database))
         shared = await parts.enter_async_context(Database.of_file(database))
@@ -380,7 +382,7 @@ async def live_gateway(
             parts.push_async_callback(engine.aclose)
         release = Release("hallmark", 1, "tgi", ANSWER_PROMPT, plan or RetrievalPlan())
         gateway = Gateway(
-            releases=Releases(release),
+            releases=releases or Releases(release),
             engines=EngineGroups({"tgi": engine}),
             search=search,
             predictions=predictions,

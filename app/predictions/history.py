@@ -69,6 +69,15 @@ class Settled(msgspec.Struct, frozen=True):
     id: str
 
 
+class Traced(msgspec.Struct, frozen=True):
+    """Where a prediction is in the traces, and what it was if its release classifies."""
+
+    trace_id: str | None = None
+    has_generation: bool = False
+    """Whether an engine was called."""
+    predicted_class: str | None = None
+
+
 class History:
     """The predictions of the shared database, as far as they have come there."""
 
@@ -126,6 +135,14 @@ class History:
                 query = select(*_brief).where(_table.tenant == tenant, _table.id.in_(wanted[at : at + 500]))
                 found |= {row.id: mention_of(row) for row in await connection.execute(query)}
         return found
+
+    async def traced(self, tenant: str, prediction_id: str) -> Traced | None:
+        """Find the trace of one prediction of the tenant; None if there is no such prediction."""
+        query = select(_table.trace_id, _table.engine_seconds, _table.predicted_class)
+        async with self._database.reading() as connection:
+            found = await connection.execute(query.where(_table.tenant == tenant, _table.id == prediction_id))
+            row = found.one_or_none()
+        return None if row is None else Traced(row.trace_id, row.engine_seconds is not None, row.predicted_class)
 
     async def settled(self) -> Settled | None:
         """Find the row up to which every row of every tenant has come and is closed; None if there is none.

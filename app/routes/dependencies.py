@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from app.access import Caller
+from app.evaluations import Evaluations
 from app.feedback import FeedbackLog, LabelLog
 from app.guards import Trials
 from app.lineage import Provenance, Tracer, Uses
@@ -30,6 +31,7 @@ class Services:
     predictions: PredictionLog
     feedback: FeedbackLog
     labels: LabelLog
+    evaluations: Evaluations
     history: History
     provenance: Provenance
     tracer: Tracer

@@ -193,20 +193,27 @@ async def get_passage(
 async def search(request: Request, services: ServicesDep, caller: CallerDep, body: SearchRequest) -> SearchResponse:
     """Find passages by meaning and by words, showing what each leg thought of them."""
     caller.require("documents:read")
-    span = genai.start_retrieval(
-        services.telemetry.current(), collection=services.collection, mode=body.mode, top_k=body.top_k
-    )
+    trace, started = services.telemetry.current(), perf_counter()
+    span = genai.start_retrieval(trace, collection=services.collection, mode=body.mode, top_k=body.top_k)
     try:
         result = await services.retriever.search(
             Scope(caller.tenant, body.filter or {}), body.query, top_k=body.top_k, mode=body.mode
         )
     except BaseException as error:
-        genai.end_retrieval(span, error=error)
+        genai.end_retrieval(trace, span, seconds=perf_counter() - started, error=error)
         if isinstance(error, RetrievalError):
             raise from_retrieval(error, param="filter") from error
         raise
     genai.end_retrieval(
-        span, hits=len(result.hits), index_version=result.index_version, embed_seconds=result.embed_seconds
+        trace,
+        span,
+        seconds=perf_counter() - started,
+        collection=services.collection,
+        hits=len(result.hits),
+        index_version=result.index_version,
+        embedding_model=result.embedding_model,
+        embed_seconds=result.embed_seconds,
+        search_seconds=result.search_seconds,
     )
     return SearchResponse(
         hits=[HitObject.of(hit, _url(services, request, caller, hit.passage)) for hit in result.hits],

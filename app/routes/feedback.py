@@ -66,6 +66,7 @@ async def give_feedback(
     written = await services.feedback.give(speaker(caller, body.author), body.given(key))
     if written.is_new:
         services.metrics.said(body.source, _kind(body))
+        services.evaluations.feedback(written.row)
     if not written.is_new or written.row["revision"] > 1:
         response.status_code = 200
     return FeedbackObject.written(written)
@@ -126,6 +127,7 @@ async def change_feedback(
     )
     if written.is_new:
         services.metrics.said(written.row["source"], "change")
+        services.evaluations.feedback(written.row)
     return FeedbackObject.written(written)
 
 
@@ -142,6 +144,7 @@ async def withdraw_feedback(
     written = await services.feedback.withdraw(speaker(caller, author), str(feedback_id), said_at=milliseconds(said_at))
     if written.is_new:
         services.metrics.said(written.row["source"], "withdrawal")
+        services.evaluations.feedback(written.row)
     return FeedbackObject.written(written)
 
 

@@ -46,6 +46,7 @@ async def state_label(
     written = await services.labels.state(speaker(caller, body.author), body.stated(key))
     if written.is_new:
         services.metrics.said(body.source, "label_withdrawal" if body.withdrawn else "label")
+        services.evaluations.label(written.row)
     if not written.is_new or written.row["revision"] > 1:
         response.status_code = 200
     return LabelObject.written(written)
@@ -98,4 +99,5 @@ async def withdraw_label(
     written = await services.labels.withdraw(speaker(caller, author), str(label_id), said_at=milliseconds(said_at))
     if written.is_new:
         services.metrics.said(written.row["source"], "label_withdrawal")
+        services.evaluations.label(written.row)
     return LabelObject.written(written)

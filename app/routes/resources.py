@@ -1,6 +1,7 @@
 """What can be asked about the service: models, embeddings, identity."""
 
 import base64
+from time import perf_counter
 from typing import Annotated
 
 from fastapi import APIRouter, Path
@@ -46,15 +47,17 @@ async def create_embeddings(services: ServicesDep, caller: CallerDep, body: Embe
     if body.model not in services.embedding_names:
         names = " or ".join(repr(name) for name in services.embedding_names)
         raise ModelNotFound(f"`model`: embeddings are made by {names}, not {body.model!r}.", param="model")
-    span = genai.start_embeddings(
-        services.telemetry.current(), model=services.retriever.embedding_model, texts=len(texts)
-    )
+    trace, model, started = services.telemetry.current(), services.retriever.embedding_model, perf_counter()
+    span = genai.start_embeddings(trace, model=model, texts=len(texts))
+    failure: BaseException | None = None
     try:
         vectors = await services.retriever.embed(texts)
     except BaseException as error:
-        span.end(error=error)
+        failure = error
         raise
-    span.end()
+    finally:
+        span.end(error=failure)
+        genai.count_embeddings(trace, model=model, seconds=perf_counter() - started, error=failure)
     if body.dimensions not in (None, vectors.shape[1]):
         raise InvalidRequest(f"`dimensions`: this model makes {vectors.shape[1]}.", param="dimensions")
     tokens = sum(await services.retriever.count_tokens(texts))

@@ -158,6 +158,7 @@ async def complete_review(
     reviewer = speaker(caller, body.reviewer, field="reviewer")
     done = await services.review.reviews.complete(reviewer, str(review_id), body.finding())
     services.metrics.said("review_queue", "label")
+    services.evaluations.reviewed(caller.tenant, done.label_id)
     return ReviewObject.model_validate(done)
 
 

@@ -1,6 +1,6 @@
 """What telemetry costs one request, against doing nothing, in the same run.
 
-A request here is what the chat route does: begin a trace, three spans, the metrics of one answer, one access line. Each
+A request here is what the chat route does: begin a trace, eight spans, the metrics of one answer, one access line. Each
 row is the median over rounds, which interleave the rows so that a noisy neighbour
 hits all of them. CPU is the process's, so the log writer's and the exporter's threads are counted, not only the caller.
 
@@ -57,13 +57,31 @@ def traced(telemetry: Telemetry, caller: bytes | None = None) -> Callable[[], Re
     def request() -> RequestTrace:
         trace = telemetry.begin(caller, route=ROUTE, scope=SCOPE)
         search = genai.start_retrieval(trace, collection="hallmark", mode="hybrid", top_k=5)
-        genai.end_retrieval(search, hits=5, index_version="iv", embedding_model="minilm", embed_seconds=0.001)
+        genai.end_retrieval(
+            trace,
+            search,
+            seconds=0.004,
+            collection="hallmark",
+            hits=5,
+            index_version="iv",
+            outcome="used",
+            embedding_model="minilm",
+            embed_seconds=0.001,
+            search_seconds=0.002,
+        )
         span = genai.start_generation(
             trace, model="m", provider="tgi", release="hallmark@1", prediction_id="p", max_tokens=64, stream=True
         )
         _ = trace.traceparent_under(span)
         genai.first_token(span)
         genai.end_generation(span, prompt_tokens=100, completion_tokens=20, finish_reason="stop")
+        if trace.conventions.record is not None:
+            genai.count_generation(
+                trace, model="m", provider="tgi", seconds=0.4, prompt_tokens=100, completion_tokens=20
+            )
+        genai.end_check(genai.start_check(trace, mode="sentence"), seconds=0.001, citations=("supported",))
+        for step in ("opening", "closing"):
+            genai.start_record(trace, step=step).end()
         trace.end(200)
         return trace
 
@@ -146,6 +164,8 @@ def main() -> None:
 
     off, unsampled, sampled = Telemetry(service_version="1"), telemetry("0"), telemetry("1")
     metered, one_percent = telemetry("0", metered=True), telemetry("0.01")
+    os.environ["OTEL_TRACES_SAMPLER"] = "always_off"
+    never = telemetry("0")
     metrics = Metrics(version="1")
     log = logs.configure("INFO", "json", stream=io.BytesIO(), max_lines=1_000_000)
     stdlib, stop_stdlib = queue_listener_logger()
@@ -154,11 +174,12 @@ def main() -> None:
     rows: dict[str, Callable[[], object]] = {
         "baseline: an empty call": lambda: None,
         "trace, nothing exported": traced(off),
-        "trace, unsampled": traced(unsampled),
+        "trace, nothing kept (always_off)": traced(never),
+        "trace, unsampled, kept if it fails": traced(unsampled),
         "trace, unsampled, caller's traceparent joined": traced(unsampled, CALLER),
         "trace, unsampled, OTLP metrics on": traced(metered),
         "trace, 1 % sampled": traced(one_percent),
-        "trace, sampled: 4 spans": traced(sampled),
+        "trace, sampled: 8 spans": traced(sampled),
         "metrics of one answer": counted(metrics),
         "access line": logged(log),
         "stdlib QueueHandler line, for comparison": stdlib,
@@ -170,7 +191,7 @@ def main() -> None:
             found[name].append(cpu_microseconds(request, arguments.requests))
     stop_stdlib()
     log.close()
-    for closing in (unsampled, sampled, metered, one_percent):
+    for closing in (unsampled, sampled, metered, one_percent, never):
         closing.close()
 
     print(

@@ -9,8 +9,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from observability import genai
+from observability.spans import NOT_RECORDED
 from observability.telemetry import Telemetry
-from observability.traces import NOT_RECORDED, RequestTrace
+from observability.traces import RequestTrace
 
 
 class Recorded:
@@ -48,11 +49,11 @@ def test_a_generation_span_tells_request_and_response(recorded: Recorded) -> Non
         top_p=0.9,
         seed=7,
         stop=("END", "STOP"),
-        server_address="engine",
-        server_port=8080,
+        prompt_name="hallmark",
+        prompt_version="answer-1",
     )
     genai.first_token(span)
-    genai.end_generation(span, model="smollm2-135m", prompt_tokens=11, completion_tokens=5, finish_reason="stop")
+    genai.end_generation(span, prompt_tokens=11, completion_tokens=5, finish_reason="stop")
     (finished,) = recorded.spans()
     assert finished.name == "chat smollm2"
     assert finished.kind is SpanKind.CLIENT
@@ -70,7 +71,8 @@ def test_a_generation_span_tells_request_and_response(recorded: Recorded) -> Non
         "gen_ai.request.temperature": (float, 0.5),
         "gen_ai.request.top_p": (float, 0.9),
         "gen_ai.request.seed": (int, 7),
-        "gen_ai.response.model": (str, "smollm2-135m"),
+        "gen_ai.response.id": (str, "p-1"),
+        "gen_ai.prompt.name": (str, "hallmark"),
         "gen_ai.response.finish_reasons": (tuple, ("stop",)),
         "gen_ai.usage.input_tokens": (int, 11),
         "gen_ai.usage.output_tokens": (int, 5),
@@ -78,8 +80,6 @@ def test_a_generation_span_tells_request_and_response(recorded: Recorded) -> Non
         "hallmark.release": (str, "hallmark@3"),
         "hallmark.prediction.id": (str, "p-1"),
         "hallmark.adapter": (str, "tone"),
-        "server.address": (str, "engine"),
-        "server.port": (int, 8080),
     }
     assert [event.name for event in finished.events] == ["hallmark.first_token"]
 
@@ -93,6 +93,7 @@ def test_what_a_generation_does_not_know_is_left_out(recorded: Recorded) -> None
         "gen_ai.provider.name",
         "gen_ai.request.model",
         "gen_ai.request.stream",
+        "gen_ai.response.id",
         "hallmark.release",
         "hallmark.prediction.id",
         "error.type",
@@ -100,47 +101,64 @@ def test_what_a_generation_does_not_know_is_left_out(recorded: Recorded) -> None
     assert finished.status.status_code is StatusCode.ERROR
 
 
-def test_a_retrieval_span_is_also_a_qdrant_query_with_its_embedding_inside(recorded: Recorded) -> None:
+def test_a_retrieval_span_has_its_embedding_and_its_query_of_qdrant_inside(recorded: Recorded) -> None:
     span = genai.start_retrieval(recorded.trace, collection="hallmark", mode="hybrid", top_k=5)
-    genai.end_retrieval(span, hits=4, index_version="iv-1", embedding_model="minilm", embed_seconds=0.002)
-    embedding, retrieval = recorded.spans()
+    genai.end_retrieval(
+        recorded.trace,
+        span,
+        seconds=0.01,
+        collection="hallmark",
+        hits=4,
+        index_version="iv-1",
+        outcome="used",
+        embedding_model="minilm",
+        embed_seconds=0.002,
+        search_seconds=0.003,
+    )
+    embedding, query, retrieval = recorded.spans()
     assert (retrieval.name, retrieval.kind) == ("retrieval hallmark", SpanKind.CLIENT)
     assert typed(retrieval.attributes) == {
         "gen_ai.operation.name": (str, "retrieval"),
+        "gen_ai.provider.name": (str, "qdrant"),
         "gen_ai.data_source.id": (str, "hallmark"),
+        "gen_ai.request.top_k": (int, 5),
+        "hallmark.search.mode": (str, "hybrid"),
+        "hallmark.search.top_k": (int, 5),
+        "hallmark.index.version": (str, "iv-1"),
+        "hallmark.retrieval.outcome": (str, "used"),
+    }
+    assert (query.name, query.kind) == ("query hallmark", SpanKind.CLIENT)
+    assert typed(query.attributes) == {
         "db.system.name": (str, "qdrant"),
         "db.operation.name": (str, "query"),
         "db.collection.name": (str, "hallmark"),
         "db.response.returned_rows": (int, 4),
-        "hallmark.search.mode": (str, "hybrid"),
-        "hallmark.search.top_k": (int, 5),
-        "hallmark.index.version": (str, "iv-1"),
     }
     assert embedding.name == "embeddings minilm"
-    assert embedding.parent == retrieval.context
+    assert embedding.parent == query.parent == retrieval.context
     assert embedding.start_time == retrieval.start_time
+    assert embedding.end_time == query.start_time
     assert embedding.end_time is not None
     assert embedding.start_time is not None
     assert embedding.end_time - embedding.start_time == 2_000_000
 
 
-def test_a_search_without_embedding_has_no_embeddings_span(recorded: Recorded) -> None:
+def test_a_search_that_failed_has_neither(recorded: Recorded) -> None:
     span = genai.start_retrieval(recorded.trace, collection="c", mode="sparse", top_k=5)
-    genai.end_retrieval(span, error="retrieval_unavailable")
+    genai.end_retrieval(recorded.trace, span, seconds=0.1, error="retrieval_unavailable")
     (retrieval,) = recorded.spans()
     assert retrieval.attributes is not None
     assert retrieval.attributes["error.type"] == "retrieval_unavailable"
 
 
 def test_an_embeddings_span_counts_its_texts(recorded: Recorded) -> None:
-    genai.start_embeddings(recorded.trace, model="minilm", texts=3, dimensions=384).end()
+    genai.start_embeddings(recorded.trace, model="minilm", texts=3).end()
     (finished,) = recorded.spans()
     assert finished.name == "embeddings minilm"
     assert typed(finished.attributes) == {
         "gen_ai.operation.name": (str, "embeddings"),
         "gen_ai.provider.name": (str, "hallmark"),
         "gen_ai.request.model": (str, "minilm"),
-        "gen_ai.embeddings.dimension.count": (int, 384),
         "hallmark.embeddings.texts": (int, 3),
     }
 
@@ -151,8 +169,8 @@ def test_ending_twice_records_once(recorded: Recorded) -> None:
     genai.end_generation(span, error="late")
     genai.first_token(span)
     search = genai.start_retrieval(recorded.trace, collection="c", mode="hybrid", top_k=1)
-    genai.end_retrieval(search)
-    genai.end_retrieval(search, embedding_model="m", embed_seconds=1.0)
+    genai.end_retrieval(recorded.trace, search, seconds=0.1)
+    genai.end_retrieval(recorded.trace, search, seconds=0.1, embedding_model="m", embed_seconds=1.0)
     generation, retrieval = recorded.spans()
     assert generation.status.status_code is StatusCode.UNSET
     assert not generation.events
@@ -165,8 +183,12 @@ def test_an_unsampled_request_gets_no_span_from_any_operation() -> None:
         genai.start_generation(trace, model="m", provider="tgi", release="r@1", prediction_id="p"),
         genai.start_retrieval(trace, collection="c", mode="hybrid", top_k=5),
         genai.start_embeddings(trace, model="m", texts=1),
+        genai.start_check(trace, mode="sentence"),
+        genai.start_record(trace, step="closing"),
     ]
     assert all(span is NOT_RECORDED for span in started)
     genai.first_token(started[0])
     genai.end_generation(started[0], finish_reason="stop")
-    genai.end_retrieval(started[1], embedding_model="m", embed_seconds=1.0)
+    genai.end_retrieval(trace, started[1], seconds=0.1, embedding_model="m", embed_seconds=1.0)
+    genai.end_check(started[3], seconds=0.1)
+    started[4].end()

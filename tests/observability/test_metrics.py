@@ -233,6 +233,7 @@ def test_every_metric_and_no_other_is_listed_in_the_docs(metrics: Metrics) -> No
         requests_in_flight=lambda: 0,
         log_lines_dropped=lambda: 0,
         shadows_dropped=lambda: 0,
+        evaluations_dropped=lambda: 0,
         redis_failures=lambda: 0,
     )
     served = {

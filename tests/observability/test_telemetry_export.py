@@ -6,11 +6,14 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from opentelemetry._logs import LogRecord
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import NoOpTracerProvider
 
 from observability import genai
-from observability.telemetry import ExporterMisconfigured, Telemetry
+from observability.exporting import ExporterMisconfigured
+from observability.spans import NotedSpan
+from observability.telemetry import Telemetry
 from tests.collector import Collector
 
 ROUTE = "/v1/chat/completions"
@@ -61,6 +64,7 @@ def test_spans_and_metrics_reach_the_collector_as_otlp(collector: Collector, mon
     assert {item.key: item.value.int_value for item in generation.attributes}["gen_ai.usage.output_tokens"] == 5
     names = {metric.name for metric in collector.metrics[0].resource_metrics[0].scope_metrics[0].metrics}
     assert names == {"http.server.request.duration"}
+    assert not collector.logs
     assert {headers["authorization"] for headers in collector.headers} == {"Bearer collector-token"}
 
 
@@ -75,30 +79,55 @@ def test_metrics_are_exported_only_when_they_are_asked_for(
     assert not collector.metrics
 
 
-def spans_alive() -> list[object]:
-    """All spans; by `type`, because asking some of torch's objects for their class makes them warn."""
-    return [thing for thing in gc.get_objects() if issubclass(type(thing), ReadableSpan)]
+def alive(*kinds: type) -> list[object]:
+    """All objects of these kinds; by `type`, because asking some of torch's for their class makes them warn."""
+    return [thing for thing in gc.get_objects() if issubclass(type(thing), kinds)]
 
 
-def test_a_collector_that_is_down_costs_requests_nothing_and_memory_is_bounded(
+@pytest.mark.parametrize("trouble", ["refused", "silent", "503", "slow"])
+def test_a_collector_in_trouble_costs_no_request_time_and_memory_is_bounded(
+    trouble: str, dead_url: str, silent_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spans and events alike: what cannot be sent waits in a queue of 64, and then the oldest goes."""
+    for queue in ("BSP", "BLRP"):
+        monkeypatch.setenv(f"OTEL_{queue}_MAX_QUEUE_SIZE", "64")
+        monkeypatch.setenv(f"OTEL_{queue}_MAX_EXPORT_BATCH_SIZE", "32")
+    with Collector(status=503 if trouble == "503" else 200, holds=trouble == "slow") as collector:
+        url = {"refused": dead_url, "silent": silent_url}.get(trouble, collector.url)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+        telemetry = Telemetry(service_version="1")
+        others = {id(thing) for thing in alive(ReadableSpan, LogRecord)}
+        worst = 0.0
+        for turn in range(1000):
+            started = time.process_time()
+            trace = telemetry.begin(route=ROUTE)
+            trace.end(200)
+            telemetry.evaluated(genai.Evaluation("feedback", 1.0, "positive"))
+            if turn == 500 and trouble in ("503", "slow"):
+                assert collector.asked.wait(10), "it was asked while requests went on"
+            worst = max(worst, time.process_time() - started)
+        kept = [thing for thing in alive(ReadableSpan, LogRecord) if id(thing) not in others]
+        assert len(kept) <= 2 * (64 + 32 + 2)
+        assert worst < 0.5
+        started = time.perf_counter()
+        telemetry.close(deadline_seconds=0.2)
+        assert time.perf_counter() - started < 2.0
+
+
+def test_the_notes_of_a_request_that_did_not_fail_are_gone_with_it(
     dead_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", f"{dead_url}/v1/traces")
-    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "64")
-    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "32")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "traceidratio")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0.0")
     telemetry = Telemetry(service_version="1")
-    others = {id(span) for span in spans_alive()}  # What other tests hold.
-    started = time.perf_counter()
-    for _ in range(1000):
+    others = {id(thing) for thing in alive(NotedSpan)}
+    for _ in range(100):
         trace = telemetry.begin(route=ROUTE)
+        trace.span("work").end()
         trace.end(200)
-    assert time.perf_counter() - started < 3.0
-    # What waits in the queue, is being exported, or is held by this test.
-    kept = [span for span in spans_alive() if id(span) not in others]
-    assert len(kept) <= 64 + 32 + 2
-    started = time.perf_counter()
+    assert len([thing for thing in alive(NotedSpan) if id(thing) not in others]) <= 2
     telemetry.close(deadline_seconds=0.2)
-    assert time.perf_counter() - started < 2.0
 
 
 async def test_shutting_down_waits_for_a_silent_collector_no_longer_than_the_deadline(
@@ -122,6 +151,7 @@ async def test_shutting_down_waits_for_a_silent_collector_no_longer_than_the_dea
             "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318",
             "OTEL_TRACES_EXPORTER": "none",
             "OTEL_METRICS_EXPORTER": "none",
+            "OTEL_LOGS_EXPORTER": "none",
         },
     ],
 )
@@ -131,6 +161,7 @@ def test_nothing_is_traced_when_nothing_is_exported(variables: dict[str, str], m
     telemetry = Telemetry(service_version="1")
     assert isinstance(telemetry.tracer_provider, NoOpTracerProvider)
     assert not telemetry.begin(route=ROUTE).sampled
+    assert not telemetry.tells_evaluations
     telemetry.close()
 
 
@@ -140,6 +171,7 @@ def test_nothing_is_traced_when_nothing_is_exported(variables: dict[str, str], m
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
         ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json"),
         ("OTEL_TRACES_EXPORTER", "zipkin"),
+        ("OTEL_LOGS_EXPORTER", "console"),
     ],
 )
 def test_an_exporter_that_is_not_supported_is_refused_at_start_by_name(

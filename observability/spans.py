@@ -1,0 +1,270 @@
+"""Spans by explicit calls: one ends once, and none is ever the request's problem.
+
+Nothing here is a context manager: a span held open across a `yield` would be closed in another task. The shared
+NOT_RECORDED does nothing. A `NotedSpan` costs about a microsecond and becomes a span of the SDK's only if its request
+turns out to be worth keeping.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from random import getrandbits
+from time import time_ns
+from typing import Final
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
+from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
+from opentelemetry.util.types import AttributeValue
+
+logger = logging.getLogger(__name__)
+
+Attributes = Mapping[str, AttributeValue]
+Facts = Mapping[str, AttributeValue | None]
+"""Attributes of which those that are None are left out."""
+
+
+class ChosenIds(RandomIdGenerator):
+    """Hands the SDK the ids chosen for the span being started; per thread, as sync routes trace in threads."""
+
+    def __init__(self) -> None:
+        self._chosen = threading.local()
+
+    def choose(self, trace_id: int = 0, span_id: int = 0) -> None:
+        """Choose the ids of the next span that this thread starts; 0 leaves one to chance."""
+        self._chosen.ids = (trace_id, span_id)
+
+    def generate_trace_id(self) -> int:
+        """Give the chosen trace id once."""
+        trace_id, span_id = getattr(self._chosen, "ids", (0, 0))
+        self._chosen.ids = (0, span_id)
+        return trace_id or super().generate_trace_id()
+
+    def generate_span_id(self) -> int:
+        """Give the chosen span id once."""
+        trace_id, span_id = getattr(self._chosen, "ids", (0, 0))
+        self._chosen.ids = (trace_id, 0)
+        return span_id or super().generate_span_id()
+
+
+def error_type(error: BaseException | str) -> str:
+    """Name an error for `error.type`: a code as it is, an exception by its class; messages may quote content."""
+    if isinstance(error, str):
+        return error
+    cls = type(error)
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+
+
+class TraceSpan:
+    """A span that ends once; the shared NOT_RECORDED does nothing, so callers never ask whether they are sampled."""
+
+    __slots__ = ("_span", "_tracer", "started_ns")
+
+    def __init__(self, tracer: Tracer | None, span: Span | None, started_ns: int = 0) -> None:
+        self._tracer = tracer
+        self._span = span
+        self.started_ns = started_ns
+        """Unix time in nanoseconds; 0 when not recorded."""
+
+    @property
+    def recording(self) -> bool:
+        """Whether attributes set now are kept."""
+        return self._span is not None
+
+    @property
+    def context(self) -> trace.SpanContext | None:
+        """Trace id, span id and flags; None when not recorded or ended, or only noted."""
+        return None if self._span is None else self._span.get_span_context()
+
+    @property
+    def id(self) -> int:
+        """The span id that calls made inside this span name as their parent; 0 when not recorded."""
+        context = self.context
+        return 0 if context is None else context.span_id
+
+    def child(
+        self,
+        name: str,
+        kind: SpanKind = SpanKind.INTERNAL,
+        attributes: Facts | None = None,
+        *,
+        started_ns: int | None = None,
+        span_id: int = 0,
+    ) -> "TraceSpan":
+        """Start a span below this one, now or at a Unix time in nanoseconds that has passed, with this id if not 0."""
+        if self._span is None or self._tracer is None:
+            return NOT_RECORDED
+        parent = trace.set_span_in_context(self._span, Context())
+        return start_span(self._tracer, name, kind, attributes, parent, started_ns, span_id=span_id)
+
+    def set(self, name: str, value: AttributeValue) -> None:
+        """Set one attribute."""
+        if self._span is not None:
+            self._span.set_attribute(name, value)
+
+    def update(self, attributes: Facts) -> None:
+        """Set several attributes."""
+        if self._span is not None:
+            self._span.set_attributes(_present(attributes))
+
+    def event(self, name: str, *, at_ns: int | None = None) -> None:
+        """Add a point in time, by default now."""
+        if self._span is not None:
+            self._span.add_event(name, timestamp=at_ns)
+
+    def then(self, tell: Callable[["TraceSpan"], None]) -> None:
+        """Have the span told more, which is made only if anybody is going to see it."""
+        if self._span is not None:
+            tell(self)
+
+    def end(self, *, error: BaseException | str | None = None, ended_ns: int | None = None) -> None:
+        """End the span; only the first call counts. An error is named by its type and its message is left out."""
+        span, self._span = self._span, None
+        if span is None:
+            return
+        try:
+            if error is not None:
+                span.set_attribute(ERROR_TYPE, error_type(error))
+                span.set_status(StatusCode.ERROR)
+            span.end(ended_ns)
+        except Exception:  # A span processor is foreign code and must not fail the request.
+            logger.warning("a span could not be ended and is lost", exc_info=True)
+
+
+NOT_RECORDED: Final = TraceSpan(None, None)
+
+MAX_NOTED: Final = 100
+"""Spans noted below one: an answer has some eight."""
+
+
+def start_span(
+    tracer: Tracer,
+    name: str,
+    kind: SpanKind,
+    attributes: Facts | None,
+    parent: Context,
+    started_ns: int | None = None,
+    *,
+    trace_id: int = 0,
+    span_id: int = 0,
+) -> TraceSpan:
+    """Start a span under the span in `parent`, with the ids that are not 0; NOT_RECORDED when the SDK declines."""
+    started = time_ns() if started_ns is None else started_ns
+    ids = getattr(tracer, "id_generator", None)
+    chosen = ids if isinstance(ids, ChosenIds) and (trace_id or span_id) else None
+    try:
+        if chosen is not None:
+            chosen.choose(trace_id, span_id)
+        span = tracer.start_span(name, parent, kind, _present(attributes or {}), start_time=started)
+    except Exception:  # A sampler or span processor is foreign code and must not fail the request.
+        logger.warning("a span could not be started and is lost", exc_info=True)
+        return NOT_RECORDED
+    finally:
+        if chosen is not None:
+            chosen.choose()  # One that was not asked for is not for somebody else's span.
+    return TraceSpan(tracer, span, started) if span.is_recording() else NOT_RECORDED
+
+
+class NotedSpan(TraceSpan):
+    """A span of a request that is not sampled: noted, and built only if the request turns out to be worth keeping.
+
+    What most spans do not have is an attribute of the class, because each that is set costs the request.
+    """
+
+    _id = 0
+    _children: "tuple[NotedSpan, ...]" = ()
+    _more: tuple[Facts, ...] = ()
+    _events: tuple[tuple[str, int], ...] = ()
+    _tell: Callable[[TraceSpan], None] | None = None
+    _error: BaseException | str | None = None
+    _ended_ns = 0
+
+    def __init__(self, name: str, kind: SpanKind, attributes: Facts | None, started_ns: int) -> None:
+        self._name = name
+        self._kind = kind
+        self._attributes = attributes
+        self.started_ns = started_ns
+
+    @property
+    def recording(self) -> bool:
+        """Whether what is noted now is kept, if the span is."""
+        return not self._ended_ns
+
+    @property
+    def context(self) -> trace.SpanContext | None:
+        """None: there is no such span yet."""
+        return None
+
+    @property
+    def id(self) -> int:
+        """The id that this span will have, if it is ever built."""
+        if not self._id:
+            self._id = getrandbits(64) or 1
+        return self._id
+
+    def child(
+        self,
+        name: str,
+        kind: SpanKind = SpanKind.INTERNAL,
+        attributes: Facts | None = None,
+        *,
+        started_ns: int | None = None,
+        span_id: int = 0,
+    ) -> TraceSpan:
+        """Note a span below this one."""
+        if self._ended_ns or len(self._children) >= MAX_NOTED:
+            return NOT_RECORDED
+        noted = NotedSpan(name, kind, attributes, started_ns or time_ns())
+        if span_id:
+            noted._id = span_id
+        self._children = (*self._children, noted)
+        return noted
+
+    def set(self, name: str, value: AttributeValue) -> None:
+        """Note one attribute."""
+        self.update({name: value})
+
+    def update(self, attributes: Facts) -> None:
+        """Note several attributes."""
+        if not self._ended_ns:
+            self._more = (*self._more, attributes)
+
+    def event(self, name: str, *, at_ns: int | None = None) -> None:
+        """Note a point in time."""
+        if not self._ended_ns:
+            self._events = (*self._events, (name, at_ns or time_ns()))
+
+    def then(self, tell: Callable[[TraceSpan], None]) -> None:
+        """Keep what could be told for when it is."""
+        if not self._ended_ns:
+            self._tell = tell
+
+    def end(self, *, error: BaseException | str | None = None, ended_ns: int | None = None) -> None:
+        """Note the end; only the first call counts."""
+        if not self._ended_ns:
+            if error is not None:
+                self._error = error_type(error)  # An exception would keep its frames alive.
+            self._ended_ns = ended_ns or time_ns()
+
+    def replay(self, span: TraceSpan) -> None:
+        """Have `span` tell what was noted of this one, and of those below."""
+        for attributes in self._more:
+            span.update(attributes)
+        for name, at_ns in self._events:
+            span.event(name, at_ns=at_ns)
+        if self._tell is not None:
+            self._tell(span)
+        for child in self._children:
+            child.replay_under(span)
+
+    def replay_under(self, parent: TraceSpan) -> None:
+        """Build this span below `parent`, from its start to its end as noted."""
+        span = parent.child(self._name, self._kind, self._attributes, started_ns=self.started_ns, span_id=self._id)
+        self.replay(span)
+        span.end(error=self._error, ended_ns=self._ended_ns or None)
+
+
+def _present(attributes: Facts) -> dict[str, AttributeValue]:
+    return {name: value for name, value in attributes.items() if value is not None}
