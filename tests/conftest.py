@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.migrated import migrated
 from tests.postgres import Postgres
 
 # How long an example takes says more about the machine than about the code.
@@ -32,9 +33,9 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty database, once of each kind."""
+    """The URL of a database without rows, once of each kind."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'hallmark.db'}"
+        return f"sqlite:///{migrated(tmp_path / 'hallmark.db')}"
     server: Postgres = request.getfixturevalue("postgres")
     return server.create_database()
 
@@ -43,6 +44,6 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def module_database_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The URL of a database that all tests of a module share, once of each kind; each test empties it for itself."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path_factory.mktemp('module') / 'hallmark.db'}"
+        return f"sqlite:///{migrated(tmp_path_factory.mktemp('module') / 'hallmark.db')}"
     server: Postgres = request.getfixturevalue("postgres")
     return server.create_database()

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp
 
 from app.access import Access, KeyStore, create_key
 from app.admission import Admission
-from app.database import Database, connect
+from app.database import Database
 from app.engines import Engine
 from app.engines.groups import EngineGroups
 from app.engines.tgi import TGIEngine, Timeouts
@@ -45,6 +45,7 @@ from observability import logs
 from observability.metrics import Metrics
 from observability.telemetry import Telemetry
 from retrieval.embedder import Embedder, HashingEmbedder
+from tests.migrated import migrated
 
 EVERYTHING = (
     "chat",
@@ -303,16 +304,13 @@ async def live_service(
 
 def size_with_room(path: Path, room_bytes: int) -> int:
     """Make an empty database at `path`, and give the size it has when it has grown by so much."""
-    connect(path).close()
-    return path.stat().st_size + room_bytes
+    return migrated(path).stat().st_size + room_bytes
 
 
 async def _make_keys(where: Path | str, tenants: list[str]) -> list[str]:
     if not tenants:
         return []
-    if isinstance(where, Path):
-        where.parent.mkdir(parents=True, exist_ok=True)
-    async with Database.of_file(where) if isinstance(where, Path) else Database(where) as database:
+    async with Database.of_file(migrated(where)) if isinstance(where, Path) else Database(where) as database:
         store = KeyStore(database)
         return [(await store.create(name="test", tenant=tenant, scopes=EVERYTHING))[1] for tenant in tenants]
 

@@ -21,6 +21,7 @@ from app.database import DataDirectoryBusy
 from app.errors import RecordUnavailable
 from app.messages import Message
 from app.predictions import Prediction, PredictionLog, uuid7
+from tests.migrated import migrated
 from tests.service import size_with_room
 
 SECRETS = ("sapphire", "obsidian", "malachite", "tourmaline", "chrysoberyl", "carnelian", "alexandrite", "lapis")
@@ -28,7 +29,7 @@ SECRETS = ("sapphire", "obsidian", "malachite", "tourmaline", "chrysoberyl", "ca
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "hallmark.db"
+    return migrated(tmp_path / "hallmark.db")
 
 
 @pytest.fixture
@@ -254,7 +255,7 @@ async def test_an_opening_row_nobody_waits_for_is_written_soon_all_the_same(path
 @given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["open", "opened", "nowait", "close"])), max_size=30))
 @settings(max_examples=40, deadline=None)
 def test_any_order_of_calls_leaves_one_row_for_each_id_that_was_opened(tmp_path_factory, calls):
-    path = tmp_path_factory.mktemp("any") / "hallmark.db"
+    path = migrated(tmp_path_factory.mktemp("any") / "hallmark.db")
 
     async def run() -> dict[str, str]:
         expected: dict[str, str] = {}

@@ -14,6 +14,7 @@ from sqlalchemy import func, select
 from app.database import Database, prediction_documents, predictions
 from app.errors import RecordUnavailable, Unavailable
 from app.predictions import History, Prediction, PredictionLog, Shipper, uuid7
+from tests.migrated import migrated
 from tests.postgres import Postgres
 from tests.service import until
 from tests.small_disk import SmallDisk
@@ -21,7 +22,7 @@ from tests.small_disk import SmallDisk
 
 @pytest.fixture
 def outbox(tmp_path: Path) -> Path:
-    return tmp_path / "outbox" / "hallmark.db"
+    return migrated(tmp_path / "outbox" / "hallmark.db")
 
 
 @pytest.fixture
