@@ -40,8 +40,9 @@ stop: ## Stop the service that `make run` left running
 test: $(READY) ## Run the quick suite
 	@$(PYTEST) -m "not slow"
 
-test-slow: $(READY) ## Run the tests that take longer
-	@$(BIN)/python -m pytest -q -m slow
+test-slow: $(READY) ## Run the tests that take longer, and by themselves those that measure time
+	@$(PYTEST) -m "slow and not alone"
+	@$(BIN)/python -m pytest -q -m "slow and alone"
 
 check: $(READY) ## Lint, check types, formatting and the import rules
 	@$(BIN)/ruff format --check .

@@ -7,6 +7,7 @@ tests of one module can share a service and still count their own records.
 
 import asyncio
 import contextlib
+import functools
 import io
 import json
 from collections import Counter
@@ -32,7 +33,7 @@ from app.engines.tgi import TGIEngine, Timeouts
 from app.gateway import Gateway
 from app.grounding import Search
 from app.links import PassageLinks
-from app.main import open_service
+from app.main import create_api, open_service
 from app.predictions import History, Prediction, PredictionLog
 from app.prompts import ANSWER_PROMPT
 from app.rates import RateLimits
@@ -227,7 +228,13 @@ class Api:
         return chat_counts((await self.client.get("/metrics")).text)
 
 
-async def until(look: Callable[[], Awaitable[Any]], *, seconds: float = 8.0) -> Any:
+@functools.cache
+def description() -> dict[str, Any]:
+    """The description of the API, made once: it takes a second, and whoever reads it changes nothing."""
+    return create_api().openapi()
+
+
+async def until(look: Callable[[], Awaitable[Any]], *, seconds: float = 20.0) -> Any:
     """Wait until `look` finds something, and give it."""
     async with asyncio.timeout(seconds):
         while True:
@@ -257,7 +264,7 @@ async def serving(app: ASGIApp) -> AsyncIterator[str]:
     """Serve an application on a free port of loopback; gives its address."""
     config = server_config(app)
     config.port = 0
-    server = uvicorn.Server(config)
+    server = _Server(config)
     task = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.005)
@@ -266,8 +273,20 @@ async def serving(app: ASGIApp) -> AsyncIterator[str]:
     try:
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
-        server.should_exit = True
+        server.stopping.set()
         await task
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but it stops when it is told to, and not when it next looks."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.stopping = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        await self.stopping.wait()
 
 
 @contextlib.asynccontextmanager

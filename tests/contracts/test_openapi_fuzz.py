@@ -131,7 +131,7 @@ async def test_edge_cases_of_every_field_get_what_is_described(target: Target) -
 
 
 async def test_random_requests_with_real_names_get_what_is_described(target: Target) -> None:
-    await target.fuzz(await target.with_real_names(), "--phases", "fuzzing", *POSITIVE, "--max-examples", "10")
+    await target.fuzz(await target.with_real_names(), "--phases", "fuzzing", *POSITIVE, "--max-examples", "4")
     answered = target.answered()
     for route in ("/v1/chat/completions", "/v1/search", "/v1/embeddings", "/v1/documents/{document_id}/passages/{n}"):
         assert answered[route, 200] > 1, route
@@ -145,7 +145,10 @@ async def test_without_a_key_every_route_but_the_open_ones_is_closed(target: Tar
     assert succeeded <= {"/openapi.json", "/healthz", "/readyz", "unmatched"}
 
 
-async def test_an_engine_that_fails_in_every_way_gets_the_statuses_and_events_described(target: Target) -> None:
+@pytest.mark.parametrize("examples", [30, pytest.param(120, marks=pytest.mark.slow)])
+async def test_an_engine_that_fails_in_every_way_gets_the_statuses_and_events_described(
+    target: Target, examples: int
+) -> None:
     failures = cycle(
         (
             Drop,
@@ -161,8 +164,15 @@ async def test_an_engine_that_fails_in_every_way_gets_the_statuses_and_events_de
     )
     source = await target.with_real_names()
     target.tgi.default = lambda body: next(failures)()
-    options = ("--include-operation-id", "create_chat_completion", "--phases", "fuzzing", "--max-examples", "60")
-    await target.fuzz(source, *options, *POSITIVE, checks=f"{CONFORMANCE},response_headers_conformance")
+    options = ("--include-operation-id", "create_chat_completion", "--phases", "fuzzing")
+    await target.fuzz(
+        source,
+        *options,
+        *POSITIVE,
+        "--max-examples",
+        str(examples),
+        checks=f"{CONFORMANCE},response_headers_conformance",
+    )
     statuses = {status for route, status in target.answered() if route == CHAT}
     assert statuses >= {200, 400, 429, 502, 503}
 
