@@ -24,7 +24,11 @@ from tests.service import CHAT, Api, Service, live_service
 # A description cannot say all that is refused: "one of these two fields", "a file of a kind that is read".
 UNSAID = "positive_data_acceptance"
 POSITIVE = ("--mode", "positive")
+MAIN = ("create_chat_completion", "add_document", "search", "create_embeddings", "list_predictions")
 CONFORMANCE = "status_code_conformance,content_type_conformance,response_schema_conformance"
+
+
+pytestmark = pytest.mark.timeout(300)  # Schemathesis is a process of its own, which a busy machine makes wait.
 
 
 @dataclass
@@ -124,19 +128,22 @@ async def target(tmp_path: Path) -> AsyncIterator[Target]:
     assert not failed, failed[0][:2_000]
 
 
-async def test_edge_cases_of_every_field_get_what_is_described(target: Target) -> None:
-    await target.fuzz(f"{target.service.url}/openapi.json", "--phases", "coverage")
+@pytest.mark.parametrize("operations", [MAIN, pytest.param((), marks=pytest.mark.slow)], ids=["main", "all"])
+async def test_edge_cases_of_every_field_get_what_is_described(target: Target, operations: tuple[str, ...]) -> None:
+    chosen = [option for each in operations for option in ("--include-operation-id", each)]
+    await target.fuzz(f"{target.service.url}/openapi.json", "--phases", "coverage", *chosen)
     routes = {route for route, _ in target.answered()}
     assert {"/v1/chat/completions", "/v1/documents", "/v1/search", "/v1/embeddings", "/v1/predictions"} <= routes
 
 
 async def test_random_requests_with_real_names_get_what_is_described(target: Target) -> None:
-    await target.fuzz(await target.with_real_names(), "--phases", "fuzzing", *POSITIVE, "--max-examples", "4")
+    await target.fuzz(await target.with_real_names(), "--phases", "fuzzing", *POSITIVE, "--max-examples", "10")
     answered = target.answered()
     for route in ("/v1/chat/completions", "/v1/search", "/v1/embeddings", "/v1/documents/{document_id}/passages/{n}"):
         assert answered[route, 200] > 1, route
 
 
+@pytest.mark.slow  # Quick tests of the door ask every route once without a key.
 async def test_without_a_key_every_route_but_the_open_ones_is_closed(target: Target) -> None:
     source = f"{target.service.url}/openapi.json"
     checks = f"not_a_server_error,{CONFORMANCE}"
