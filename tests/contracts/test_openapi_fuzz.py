@@ -123,6 +123,8 @@ async def target(tmp_path: Path) -> AsyncIterator[Target]:
         live_service(tmp_path / "data", engine_url=tgi.url, log_stream=log) as service,
         service.client() as client,
     ):
+        # It is made when it is first asked for, and a busy machine may take longer than schemathesis waits.
+        assert (await client.get("/openapi.json", timeout=60)).status_code == 200
         yield Target(tgi, service, Api(client, "default", service.key), tmp_path, log)
     failed = [line for line in log.getvalue().splitlines() if b'"level":"ERROR"' in line]
     assert not failed, failed[0][:2_000]
