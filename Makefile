@@ -5,6 +5,11 @@ BIN := $(VENV)/bin
 URL ?= http://127.0.0.1:8080
 DATA ?= .hallmark
 READY := $(VENV)/.installed
+# As many processes as there are processors, up to four; each takes up to 2 GB of memory.
+TEST_PROCESSES ?= logical
+PYTEST := $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --maxprocesses 4 --dist worksteal
+# Compiled code is kept, also where the environment says otherwise: tests start a hundred processes that import the same.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help install run stop demo test test-slow check format bench evaluate questions clean
@@ -33,10 +38,11 @@ stop: ## Stop the service that `make run` left running
 	@rm -f $(DATA)/service.pid $(DATA)/worker.pid
 
 test: $(READY) ## Run the quick suite
-	@$(BIN)/python -m pytest -q -m "not slow"
+	@$(PYTEST) -m "not slow"
 
-test-slow: $(READY) ## Run the tests that take longer
-	@$(BIN)/python -m pytest -q -m slow
+test-slow: $(READY) ## Run the tests that take longer, and by themselves those that measure time
+	@$(PYTEST) -m "slow and not alone"
+	@$(BIN)/python -m pytest -q -m "slow and alone"
 
 check: $(READY) ## Lint, check types, formatting and the import rules
 	@$(BIN)/ruff format --check .

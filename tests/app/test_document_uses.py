@@ -15,12 +15,13 @@ from app.database import Database, followed, predictions
 from app.errors import Unavailable
 from app.predictions import DocumentUses, Prediction, PredictionLog, uuid7
 from app.predictions import documents as module
+from tests.migrated import migrated
 from tests.service import until
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "hallmark.db"
+    return migrated(tmp_path / "hallmark.db")
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from tests.service import Api, live_service
 CALLERS = 24
 ROOT = Path(__file__).parents[2]
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(120)]
 
 
 class Engine:

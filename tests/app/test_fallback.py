@@ -389,6 +389,7 @@ async def test_requests_wait_for_an_engine_that_starts_in_a_bounded_room(tmp_pat
 async def test_after_a_measured_start_retry_after_is_what_is_left_of_it(tmp_path):
     async with FakeTGI() as tgi:
         port = int(tgi.url.rpartition(":")[2])
+    began = monotonic()
     async with live_service(tmp_path, engine_url=tgi.url) as service, service.client() as client:
         api = Api(client, "default", service.key)
         await until(lambda: is_away(client, "tgi"))
@@ -400,7 +401,7 @@ async def test_after_a_measured_start_retry_after_is_what_is_left_of_it(tmp_path
         async with FakeTGI(port=port):
             await until(is_up)
         measured = await gauge(client, "hallmark_engine_start_seconds", engine="tgi") or 0
-        assert 0 < measured < 8
+        assert 0 < measured <= monotonic() - began
         assert await told_to_retry(await api.ask("Hello")) <= max(1, round(measured))
 
 

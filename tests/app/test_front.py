@@ -11,12 +11,11 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.main import create_api
 from tests.fake_tgi import FakeTGI
-from tests.service import CHAT, Api, Service, live_service, until
+from tests.service import CHAT, Api, Service, description, live_service, until
 
 OPEN = {"/healthz", "/readyz"}
-DESCRIPTION: dict[str, Any] = create_api().openapi()
+DESCRIPTION: dict[str, Any] = description()
 OPERATIONS = [
     (method.upper(), path, operation)
     for path, operations in DESCRIPTION["paths"].items()

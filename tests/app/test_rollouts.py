@@ -175,6 +175,7 @@ def test_what_can_be_gone_back_to_is_bounded():
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_resolving_costs_a_few_microseconds():
     releases = split(set_shadow(set_canary(begin("hallmark", 1), 2, 0.1), 3, 0.1))
     best = min(_seconds_of(releases) for _ in range(20))

@@ -8,12 +8,11 @@ import httpx
 import msgspec
 import pytest
 
-from app.main import create_api
 from app.routes.front import OPEN_PATHS
 from tests.fake_tgi import FakeTGI
 from tests.lineage_world import dataset_of, row_of, run_of
 from tests.review_world import under_review
-from tests.service import EVERYTHING, Api, Service, live_service
+from tests.service import EVERYTHING, Api, Service, description, live_service
 
 STEPS = ("canary", "shadow", "promote", "rollback", "pause", "resume")
 SCOPES = {
@@ -128,7 +127,7 @@ BODIES = {
 }
 ROUTES = [
     f"{method.upper()} {path}"
-    for path, methods in create_api().openapi()["paths"].items()
+    for path, methods in description()["paths"].items()
     for method in methods
     if path not in OPEN_PATHS
 ]

@@ -9,9 +9,9 @@ import yaml
 from pydantic import BaseModel
 
 from app.engines.dialects import DIALECTS
-from app.main import create_api
 from app.serving import GRACE_SECONDS
 from app.settings import Settings, unknown_variables
+from tests.service import description
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 LOADING_SECONDS = 900
@@ -81,7 +81,7 @@ def test_secrets_come_from_a_secret() -> None:
 
 def test_probes_ask_for_routes_that_there_are() -> None:
     gateway, engine = container("StatefulSet", "gateway"), container("Deployment", "engine")
-    routes = create_api().openapi()["paths"]
+    routes = description()["paths"]
     asked = {probe: gateway[f"{probe}Probe"]["httpGet"]["path"] for probe in ("startup", "liveness", "readiness")}
     assert asked == {"startup": "/healthz", "liveness": "/healthz", "readiness": "/readyz"}
     assert set(asked.values()) <= routes.keys()

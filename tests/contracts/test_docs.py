@@ -11,9 +11,9 @@ from pydantic import BaseModel
 
 from app import errors
 from app.cli import app as cli
-from app.main import create_api
 from app.routes import errors as route_errors
 from app.settings import Settings
+from tests.service import description
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -100,7 +100,7 @@ def test_handbook_lists_the_routes_there_are() -> None:
     )
     described = {
         (method.upper(), re.sub(r"\{\w*id\}", "{id}", path))
-        for path, methods in create_api().openapi()["paths"].items()
+        for path, methods in description()["paths"].items()
         for method in methods
         if path.startswith("/v1/")
     }

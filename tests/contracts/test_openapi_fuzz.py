@@ -24,7 +24,11 @@ from tests.service import CHAT, Api, Service, live_service
 # A description cannot say all that is refused: "one of these two fields", "a file of a kind that is read".
 UNSAID = "positive_data_acceptance"
 POSITIVE = ("--mode", "positive")
+MAIN = ("create_chat_completion", "add_document", "search", "create_embeddings", "list_predictions")
 CONFORMANCE = "status_code_conformance,content_type_conformance,response_schema_conformance"
+
+
+pytestmark = pytest.mark.timeout(300)  # Schemathesis is a process of its own, which a busy machine makes wait.
 
 
 @dataclass
@@ -119,13 +123,17 @@ async def target(tmp_path: Path) -> AsyncIterator[Target]:
         live_service(tmp_path / "data", engine_url=tgi.url, log_stream=log) as service,
         service.client() as client,
     ):
+        # It is made when it is first asked for, and a busy machine may take longer than schemathesis waits.
+        assert (await client.get("/openapi.json", timeout=60)).status_code == 200
         yield Target(tgi, service, Api(client, "default", service.key), tmp_path, log)
     failed = [line for line in log.getvalue().splitlines() if b'"level":"ERROR"' in line]
     assert not failed, failed[0][:2_000]
 
 
-async def test_edge_cases_of_every_field_get_what_is_described(target: Target) -> None:
-    await target.fuzz(f"{target.service.url}/openapi.json", "--phases", "coverage")
+@pytest.mark.parametrize("operations", [MAIN, pytest.param((), marks=pytest.mark.slow)], ids=["main", "all"])
+async def test_edge_cases_of_every_field_get_what_is_described(target: Target, operations: tuple[str, ...]) -> None:
+    chosen = [option for each in operations for option in ("--include-operation-id", each)]
+    await target.fuzz(f"{target.service.url}/openapi.json", "--phases", "coverage", *chosen)
     routes = {route for route, _ in target.answered()}
     assert {"/v1/chat/completions", "/v1/documents", "/v1/search", "/v1/embeddings", "/v1/predictions"} <= routes
 
@@ -137,6 +145,7 @@ async def test_random_requests_with_real_names_get_what_is_described(target: Tar
         assert answered[route, 200] > 1, route
 
 
+@pytest.mark.slow  # Quick tests of the door ask every route once without a key.
 async def test_without_a_key_every_route_but_the_open_ones_is_closed(target: Target) -> None:
     source = f"{target.service.url}/openapi.json"
     checks = f"not_a_server_error,{CONFORMANCE}"
@@ -145,7 +154,10 @@ async def test_without_a_key_every_route_but_the_open_ones_is_closed(target: Tar
     assert succeeded <= {"/openapi.json", "/healthz", "/readyz", "unmatched"}
 
 
-async def test_an_engine_that_fails_in_every_way_gets_the_statuses_and_events_described(target: Target) -> None:
+@pytest.mark.parametrize("examples", [30, pytest.param(120, marks=pytest.mark.slow)])
+async def test_an_engine_that_fails_in_every_way_gets_the_statuses_and_events_described(
+    target: Target, examples: int
+) -> None:
     failures = cycle(
         (
             Drop,
@@ -161,8 +173,15 @@ async def test_an_engine_that_fails_in_every_way_gets_the_statuses_and_events_de
     )
     source = await target.with_real_names()
     target.tgi.default = lambda body: next(failures)()
-    options = ("--include-operation-id", "create_chat_completion", "--phases", "fuzzing", "--max-examples", "60")
-    await target.fuzz(source, *options, *POSITIVE, checks=f"{CONFORMANCE},response_headers_conformance")
+    options = ("--include-operation-id", "create_chat_completion", "--phases", "fuzzing")
+    await target.fuzz(
+        source,
+        *options,
+        *POSITIVE,
+        "--max-examples",
+        str(examples),
+        checks=f"{CONFORMANCE},response_headers_conformance",
+    )
     statuses = {status for route, status in target.answered() if route == CHAT}
     assert statuses >= {200, 400, 429, 502, 503}
 

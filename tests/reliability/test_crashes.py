@@ -230,6 +230,7 @@ async def engine() -> AsyncIterator[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(420)
 async def test_kills_an_outage_and_a_full_disk_lose_and_double_nothing_that_a_client_saw_complete(tmp_path, capsys):
     async with AsyncExitStack() as stack:

@@ -106,6 +106,7 @@ def settings(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(("how", "guards"), [("refuses", {"refused"}), ("fails", {"error_burst", "failed"})])
 async def test_a_bad_canary_is_at_nothing_within_five_seconds_and_the_others_notice_nothing(
@@ -142,6 +143,7 @@ async def test_a_bad_canary_is_at_nothing_within_five_seconds_and_the_others_not
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(180)
 async def test_an_equal_canary_stays_and_a_killed_worker_is_taken_over(tmp_path, settings):
     url = settings.get("database_url")

@@ -95,6 +95,7 @@ class Change:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(120)
 async def test_canary_promote_and_rollback_fail_no_request_and_are_followed_within_a_second(
     tmp_path, postgres: Postgres, capsys

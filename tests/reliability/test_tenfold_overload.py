@@ -148,6 +148,7 @@ def p99(values: list[float]) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(150)
 async def test_ten_times_too_many_requests_cost_those_that_are_answered_nothing(tmp_path, capsys):
     answer = Tokens("Hello", " world", ".", delay_seconds=ANSWER_SECONDS / 3)
