@@ -1,7 +1,7 @@
 """Parquet, written in row groups: what has been written can be sent on before the rest is known. And Parquet read.
 
 The main rule: columns and their types are given beforehand, whatever the rows hold, so that every export fits every
-other; what is JSON is a column of its text. pyarrow comes with `hallmark[export]` and is loaded when it is first needed.
+other; what is JSON is a column of its text. pyarrow comes with `hallmark[export]` and is loaded when first needed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

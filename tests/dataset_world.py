@@ -93,9 +93,7 @@ class World:
         started = await self.datasets.builds.from_predictions(self.tenant, name, given, purpose=purpose, who="test")
         return await self.ended(started)
 
-    async def bring(
-        self, name: str, uploads: Sequence[Upload], *, purpose: Any = "training", **recipe: Any
-    ) -> Build:
+    async def bring(self, name: str, uploads: Sequence[Upload], *, purpose: Any = "training", **recipe: Any) -> Build:
         """Import files and wait for what becomes of it."""
         given = read_recipe({"task": "classify", **recipe})
         builds = self.datasets.builds

@@ -6,31 +6,31 @@ The main rule: work goes to a thread page by page, with a rest after each, so th
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import msgspec
 
 from app.datasets import sieve
 from app.datasets.candidates import Candidates, Fact, Step
 from app.datasets.examples import Unusable, line_of
+from app.datasets.leaks import Leaks
 from app.datasets.opinions import Opinion, row_of
-from app.datasets.reading import Asked, Reading
-from app.datasets.recipes import FORMAT, SPLITS, Recipe, fixed
-from app.datasets.similarity import Texts, bare
+from app.datasets.reading import Reading
+from app.datasets.recipes import FORMAT, SPLITS, Purpose, Recipe, Split, fixed
+from app.datasets.similarity import Texts
 from app.datasets.store import ROWS_AT_ONCE, Addition, Series, Store
 from app.errors import Conflict, InvalidRequest
 from app.lineage import canonical, dataset_digest
 from app.predictions import Prediction
 
 TEXTS_AT_ONCE = 200
-MAX_COMPARED = 200_000
-"""Questions of other datasets that a build compares with."""
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class PassageTexts(Protocol):
@@ -75,13 +75,14 @@ class Builder:
         """Make rows of predictions; gives the recipe with the end of its window, and what was counted."""
         recipe = fixed(recipe, datetime.now(UTC))
         count = await self._reading.count(series.tenant, recipe)
+        split: Split | None = "heldout" if series.purpose == "evaluation" else None
         spoken_of = 0
         async for page in self._reading.pages(series.tenant, recipe):
             texts = [await self._texts(series.tenant, recipe, each) for each, _ in page]
-            await self._work(lambda page=page, texts=texts: _take(recipe, found, page, texts))
+            await self._work(_take, recipe, found, page, texts, split)
             spoken_of += len(page)
         found.dropped["unlabelled"] += max(0, count - spoken_of)
-        return recipe, found.keep("query", found.facts, +found.dropped, predictions=count)
+        return recipe, found.keep("query", found.facts, +found.dropped, noted={"predictions": count})
 
     async def build(
         self, series: Series, build: str, recipe: Recipe, found: Candidates, steps: list[Step], *, who: str, tell: Tell
@@ -93,7 +94,7 @@ class Builder:
             Conflict: a question is in an evaluation set and the recipe refuses that; or the claim is held no more.
         """
         await self._store.sweep(series.id, build=build)
-        steps.append(found.keep("same", *await self._work(lambda: sieve.once(found.facts))))
+        steps.append(found.keep("same", *await self._work(sieve.once, found.facts)))
         await tell("comparing")
         await self._dedup(recipe, found, steps)
         await self._check_leaks(series, recipe, found, steps)
@@ -115,53 +116,27 @@ class Builder:
         sessions = sieve.sessions_of(found.facts)
         texts = Texts()
         for some in _batches(sessions, TEXTS_AT_ONCE):
-            await self._work(lambda some=some: texts.add("\n".join(map(found.question, facts)) for facts in some))
-        near = await self._work(lambda: texts.near(recipe.dedup.threshold))
+            await self._work(_add_sessions, texts, some, found)
+        near = await self._work(texts.near, recipe.dedup.threshold)
         steps.append(found.keep("dedup", *sieve.without_repeats(sessions, near)))
 
     async def _check_leaks(self, series: Series, recipe: Recipe, found: Candidates, steps: list[Step]) -> None:
         """Compare with the datasets for the other purpose: what is trained on and what is measured by are apart."""
-        other = "evaluation" if series.purpose == "training" else "training"
-        known, sessions = dict[str, str](), dict[str, str]()
+        other: Purpose = "evaluation" if series.purpose == "training" else "training"
+        leaks = Leaks()
         async for page in self._reading.asked(series.tenant, other, but=series.name):
-            await self._work(lambda page=page: _note(page, known, sessions))
-            if len(known) > MAX_COMPARED:
-                raise InvalidRequest(
-                    f"More than {MAX_COMPARED:,} questions of other datasets are to be compared with.", param="leakage"
-                )
-        texts = Texts()
-        for some in _batches(known, TEXTS_AT_ONCE):
-            await self._work(lambda some=some: texts.add(some))
-        asked: list[str] = []
+            await self._work(leaks.know, page)
         for facts in _batches(found.facts, TEXTS_AT_ONCE):
-            questions = await self._work(lambda facts=facts: [bare(found.question(fact)) for fact in facts])
-            await self._work(lambda questions=questions: texts.add(questions))
-            asked += questions
-        near = await self._work(lambda: texts.near(recipe.leakage.threshold, keeping=len(known)))
-        names = list(known.values())
-        leaking, sets = dict[str, str](), Counter[str]()
-        for at, (fact, question) in enumerate(zip(found.facts, asked, strict=True)):
-            original = near[len(known) + at]
-            name = known.get(question) or sessions.get(fact.session)
-            if name is None and original is not None and original < len(known):
-                name = names[original]
-                leaking[fact.digest] = "leak_near"
-            elif name is not None:
-                leaking[fact.digest] = "leak_exact" if question in known else "leak_session"
-            if name is not None:
-                sets[f"in_{name}"] += 1
-        telling = {
-            fact.digest: len(question) >= sieve.MIN_TELLING
-            for fact, question in zip(found.facts, asked, strict=True)
-            if fact.digest in leaking
-        }
+            await self._work(leaks.add, facts, found)
+        leaking, sets = await self._work(leaks.find, recipe.leakage.threshold)
         if leaking and recipe.leakage.action == "refuse":
             told = ", ".join(f"{count} {name}" for name, count in sorted(sets.items()))
             raise Conflict(f"{len(leaking)} rows ask what {other} sets ask: {told}.", param="leakage")
         if recipe.leakage.action == "report":
-            steps.append(found.keep("leakage", found.facts, Counter(), **sets))
+            steps.append(found.keep("leakage", found.facts, Counter(), noted=sets))
         else:
-            steps.append(found.keep("leakage", *sieve.without_leaks(found.facts, leaking, telling), **sets))
+            kept, dropped = sieve.without_leaks(found.facts, leaking, leaks.telling)
+            steps.append(found.keep("leakage", kept, dropped, noted=sets))
 
     # --- writing ---
 
@@ -181,7 +156,7 @@ class Builder:
         before = await self._store.digests(series, series.revision)
         hashes = {split: sha256() for split in SPLITS}
         for facts in _batches(kept, ROWS_AT_ONCE):
-            added = await self._work(lambda facts=facts: list(_additions(found, facts, before, hashes)))
+            added = await self._work(_additions, found, facts, before, hashes)
             await self._store.write(series, build, added=added)
         for some in _batches(sorted(before - {fact.digest for fact in kept}), ROWS_AT_ONCE):
             await self._store.write(series, build, removed=some)
@@ -220,9 +195,10 @@ class Builder:
             return {}
         return await self._passages.texts(tenant, prediction)
 
-    async def _work(self, do: Callable[[], T]) -> T:
+    async def _work(self, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do it in a thread, and rest."""
         started = time.monotonic()
-        done = await asyncio.to_thread(do)
+        done = await asyncio.to_thread(do, *args, **kwargs)
         await asyncio.sleep(self._rest * (time.monotonic() - started))
         return done
 
@@ -234,36 +210,42 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield some
 
 
+def _lookup(known: Mapping[str, str]) -> Callable[[Mapping[str, Any]], str | None]:
+    """What finds the text of a passage that a prediction was given."""
+    return lambda passage: known.get(str(passage.get("id")))
+
+
 def _take(
     recipe: Recipe,
     found: Candidates,
     page: Sequence[tuple[Prediction, Sequence[Opinion]]],
     texts: Sequence[dict[str, str]],
+    split: Split | None,
 ) -> None:
     """Make rows of a page of predictions."""
     for (prediction, opinions), known in zip(page, texts, strict=True):
         try:
-            found.add([row_of(recipe, prediction, opinions, lambda each, known=known: known.get(str(each.get("id"))))])
+            found.add([row_of(recipe, prediction, opinions, _lookup(known), split=split)])
         except Unusable as error:
             found.dropped[error.reason] += 1
 
 
-def _note(page: Sequence[Asked], known: dict[str, str], sessions: dict[str, str]) -> None:
-    for each in page:
-        known.setdefault(bare(each.question), each.dataset)
-        sessions.setdefault(each.session, each.dataset)
+def _add_sessions(texts: Texts, sessions: Sequence[Sequence[Fact]], found: Candidates) -> None:
+    """Compare sessions by all that they ask."""
+    texts.add("\n".join(map(found.question, facts)) for facts in sessions)
 
 
 def _additions(
-    found: Candidates, facts: Sequence[Fact], before: set[str], hashes: dict[Any, Any]
-) -> Iterator[Addition]:
+    found: Candidates, facts: Sequence[Fact], before: set[str], hashes: Mapping[Split, Any]
+) -> list[Addition]:
     """The rows of a page that are new, while the lines of all go into the digests of their files."""
+    new = []
     for fact in facts:
         content = found.content(fact)
         line = line_of(fact.digest, fact.content_digest, content, fact.prediction_id, fact.label_id)
         hashes[fact.split].update(line.encode() + b"\n")
         if fact.digest not in before:
-            yield Addition(
+            addition = Addition(
                 digest=fact.digest,
                 content_digest=fact.content_digest,
                 prediction_id=fact.prediction_id,
@@ -272,6 +254,8 @@ def _additions(
                 subject=fact.subject,
                 content=content,
             )
+            new.append(addition)
+    return new
 
 
 def _plain(step: Step) -> dict[str, Any]:

@@ -6,8 +6,8 @@ the last, and renews it; one whose process died says so as soon as its claim has
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, Self
 
 import msgspec
@@ -16,7 +16,7 @@ from sqlalchemy import Row, select, update
 from app.database import Database, dataset_builds, dataset_series
 from app.datasets.builder import Builder, Built
 from app.datasets.candidates import Candidates, Step
-from app.datasets.imports import Upload, refused, take_files
+from app.datasets.imports import Upload, take_files
 from app.datasets.recipes import Purpose, Recipe, written
 from app.datasets.store import CLAIM_SECONDS, Series, Store
 from app.errors import Conflict, InvalidRequest, NotFound, Overloaded, ServiceError, Unavailable
@@ -32,6 +32,16 @@ RENEW_SECONDS = CLAIM_SECONDS / 4
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 
 _b, _s = dataset_builds.c, dataset_series.c
+
+
+@contextmanager
+def _closed_unless_begun(found: Candidates) -> Iterator[None]:
+    """Forget the rows where a build does not begin; else that is for when it ends."""
+    try:
+        yield
+    except BaseException:
+        found.close()
+        raise
 
 
 class Build(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,7 +100,8 @@ class Builds:
             fixed, step = await self._builder.gather(series, recipe, found)
             return fixed, [step]
 
-        return await self._begin(tenant, name, recipe, purpose, who, found, gather)
+        with _closed_unless_begun(found):
+            return await self._begin(tenant, name, recipe, purpose, who, found, gather)
 
     async def from_files(
         self, tenant: str, name: str, recipe: Recipe, uploads: Sequence[Upload], *, purpose: Purpose, who: str
@@ -103,18 +114,13 @@ class Builds:
         """
         self._check_room()
         found = Candidates()
-        try:
-            noted, problems = await asyncio.to_thread(take_files, tenant, purpose, recipe, uploads, found)
-            if problems:
-                raise refused(problems)
 
-            async def gather(_: Series) -> tuple[Recipe, list[Step]]:
-                return noted, [found.keep("files", found.facts, +found.dropped)]
+        async def gather(_: Series) -> tuple[Recipe, list[Step]]:
+            return noted, [found.keep("files", found.facts, +found.dropped)]
 
+        with _closed_unless_begun(found):
+            noted = await asyncio.to_thread(take_files, tenant, purpose, recipe, uploads, found)
             return await self._begin(tenant, name, noted, purpose, who, found, gather)
-        except BaseException:
-            found.close()
-            raise
 
     async def get(self, tenant: str, name: str, build_id: str) -> Build:
         """What became of a build; raises NotFound."""
@@ -179,8 +185,12 @@ class Builds:
             await connection.execute(dataset_builds.insert().values(**row))
         running = self._run(build, series, found, gather, who)
         self._tasks[build] = asyncio.create_task(running, name=f"dataset build {build}")
-        self._tasks[build].add_done_callback(lambda _: self._tasks.pop(build, None))
+        self._tasks[build].add_done_callback(lambda _: self._forget(build, found))
         return await self.get(tenant, name, build)
+
+    def _forget(self, build: str, found: Candidates) -> None:
+        found.close()
+        self._tasks.pop(build, None)
 
     async def _run(
         self, build: str, series: Series, found: Candidates, gather: Callable[[Series], Any], who: str
@@ -201,11 +211,10 @@ class Builds:
             raise
         except ServiceError as error:
             await self._failed(series, build, steps, error)
-        except Exception as error:
-            log.error("A build failed: %s", type(error).__name__)  # noqa: TRY400 - what it says may quote content.
+        except Exception as error:  # noqa: BLE001 - what it says may quote content.
+            log.error("A build failed: %s", type(error).__name__)  # noqa: TRY400
             await self._failed(series, build, steps, ServiceError("The build failed: a fault of ours."))
         finally:
-            found.close()
             holding.cancel()
 
     async def _hold(self, series_id: str, build: str, task: asyncio.Task[Any] | None) -> None:
@@ -260,7 +269,11 @@ class Builds:
         is_lost = row.state in ("waiting", "running") and row.expires_at < self._store.clock()
         error = msgspec.json.decode(row.error) if row.error else None
         if is_lost:
-            error = {"code": "conflict", "message": "The process that built it has died. Start it again.", "param": None}
+            error = {
+                "code": "conflict",
+                "message": "The process that built it has died. Start it again.",
+                "param": None,
+            }
         return Build(
             id=row.id,
             dataset=row.name,

@@ -5,7 +5,7 @@ The main rule: nothing of it outlives the process, however that ends.
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -39,7 +39,11 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     """What was counted besides."""
 
 
-_question = msgspec.json.Decoder(msgspec.defstruct("Asked", [("question", str)])).decode
+class _Asking(msgspec.Struct):
+    question: str
+
+
+_asking = msgspec.json.Decoder(_Asking).decode
 
 
 class Candidates:
@@ -89,9 +93,12 @@ class Candidates:
 
     def question(self, fact: Fact) -> str:
         """What is asked in a row."""
-        return str(_question(self.content(fact)).question)
+        question: str = _asking(self.content(fact)).question
+        return question
 
-    def keep(self, name: str, kept: Sequence[Fact], dropped: Counter[str], **noted: int) -> Step:
+    def keep(
+        self, name: str, kept: Sequence[Fact], dropped: Mapping[str, int], *, noted: Mapping[str, int] | None = None
+    ) -> Step:
         """Go on with these rows alone, and say so."""
         self.facts = list(kept)
-        return Step(name=name, kept=len(kept), dropped=dict(sorted(dropped.items())), noted=noted)
+        return Step(name=name, kept=len(kept), dropped=dict(sorted(dropped.items())), noted=dict(noted or {}))

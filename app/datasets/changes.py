@@ -77,9 +77,7 @@ class Changes:
         self._store = store
         self._database = store.database
 
-    async def difference(
-        self, series: Series, old: int, new: int, *, limit: int = 50, after: str = ""
-    ) -> Difference:
+    async def difference(self, series: Series, old: int, new: int, *, limit: int = 50, after: str = "") -> Difference:
         """Tell how two versions differ. It costs what has changed between them, not what they have."""
         added, removed = _only_in(series, new, not_in=old), _only_in(series, old, not_in=new)
         async with self._database.reading() as connection:
@@ -203,7 +201,7 @@ def _change(kind: str, row: Row[Any]) -> Change:
     return Change(change=kind, **facts)
 
 
-def _place(row: Row[Any]) -> Place:
+def _place(row: Any) -> Place:
     return Place(
         dataset=row.name,
         purpose=row.purpose,

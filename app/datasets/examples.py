@@ -48,9 +48,7 @@ class Example(msgspec.Struct, frozen=True, kw_only=True):
     """The class, where rows have one."""
 
 
-def line_of(
-    digest: str, content_digest: str, content: str, prediction_id: str | None, label_id: str | None
-) -> str:
+def line_of(digest: str, content_digest: str, content: str, prediction_id: str | None, label_id: str | None) -> str:
     """A row as exports have it, without the end of the line."""
     row: dict[str, Any] = msgspec.json.decode(content)
     whose = {"content_digest": content_digest, "label_id": label_id, "prediction_id": prediction_id, "row": digest}

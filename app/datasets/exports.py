@@ -7,7 +7,7 @@ are made as they are sent, a page of rows at a time.
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from hashlib import sha256
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 from sqlalchemy import Row
@@ -69,7 +69,7 @@ class Exports:
         if split not in SPLITS or kind not in get_args(Format):
             files = ["manifest.json", *(f"{split}.{kind}" for split in SPLITS for kind in get_args(Format))]
             raise NotFound(f"A version has no file {name!r}; it has {', '.join(files)}.", param="file")
-        rows = self._rows(version, cast(Split, split))
+        rows = self._rows(version, split)
         return _parquet(rows, version) if kind == "parquet" else _jsonl(rows)
 
     async def _rows(self, version: Version, split: Split) -> AsyncIterator[Sequence[Row[Any]]]:

@@ -1,7 +1,7 @@
 """A team's own files, row by row: JSON lines, CSV, Parquet, and folders as Hugging Face lays them out.
 
-The main rule: a row that cannot be read is told by its file and its line, with what is wrong and how to mend it; and the
-others are read all the same, so that all that is wrong can be mended at once.
+The main rule: a row that cannot be read is told by its file and its line, with what is wrong and how to mend it; and
+the others are read all the same, so that all that is wrong can be mended at once.
 """
 
 import csv
@@ -22,9 +22,6 @@ KINDS = ("jsonl", "csv", "parquet")
 _TRAIN = frozenset({"train", "training"})
 _HELDOUT = frozenset({"heldout", "validation", "valid", "val", "dev", "test", "eval", "evaluation"})
 _WORD = re.compile(r"[a-z]+")
-
-Place = tuple[str, int]
-"""A file and a line of it, or of Parquet a row, from 1."""
 
 
 class BadLine(Exception):
@@ -80,7 +77,7 @@ def _jsonl(file: IO[bytes]) -> Iterator[tuple[int, Mapping[str, Any] | BadLine]]
         if isinstance(row, dict):
             yield number, row
         else:
-            yield number, BadLine("it is no JSON object, as in {\"text\": ..., \"label\": ...}")
+            yield number, BadLine('it is no JSON object, as in {"text": ..., "label": ...}')
 
 
 class _Lines:
@@ -121,9 +118,12 @@ def _csv(file: IO[bytes]) -> Iterator[tuple[int, Mapping[str, Any] | BadLine]]:
             if len(values) == len(header):
                 yield started, {name: value for name, value in zip(header, values, strict=True) if value}
             else:
-                yield started, BadLine(
-                    f"it has {len(values)} fields where the first line names {len(header)} columns; put fields that "
-                    'have commas or line breaks into "quotes"'
+                yield (
+                    started,
+                    BadLine(
+                        f"it has {len(values)} fields where the first line names {len(header)} columns; put fields "
+                        'that have commas or line breaks into "quotes"'
+                    ),
                 )
     except (csv.Error, BadLine) as error:
         # Where the quotes are wrong no later line can be told apart.

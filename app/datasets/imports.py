@@ -12,8 +12,8 @@ import msgspec
 
 from app.datasets.candidates import Candidates
 from app.datasets.examples import Example, Unusable, content_of, example, fitting, turns_of
-from app.datasets.files import KINDS, BadLine, Place, kind_of, rows_of, split_of_name
-from app.datasets.recipes import File, Purpose, Recipe, Split
+from app.datasets.files import KINDS, BadLine, kind_of, rows_of, split_of_name
+from app.datasets.recipes import ImportedFile, Purpose, Recipe, Split
 from app.datasets.sessions import session_of
 from app.errors import InvalidRequest
 from app.lineage import canonical
@@ -62,13 +62,11 @@ class Upload(msgspec.Struct, frozen=True):
     file: IO[bytes]
 
 
-def take_files(
-    tenant: str, purpose: Purpose, recipe: Recipe, uploads: Sequence[Upload], found: Candidates
-) -> tuple[Recipe, list[str]]:
-    """Read files into rows; gives the recipe with the files' digests, and what is wrong with any row.
+def take_files(tenant: str, purpose: Purpose, recipe: Recipe, uploads: Sequence[Upload], found: Candidates) -> Recipe:
+    """Read files into rows; gives the recipe with the files' digests.
 
     Raises:
-        InvalidRequest: a column is none of ours, or no file is of a kind that is read.
+        InvalidRequest: a row cannot be taken, a column is none of ours, or a file is of no kind that is read.
     """
     unknown = sorted(set(recipe.columns) - set(FIELDS))
     if unknown:
@@ -86,13 +84,15 @@ def take_files(
         digest = sha256()
         while piece := upload.file.read(1 << 20):
             digest.update(piece)
-        files.append(File(name=upload.name, sha256=digest.hexdigest(), rows=rows))
+        files.append(ImportedFile(name=upload.name, sha256=digest.hexdigest(), rows=rows))
         if len(problems) >= MAX_BAD:
             break
-    return msgspec.structs.replace(recipe, files=tuple(files)), problems
+    if problems:
+        raise _refused(problems)
+    return msgspec.structs.replace(recipe, files=tuple(files))
 
 
-def refused(problems: Sequence[str]) -> InvalidRequest:
+def _refused(problems: Sequence[str]) -> InvalidRequest:
     """The error that tells what is wrong with a file."""
     told = "\n".join(problems[:MAX_TOLD])
     count = f"{MAX_BAD:,} rows or more" if len(problems) >= MAX_BAD else f"{len(problems):,} rows"
@@ -106,11 +106,10 @@ def _take_file(
     side = split_of_name(upload.name)
     rows = 0
     for number, row in rows_of(upload.name, upload.file):
-        place = (upload.name, number)
         try:
             if isinstance(row, BadLine):
                 raise row
-            found.add([_example(tenant, purpose, recipe, row, place, side)])
+            found.add([_example(tenant, purpose, recipe, row, side)])
             rows += 1
         except BadLine as error:
             problems.append(f"{upload.name} line {number}: {error}.")
@@ -154,7 +153,9 @@ class _Row:
         value = self.text(field)
         if value is None:
             names = ", ".join(f"`{name}`" for name in FIELDS[field])
-            raise BadLine(f"`{self.called(field)}` is missing: name the column in `columns.{field}`, or call it {names}")
+            raise BadLine(
+                f"`{self.called(field)}` is missing: name the column in `columns.{field}`, or call it {names}"
+            )
         return value
 
     def items(self, field: str) -> list[Any] | None:
@@ -170,9 +171,7 @@ class _Row:
         return value
 
 
-def _example(
-    tenant: str, purpose: Purpose, recipe: Recipe, given: Mapping[str, Any], place: Place, side: Split | None
-) -> Example:
+def _example(tenant: str, purpose: Purpose, recipe: Recipe, given: Mapping[str, Any], side: Split | None) -> Example:
     row = _Row(recipe, given)
     turns, target = _turns(row)
     facts: dict[str, Any] = {"slice": row.text("slice", limit=256), "weight": _number(row, "weight")}
@@ -261,9 +260,7 @@ def _grounds(row: _Row) -> dict[str, Any]:
             raise BadLine(f"`{row.called('passages')}`: each is an object with `id` and `text`")
     if not all(isinstance(each, str) for each in citations):
         raise BadLine(f"`{row.called('citations')}`: must be a list of the ids of passages")
-    known = [
-        {name: each.get(name) for name in ("id", "document_id", "document_version", "text")} for each in passages
-    ]
+    known = [{name: each.get(name) for name in ("id", "document_id", "document_version", "text")} for each in passages]
     return {"passages": known, "citations": citations, "answerable": answerable is not False}
 
 

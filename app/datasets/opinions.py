@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from app.datasets.examples import Example, Unusable, content_of, example, fitting, turns_of
-from app.datasets.recipes import LabelPolicy, Recipe
+from app.datasets.recipes import LabelPolicy, Recipe, Split
 from app.datasets.sessions import session_of
 from app.predictions import Prediction
 
@@ -41,9 +41,14 @@ PassageTexts = Callable[[Mapping[str, Any]], str | None]
 
 
 def row_of(
-    recipe: Recipe, prediction: Prediction, opinions: Sequence[Opinion], passage_text: PassageTexts | None = None
+    recipe: Recipe,
+    prediction: Prediction,
+    opinions: Sequence[Opinion],
+    passage_text: PassageTexts | None = None,
+    *,
+    split: Split | None = None,
 ) -> Example:
-    """Make a row of a prediction and what is said of it.
+    """Make a row of a prediction and what is said of it; `split` is its side, unless a hash decides.
 
     Raises:
         Unusable: it is no row; says why in a word that is counted.
@@ -78,6 +83,7 @@ def row_of(
         subject=user,
         prediction_id=own,
         label_id=verdict.said.id if verdict.said.is_label else None,
+        split=split,
     )
 
 

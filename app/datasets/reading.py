@@ -43,9 +43,7 @@ class Reading:
         """Count the predictions that a recipe means, whether anybody speaks of them or not."""
         return await self._history.count(tenant, recipe.query.where())
 
-    async def pages(
-        self, tenant: str, recipe: Recipe
-    ) -> AsyncIterator[list[tuple[Prediction, Sequence[Opinion]]]]:
+    async def pages(self, tenant: str, recipe: Recipe) -> AsyncIterator[list[tuple[Prediction, Sequence[Opinion]]]]:
         """Give the predictions that somebody speaks of, the oldest first, each with what is said."""
         spoken = speaks_of(labelled=bool(recipe.labels.sources), corrected=recipe.labels.corrections)
         async for page in self._history.pages(tenant, recipe.query.where(), spoken, page_rows=PAGE_ROWS):
@@ -90,11 +88,16 @@ class Reading:
                 after = rows[-1].digest
 
 
-_content = msgspec.json.Decoder(msgspec.defstruct("Content", [("question", str), ("session", str)])).decode
+class _Content(msgspec.Struct):
+    question: str
+    session: str
+
+
+_content = msgspec.json.Decoder(_Content).decode
 
 
 def _asked(name: str, content: str) -> Asked:
-    said: Any = _content(content)
+    said: _Content = _content(content)
     return Asked(name, said.question, said.session)
 
 

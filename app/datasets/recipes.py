@@ -30,7 +30,7 @@ Fact = Annotated[str, msgspec.Meta(max_length=512, pattern=r"^[^\x00]*$")]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
-class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class PredictionFilter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Which predictions are meant, by the filters that list them; what is left out makes no difference."""
 
     release: Fact | None = None
@@ -110,7 +110,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """What `classify` chooses from; by default whatever is found."""
     schema: dict[str, Any] | None = None
     """What `extract` writes: a JSON schema."""
-    query: Query = Query()
+    query: PredictionFilter = PredictionFilter()
     labels: LabelPolicy = LabelPolicy()
     prompt: Literal["engine", "caller"] = "engine"
     """The messages of a row: as the engine got them, passages and all, or as the caller sent them."""
@@ -124,7 +124,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """What a field is called in the files: ours to theirs."""
     template: Annotated[str, msgspec.Meta(max_length=20_000)] | None = None
     """What imported texts are asked by, as a release's prompt template; without one a row asks the bare text."""
-    files: tuple["File", ...] = ()
+    files: tuple["ImportedFile", ...] = ()
     """What was imported; noted here, not given."""
 
     def check(self) -> None:
@@ -164,7 +164,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return msgspec.to_builtins(self)
 
 
-class File(msgspec.Struct, frozen=True, kw_only=True):
+class ImportedFile(msgspec.Struct, frozen=True, kw_only=True):
     """A file that was imported."""
 
     name: str

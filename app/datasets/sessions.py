@@ -21,9 +21,9 @@ def split_of(session: str, plan: Splitting) -> Split:
     return "heldout" if _chance(plan.seed, session) < plan.heldout else "train"
 
 
-def rank(seed: str, digest: str) -> bytes:
+def rank(seed: str, identity: str) -> bytes:
     """The place of a row in a queue in which chance has put all rows, whichever others there are."""
-    return blake2b(digest.encode(), key=sha256(seed.encode()).digest(), digest_size=16).digest()
+    return blake2b(identity.encode(), key=sha256(seed.encode()).digest(), digest_size=16).digest()
 
 
 def _chance(seed: str, session: str) -> float:

@@ -45,7 +45,7 @@ def without_leaks(facts: Sequence[Fact], leaking: Mapping[str, str], telling: Ma
         leaking: for the digest of each row that leaks, why.
         telling: for the digest of each, whether its question is long enough to be known again.
     """
-    sessions = {fact.session: leaking[fact.digest] for fact in facts if telling.get(fact.digest)}
+    sessions = {fact.session for fact in facts if fact.digest in leaking and telling[fact.digest]}
     kept, dropped = [], Counter[str]()
     for fact in facts:
         reason = leaking.get(fact.digest) or ("leaking_session" if fact.session in sessions else None)
@@ -78,8 +78,8 @@ def limited(facts: Sequence[Fact], limit: int, seed: str) -> Sieved:
 
 
 def ranked(facts: Iterable[Fact], seed: str) -> list[Fact]:
-    """The rows as chance orders them."""
-    return sorted(facts, key=lambda fact: rank(seed, fact.digest))
+    """The rows as chance orders them; what is said of a prediction does not move it."""
+    return sorted(facts, key=lambda fact: (rank(seed, fact.prediction_id or fact.content_digest), fact.digest))
 
 
 def composition(facts: Iterable[Fact]) -> dict[str, dict[str, int]]:

@@ -5,12 +5,12 @@ characters, without case and punctuation; two are near if the Jaccard overlap of
 are compared only where a band of their MinHash signatures agrees (Broder 1997; Leskovec et al., Mining of Massive
 Datasets, section 3.4), so a pair just above the threshold is missed now and then.
 
-datasketch 2.0 has both halves, but keeps a Python set for each band of each text: measured on 20,000 texts of 12 words, twice
-the memory and 2.4 times the CPU. Here bands are columns of an array that are sorted.
+datasketch 2.0 has both halves, but keeps a Python set for each band of each text: measured on 20,000 texts of 12 words,
+twice the memory and 2.4 times the CPU. Here bands are columns of an array that are sorted.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,9 +70,9 @@ class Texts:
         """
         found: list[int | None] = [None] * len(self)
         for later, earlier in self._candidates():
-            if later >= keeping and found[later] is None and found[earlier] is None:
-                if self.overlap(earlier, later) >= threshold:
-                    found[later] = earlier
+            is_open = later >= keeping and found[later] is None and found[earlier] is None
+            if is_open and self.overlap(earlier, later) >= threshold:
+                found[later] = earlier
         return found
 
     def _candidates(self) -> Iterable[tuple[int, int]]:
@@ -86,9 +86,8 @@ class Texts:
             _, group = np.unique(band, return_inverse=True)
             order = np.argsort(group, kind="stable")
             ends = np.flatnonzero(np.diff(group[order])) + 1
-            for run in np.split(order, ends):
-                if len(run) > 1:
-                    pairs.append(_pairs(run.astype(np.int64), len(self)))
+            runs = (run.astype(np.int64) for run in np.split(order, ends) if len(run) > 1)
+            pairs += [_pairs(run, len(self)) for run in runs]
         if not pairs:
             return []
         met = np.unique(np.concatenate(pairs))
@@ -97,11 +96,9 @@ class Texts:
 
 def _pairs(run: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """The pairs of a band's texts to compare, each as one number: the later one, times `count`, and the earlier."""
-    found = []
-    for back in range(1, min(_NEIGHBOURS, len(run) - 1) + 1):
-        found.append(run[back:] * count + run[:-back])
-    for first in range(min(_NEIGHBOURS, len(run) - 1)):
-        found.append(run[first + 1 :] * count + run[first])
+    near = range(1, min(_NEIGHBOURS, len(run) - 1) + 1)
+    found = [run[back:] * count + run[:-back] for back in near]
+    found += [run[first:] * count + run[first - 1] for first in near]
     return np.concatenate(found)
 
 

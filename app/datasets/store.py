@@ -1,8 +1,8 @@
 """Datasets and their versions in the database: writing the next one, finding those there are.
 
-The main rule: a version is there whole or not at all. Its rows are written page by page under a number that nobody reads
-yet, so that no transaction is long; one row that is changed at the end makes them count. Who writes holds a claim, and
-every page checks it; what a writer left that died is removed before the next one writes.
+The main rule: a version is there whole or not at all. Its rows are written page by page under a number that nobody
+reads yet, so that no transaction is long; one row that is changed at the end makes them count. Who writes holds a
+claim, and every page checks it; what a writer left that died is removed before the next one writes.
 """
 
 import time
@@ -337,7 +337,7 @@ def _series(facts: dict[str, Any]) -> Series:
     return Series(**{name: facts[name] for name in Series.__struct_fields__})
 
 
-def _version(series: Series, row: Row[Any], erased: int, tags: tuple[str, ...]) -> Version:
+def _version(series: Series, row: Any, erased: int, tags: tuple[str, ...]) -> Version:
     return Version(
         series=series,
         number=row.number,
