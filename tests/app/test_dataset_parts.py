@@ -282,3 +282,24 @@ def test_sessions_come_in_the_order_in_which_they_began():
     facts = [fact(3, session="s"), fact(1, session="t"), fact(2, session="s"), fact(9, prediction_id=None)]
     order = [[each.prediction_id for each in session] for session in sieve.sessions_of(facts)]
     assert order == [["0001"], ["0002", "0003"], [None]]
+
+
+@given(st.randoms(use_true_random=False), st.integers(2, 40))
+@settings(max_examples=50)
+def test_no_step_minds_the_order_that_rows_came_in(chance, count):
+    facts = [
+        fact(n, session=str(n // 3), class_name="ab"[n % 2], prediction_id=None if n % 5 == 0 else f"{n:04d}")
+        for n in range(count)
+    ]
+    shuffled = chance.sample(facts, count) + facts[:1]
+    assert sieve.sessions_of(shuffled[:-1]) == sieve.sessions_of(facts)
+    assert set(map(_digest, sieve.once(shuffled)[0])) == set(map(_digest, facts))
+    for step in (
+        lambda rows: sieve.balanced(rows, Balance(max_per_class=3), "0"),
+        lambda rows: sieve.limited(rows, 4, "0"),
+    ):
+        assert step(shuffled[:-1]) == step(facts)
+
+
+def _digest(row: Fact) -> str:
+    return row.digest
