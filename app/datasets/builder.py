@@ -151,7 +151,8 @@ class Builder:
         report = {"steps": [_plain(step) for step in steps], "rows": sieve.composition(kept)}
         newest = await self._store.version(series.tenant, series.name, "latest") if series.revision else None
         if newest is not None and newest.digest == digest:
-            await self._store.release(series.id, build)
+            said = {"step": "unchanged", "version": newest.number, "report": canonical(report)}
+            await self._store.release(series.id, build, "done", **said)
             return Built(number=newest.number, digest=digest, report=report, is_new=False)
         before = await self._store.digests(series, series.revision)
         hashes = {split: sha256() for split in SPLITS}

@@ -14,7 +14,7 @@ import msgspec
 from sqlalchemy import Row, select, update
 
 from app.database import Database, dataset_builds, dataset_series
-from app.datasets.builder import Builder, Built
+from app.datasets.builder import Builder
 from app.datasets.candidates import Candidates, Step
 from app.datasets.imports import Upload, take_files
 from app.datasets.recipes import Purpose, Recipe, written
@@ -141,12 +141,15 @@ class Builds:
         """End a build, whichever process it runs in; one that has ended stays as it is."""
         build = await self.get(tenant, name, build_id)
         if build.state in ("waiting", "running"):
-            await self._finish(build_id, "cancelled")
+            async with self._database.writing() as connection:
+                await self._store.finish(connection, build_id, "cancelled")
+            if task := self._tasks.get(build_id):
+                task.cancel()
+                await asyncio.wait({task})  # It removes what it has written.
+            # Where it runs in another process, its next page finds the claim gone.
             async with self._database.writing() as connection:
                 free = {"build_id": None, "build_expires_at": None}
                 await connection.execute(update(dataset_series).where(_s.build_id == build_id).values(**free))
-            if task := self._tasks.get(build_id):
-                task.cancel()
         return await self.get(tenant, name, build_id)
 
     # --- running ---
@@ -202,10 +205,9 @@ class Builds:
                 await self._tell(build, "gathering")
                 recipe, gathered = await gather(series)
                 steps += gathered
-                built = await self._builder.build(
+                await self._builder.build(
                     series, build, recipe, found, steps, who=who, tell=lambda step: self._tell(build, step)
                 )
-            await self._done(build, built)
         except asyncio.CancelledError:
             await self._failed(series, build, steps, Conflict("The build was interrupted. Start it again."))
             raise
@@ -233,11 +235,6 @@ class Builds:
             if not said.rowcount:
                 raise Conflict("The build was cancelled.")
 
-    async def _done(self, build: str, built: Built) -> None:
-        report = msgspec.json.encode(built.report).decode()
-        step = "done" if built.is_new else "unchanged"
-        await self._finish(build, "done", step=step, version=built.number, report=report)
-
     async def _failed(self, series: Series, build: str, steps: Sequence[Step], error: ServiceError) -> None:
         """Say why a build failed, and let others build; where the database is away the claim runs out."""
         told = {"code": error.code, "message": error.message, "param": error.param}
@@ -245,19 +242,12 @@ class Builds:
         facts = {"error": msgspec.json.encode(told).decode(), "report": msgspec.json.encode(report).decode()}
 
         async def say() -> None:
-            await self._finish(build, "failed", **facts)
             with suppress(Conflict):
                 await self._store.sweep(series.id, build=build)
-            await self._store.release(series.id, build)
+            await self._store.release(series.id, build, "failed", **facts)
 
         with suppress(Unavailable):
             await asyncio.shield(say())
-
-    async def _finish(self, build: str, state: State, **facts: Any) -> None:
-        live = (_b.id == build, _b.state.in_(("waiting", "running")))
-        ended = {"state": state, "finished_at": self._store.clock(), **facts}
-        async with self._database.writing() as connection:
-            await connection.execute(update(dataset_builds).where(*live).values(**ended))
 
     # --- reading ---
 

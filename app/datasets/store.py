@@ -209,14 +209,22 @@ class Store:
             await connection.execute(once.values(**known, manifest_digest=sha256(manifest), **made))
             done = {"revision": number, "build_id": None, "build_expires_at": None}
             await connection.execute(update(dataset_series).where(_s.id == series.id).values(**done))
+            await self.finish(connection, build, "done", step="done", version=number, report=report)
         return number
 
-    async def release(self, series_id: str, build: str) -> None:
-        """Give the claim back without a new version."""
+    async def release(self, series_id: str, build: str, state: str, **facts: Any) -> None:
+        """Give the claim back without a new version, and say what became of the build."""
         async with self.database.writing() as connection:
             mine = (_s.id == series_id, _s.build_id == build)
             free = {"build_id": None, "build_expires_at": None}
             await connection.execute(update(dataset_series).where(*mine).values(**free))
+            await self.finish(connection, build, state, **facts)
+
+    async def finish(self, connection: AsyncConnection, build: str, state: str, **facts: Any) -> None:
+        """Say what became of a build; one that has ended stays as it is."""
+        live = (dataset_builds.c.id == build, dataset_builds.c.state.in_(("waiting", "running")))
+        ended = {"state": state, "finished_at": self.clock(), **facts}
+        await connection.execute(update(dataset_builds).where(*live).values(**ended))
 
     async def _hold(self, connection: AsyncConnection, series_id: str, build: str, now: int) -> None:
         held = {"build_id": build, "build_expires_at": now + round(CLAIM_SECONDS * 1000)}

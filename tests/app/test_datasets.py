@@ -1,5 +1,6 @@
 """Versions of datasets: built, compared, traced, erased; the same on both kinds of database."""
 
+import asyncio
 import json
 import random
 import time
@@ -506,8 +507,8 @@ async def test_two_versions_of_ten_thousand_rows_are_compared_in_less_than_a_hun
     async with open_world(f"sqlite:///{tmp_path / 'h.db'}") as world:
         made = [world.prediction(question, name) for question, name in asked(10_000)]
         await world.put(*made)
-        for each in made:
-            await world.label(each, class_name=each.answer)
+        for at in range(0, len(made), 500):
+            await asyncio.gather(*(world.label(each, class_name=each.answer) for each in made[at : at + 500]))
         assert (await world.build(dedup={"near": False})).state == "done"
         await world.classified(*asked(100, seed=99))
         assert (await world.build(dedup={"near": False})).version == 2
