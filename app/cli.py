@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from app.client import Client
+from app.dataset_commands import datasets
 from app.prediction_commands import predictions
 from app.quality_commands import quality
 from app.release_commands import releases, rollouts
@@ -39,6 +40,7 @@ app.add_typer(predictions, name="predictions")
 app.add_typer(releases, name="releases")
 app.add_typer(rollouts, name="rollouts")
 app.add_typer(review, name="review")
+app.add_typer(datasets, name="datasets")
 app.command("quality")(quality)
 
 KeyId = Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.")]

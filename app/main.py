@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 from app.access import Access
 from app.admission import Admission
 from app.database import Database, own_directory
+from app.datasets import open_datasets
 from app.engine_wiring import Engines, open_engines, release_defaults
 from app.engines import Engine
 from app.evaluations import Evaluations
@@ -36,6 +37,7 @@ from app.registry import Registry
 from app.releases import Prompt, Release, RetrievalPlan
 from app.review import open_review
 from app.routes import (
+    datasets,
     documents,
     errors,
     feedback,
@@ -161,6 +163,7 @@ async def open_service(
             trials=Trials(shared),
             review=await parts.enter_async_context(open_review(shared, history, label_log)),
             quality=Quality(Apart(shared.secret_url).make),
+            datasets=await parts.enter_async_context(open_datasets(shared, history, documents=retriever)),
             defaults=_defaults(settings),
             links=links,
             telemetry=telemetry,
@@ -234,6 +237,7 @@ def create_api(services: Services | None = None, *, max_body_bytes: int | None =
         lineage.routes,
         review.routes,
         quality.routes,
+        datasets.routes,
         releases.routes,
         rollouts.routes,
         trials.routes,

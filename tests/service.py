@@ -62,6 +62,8 @@ EVERYTHING = (
     "review:write",
     "review:manage",
     "quality:read",
+    "datasets:read",
+    "datasets:write",
     "releases:read",
     "releases:write",
     "metrics",

@@ -4,6 +4,14 @@ The tables are declared here once, and a database is brought to the current sche
 may use one database; the data directory around it has one owner.
 """
 
+from app.database.dataset_tables import (
+    dataset_builds,
+    dataset_examples,
+    dataset_members,
+    dataset_series,
+    dataset_tags,
+    dataset_versions,
+)
 from app.database.migrating import SCHEMA_VERSION, MigrationFailed, SchemaTooNew, migrate
 from app.database.ownership import DataDirectoryBusy, exclusive, own_directory
 from app.database.quality_tables import quality_reports
@@ -42,7 +50,13 @@ __all__ = [
     "SchemaTooNew",
     "api_keys",
     "connect",
+    "dataset_builds",
+    "dataset_examples",
+    "dataset_members",
     "dataset_rows",
+    "dataset_series",
+    "dataset_tags",
+    "dataset_versions",
     "datasets",
     "exclusive",
     "feedback",
