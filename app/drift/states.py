@@ -70,7 +70,7 @@ class DriftState(msgspec.Struct, frozen=True, kw_only=True):
     """Of the oldest alarm, in milliseconds since 1970."""
     kinds: tuple[Kind, ...] = ()
     examples: tuple[str, ...] = ()
-    """Predictions of the largest cluster of new questions in the last window, where questions have changed."""
+    """Predictions of the largest cluster of new questions that was last found, where questions have changed."""
     windows: int = 0
     """How many were compared; with none, nothing is known."""
 
@@ -149,7 +149,8 @@ class Drift:
             examples: dict[str, tuple[str, ...]] = {}
             for stream in streams:
                 if any(each.kind == "inputs" for each in alarms_of(stream.alarms)):
-                    last = select(_w.clusters).where(_w.tenant == tenant, _w.release == stream.release)
+                    mine = (_w.tenant == tenant, _w.release == stream.release, _w.clusters != "[]")
+                    last = select(_w.clusters).where(*mine)
                     row = (await connection.execute(last.order_by(_w.number.desc()).limit(1))).one_or_none()
                     clusters = clusters_of(row.clusters) if row else ()
                     examples[stream.release] = clusters[0].examples if clusters else ()
