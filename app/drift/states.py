@@ -96,6 +96,27 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
     created_by: str
 
 
+class Judged(msgspec.Struct, frozen=True, kw_only=True):
+    """What was found."""
+
+    inputs: Inputs | None
+    outputs: tuple[Output, ...]
+    clusters: tuple[Cluster, ...]
+
+    @classmethod
+    def nothing(cls) -> "Judged":
+        """What is found where nothing can be compared."""
+        return cls(inputs=None, outputs=(), clusters=())
+
+    @property
+    def p_values(self) -> dict[Kind, float | None]:
+        """What to compare with a level, by kind."""
+        return {
+            "inputs": self.inputs.p_value if self.inputs else None,
+            "outputs": min((each.p_value for each in self.outputs), default=None),
+        }
+
+
 class Window(msgspec.Struct, frozen=True, kw_only=True):
     """A window that was compared; None stands for what there was too little of to compare."""
 
