@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from app.access import Access
 from app.admission import Admission
 from app.database import Database, own_directory
 from app.datasets import open_datasets
+from app.drift import Drift, DriftGauges, References
 from app.engine_wiring import Engines, open_engines, release_defaults
 from app.engines import Engine
 from app.evaluations import Evaluations
@@ -39,6 +41,7 @@ from app.review import open_review
 from app.routes import (
     datasets,
     documents,
+    drift,
     errors,
     feedback,
     health,
@@ -147,6 +150,8 @@ async def open_service(
             engines=engines.samples,
         )
         await parts.enter_async_context(Gauges(Kept(shared), show=metrics.judged))
+        drifts = Drift(shared)
+        await parts.enter_async_context(DriftGauges(drifts, rollouts=registry.rollouts, show=metrics.drifted))
         public_url = settings.public_url.rstrip("/") if settings.public_url else None
         folder = settings.engine.adapter_folder
         services = Services(
@@ -164,6 +169,8 @@ async def open_service(
             review=await parts.enter_async_context(open_review(shared, history, label_log)),
             quality=Quality(Apart(shared.secret_url).make),
             datasets=await parts.enter_async_context(open_datasets(shared, history, documents=retriever)),
+            drift=drifts,
+            drift_references=References(shared, _milliseconds),
             defaults=_defaults(settings),
             links=links,
             telemetry=telemetry,
@@ -238,6 +245,7 @@ def create_api(services: Services | None = None, *, max_body_bytes: int | None =
         review.routes,
         quality.routes,
         datasets.routes,
+        drift.routes,
         releases.routes,
         rollouts.routes,
         trials.routes,
@@ -305,6 +313,11 @@ def _admission(settings: Settings) -> Admission:
         # Who waited has to have time left for an answer.
         wait_seconds=min(limits.max_wait_seconds, limits.request_timeout_seconds / 2),
     )
+
+
+def _milliseconds() -> int:
+    """Since 1970."""
+    return time.time_ns() // 1_000_000
 
 
 def _is_file(database: Database, path: Path) -> bool:

@@ -12,6 +12,13 @@ from app.database.dataset_tables import (
     dataset_tags,
     dataset_versions,
 )
+from app.database.drift_tables import (
+    drift_followed,
+    drift_reference_rows,
+    drift_references,
+    drift_streams,
+    drift_windows,
+)
 from app.database.migrating import SCHEMA_VERSION, MigrationFailed, SchemaTooNew, migrate
 from app.database.ownership import DataDirectoryBusy, exclusive, own_directory
 from app.database.quality_tables import quality_reports
@@ -58,6 +65,11 @@ __all__ = [
     "dataset_tags",
     "dataset_versions",
     "datasets",
+    "drift_followed",
+    "drift_reference_rows",
+    "drift_references",
+    "drift_streams",
+    "drift_windows",
     "exclusive",
     "feedback",
     "followed",

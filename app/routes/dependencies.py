@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 
 from app.access import Caller
 from app.datasets import Datasets
+from app.drift import Drift, References
 from app.evaluations import Evaluations
 from app.feedback import FeedbackLog, LabelLog
 from app.guards import Trials
@@ -42,6 +43,8 @@ class Services:
     review: ReviewQueue
     quality: Quality
     datasets: Datasets
+    drift: Drift
+    drift_references: References
     defaults: Mapping[str, Any]
     """What a release has where its file leaves it out."""
     links: PassageLinks
