@@ -37,15 +37,17 @@ def find(text: str, kinds: Iterable[Kind] = KINDS) -> list[Finding]:
 
 def redact(text: str, kinds: Iterable[Kind] = KINDS) -> str:
     """Put `[email]`, `[card]` ... where something was found."""
-    findings = find(text, kinds)
-    if not findings:
-        return text
+    return replaced(text, find(text, kinds))
+
+
+def replaced(text: str, findings: Iterable[Finding]) -> str:
+    """Put the kind of each finding, in brackets, in its place."""
     parts: list[str] = []
     at = 0
     for kind, start, end in findings:
         parts += (text[at:start], f"[{kind}]")
         at = end
-    return "".join((*parts, text[at:]))
+    return "".join((*parts, text[at:])) if parts else text
 
 
 def _joined(claimed: list[Finding], more: Iterator[Finding]) -> list[Finding]:

@@ -1,0 +1,109 @@
+"""Decides what of a prediction is written, before anything is: content dropped, redacted, or as it was said.
+
+The main rule: this runs in the thread that writes records, on a copy, and what it leaves out reaches no disk. The
+answer that the caller saw is untouched.
+"""
+
+from collections.abc import Callable
+from copy import copy
+from typing import Any
+
+import msgspec
+
+from app.predictions.prediction import Prediction
+from app.privacy.policies import Policy
+from app.privacy.redaction import Finding, find, redact, replaced
+
+Pseudonym = Callable[[str, str], str]
+"""Of a tenant and a subject, the name under which the subject is kept."""
+
+_USER_FIELDS = ("user", "safety_identifier")
+"""Where a request says who asks, as OpenAI's API has it."""
+
+
+class Keeper:
+    """Applies a policy to predictions.
+
+    Args:
+        policy: what is kept.
+        pseudonym: names users; where it is None they are kept as the caller named them.
+    """
+
+    def __init__(self, policy: Policy | None = None, *, pseudonym: Pseudonym | None = None) -> None:
+        self.policy = policy or Policy()
+        self._pseudonym = pseudonym
+        self._keeps_all = self.policy == Policy() and pseudonym is None
+
+    def keep(self, prediction: Prediction) -> Prediction:
+        """Give what is written of a prediction: itself where that is all of it, else a copy.
+
+        Raises:
+            msgspec.DecodeError: the request that is to be looked through is not JSON.
+        """
+        if self._keeps_all and prediction.kept is None:
+            return prediction
+        session = prediction.conversation or prediction.user or prediction.id
+        wish = prediction.kept if prediction.store else "metadata"
+        kept = copy(prediction)
+        kept.kept = level = self.policy.level_of(prediction.tenant, session, wish)
+        kept.store = level != "metadata"
+        if level != "full" and kept.metadata is not None:
+            kept.metadata = self._redacted(kept.metadata)
+        if level == "redacted":
+            self._redact(kept)
+        if self._pseudonym is not None and prediction.user is not None:
+            self._rename(kept, prediction.user, self._pseudonym(prediction.tenant, prediction.user))
+        return kept
+
+    def _redact(self, kept: Prediction) -> None:
+        """Take personal data and secrets out of all that was said; the citations follow the answer's new offsets."""
+        for name in ("request", "messages", "tool_calls"):
+            if (content := getattr(kept, name)) is not None:
+                setattr(kept, name, self._redacted(_plain(content)))
+        kept.question = kept.question and self._redacted(kept.question)
+        if kept.answer:
+            findings = find(kept.answer, self.policy.kinds)
+            kept.answer = replaced(kept.answer, findings)
+            if findings and kept.citations:
+                kept.citations = [_moved(citation, findings) for citation in kept.citations]
+
+    def _redacted(self, content: Any) -> Any:
+        """The same structure with every string in it redacted; keys are names and stay."""
+        if isinstance(content, str):
+            return redact(content, self.policy.kinds)
+        if isinstance(content, list):
+            return [self._redacted(each) for each in content]
+        if isinstance(content, dict):
+            return {key: self._redacted(each) for key, each in content.items()}
+        return content
+
+    def _rename(self, kept: Prediction, user: str, name: str) -> None:
+        kept.user = name
+        if kept.store and kept.request is not None:
+            request = _plain(kept.request)
+            if isinstance(request, dict):
+                kept.request = request | {field: name for field in _USER_FIELDS if request.get(field) == user}
+
+
+def _plain(content: Any) -> Any:
+    """JSON's own types, whether it is JSON's bytes or anything that msgspec encodes."""
+    return msgspec.json.decode(content) if isinstance(content, bytes | msgspec.Raw) else msgspec.to_builtins(content)
+
+
+def _moved(citation: dict[str, Any], findings: list[Finding]) -> dict[str, Any]:
+    """A citation with its span of the redacted answer; a bound inside a finding goes to its end."""
+    return citation | {
+        name: _shifted(citation[name], findings)
+        for name in ("answer_start", "answer_end")
+        if isinstance(citation.get(name), int)
+    }
+
+
+def _shifted(offset: int, findings: list[Finding]) -> int:
+    shift = 0
+    for kind, start, end in findings:
+        if start >= offset:
+            break
+        shift += len(kind) + 2 - (end - start)
+        offset = max(offset, end)
+    return offset + shift
