@@ -42,6 +42,7 @@ from app.database.tables import (
     releases,
     rollout_changes,
     rollouts,
+    subject_keys,
     training_runs,
 )
 from app.database.trial_tables import leases, trial_observations, trials
@@ -92,6 +93,7 @@ __all__ = [
     "rollout_changes",
     "rollouts",
     "room_bytes",
+    "subject_keys",
     "training_runs",
     "trial_observations",
     "trials",

@@ -5,7 +5,7 @@ without naming the tenant.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -15,6 +15,8 @@ from sqlalchemy import ColumnElement, Row, Select, Table, false, func, or_, sele
 from app.database import Database, feedback, is_latest, labels, predictions, review_items, review_queues
 from app.predictions.prediction import Outcome, Prediction
 from app.predictions.rows import COLUMNS, from_facts
+from app.predictions.sealed import Keys
+from app.privacy.sealing import DataKey
 
 LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 
@@ -81,10 +83,11 @@ class Traced(msgspec.Struct, frozen=True):
 
 
 class History:
-    """The predictions of the shared database, as far as they have come there."""
+    """The predictions of the shared database, as far as they have come there; `keys` open what was sealed."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, keys: Keys | None = None) -> None:
         self._database = database
+        self._keys = keys
 
     async def get(self, tenant: str, prediction_id: str) -> Prediction | None:
         """Read one prediction of the tenant, by its id as text; None if there is none."""
@@ -166,8 +169,12 @@ class History:
     async def _read(self, query: Select[Any]) -> list[Prediction]:
         async with self._database.reading() as connection:
             rows = (await connection.execute(query)).all()
+        keys: Mapping[str, DataKey] | None = None
+        if self._keys is not None:
+            sealed_by = {row.subject_key for row in rows if row.sealed is not None}
+            keys = await self._keys.opening(sorted(sealed_by)) if sealed_by else {}
         # Fifty long answers take milliseconds to decode.
-        return await asyncio.to_thread(_predictions, rows) if len(rows) > 1 else _predictions(rows)
+        return await asyncio.to_thread(_predictions, rows, keys) if len(rows) > 1 else _predictions(rows, keys)
 
 
 def mention_of(row: Row[Any]) -> Mention:
@@ -181,8 +188,8 @@ def mention_of(row: Row[Any]) -> Mention:
     )
 
 
-def _predictions(rows: Sequence[Row[Any]]) -> list[Prediction]:
-    return [from_facts(row._asdict()) for row in rows]
+def _predictions(rows: Sequence[Row[Any]], keys: Mapping[str, DataKey] | None) -> list[Prediction]:
+    return [from_facts(row._asdict(), keys) for row in rows]
 
 
 def conditions(tenant: str, where: Where) -> Iterator[ColumnElement[bool]]:

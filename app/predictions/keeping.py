@@ -5,14 +5,18 @@ answer that the caller saw is untouched.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
-from typing import Any
+from typing import Any, Protocol, cast
 
 import msgspec
 
 from app.predictions.prediction import Prediction
-from app.privacy.policies import Policy
+from app.predictions.rows import Row, seal_row, to_row
+from app.predictions.sealed import subject_of
+from app.privacy.policies import Level, Policy
 from app.privacy.redaction import Finding, find, redact, replaced
+from app.privacy.sealing import DataKey
 
 Pseudonym = Callable[[str, str], str]
 """Of a tenant and a subject, the name under which the subject is kept."""
@@ -21,29 +25,58 @@ _USER_FIELDS = ("user", "safety_identifier")
 """Where a request says who asks, as OpenAI's API has it."""
 
 
+class SealingKeys(Protocol):
+    """Gives each subject's key, from the thread that writes."""
+
+    def making(self) -> AbstractContextManager[None]:
+        """Put the keys made in the block on the disk at its end."""
+        ...
+
+    def of_subject(self, tenant: str, subject: str) -> DataKey:
+        """Give the key of a subject, made if there is none."""
+        ...
+
+
 class Keeper:
-    """Applies a policy to predictions.
+    """Applies a policy to predictions, and makes rows of what it leaves.
 
     Args:
         policy: what is kept.
         pseudonym: names users; where it is None they are kept as the caller named them.
+        keys: seal the content; where it is None it is written as it is.
     """
 
-    def __init__(self, policy: Policy | None = None, *, pseudonym: Pseudonym | None = None) -> None:
+    def __init__(
+        self, policy: Policy | None = None, *, pseudonym: Pseudonym | None = None, keys: SealingKeys | None = None
+    ) -> None:
         self.policy = policy or Policy()
         self._pseudonym = pseudonym
+        self._keys = keys
         self._keeps_all = self.policy == Policy() and pseudonym is None
+
+    def making(self) -> AbstractContextManager[None]:
+        """Rows made in this block can be opened once it has ended: write them then."""
+        return self._keys.making() if self._keys is not None else nullcontext()
+
+    def row(self, prediction: Prediction) -> Row:
+        """Give the row of a prediction as it is written; made inside `making`."""
+        kept = self.keep(prediction)
+        row = to_row(kept)
+        if self._keys is not None and kept.store:
+            subject = subject_of(kept.user, kept.conversation, kept.created_at.isoformat())
+            seal_row(row, kept, self._keys.of_subject(kept.tenant, subject))
+        return row
 
     def keep(self, prediction: Prediction) -> Prediction:
         """Give what is written of a prediction: itself where that is all of it, else a copy.
 
         Raises:
-            msgspec.DecodeError: the request that is to be looked through is not JSON.
+            ValueError: the request that is to be looked through is not JSON.
         """
         if self._keeps_all and prediction.kept is None:
             return prediction
         session = prediction.conversation or prediction.user or prediction.id
-        wish = prediction.kept if prediction.store else "metadata"
+        wish = cast("Level | None", prediction.kept) if prediction.store else "metadata"
         kept = copy(prediction)
         kept.kept = level = self.policy.level_of(prediction.tenant, session, wish)
         kept.store = level != "metadata"
@@ -53,6 +86,14 @@ class Keeper:
             self._redact(kept)
         if self._pseudonym is not None and prediction.user is not None:
             self._rename(kept, prediction.user, self._pseudonym(prediction.tenant, prediction.user))
+        return kept
+
+    def named(self, prediction: Prediction) -> Prediction:
+        """Give a prediction whose user goes by the name that is kept."""
+        if self._pseudonym is None or prediction.user is None:
+            return prediction
+        kept = copy(prediction)
+        kept.user = self._pseudonym(prediction.tenant, prediction.user)
         return kept
 
     def _redact(self, kept: Prediction) -> None:
@@ -87,7 +128,12 @@ class Keeper:
 
 def _plain(content: Any) -> Any:
     """JSON's own types, whether it is JSON's bytes or anything that msgspec encodes."""
-    return msgspec.json.decode(content) if isinstance(content, bytes | msgspec.Raw) else msgspec.to_builtins(content)
+    if not isinstance(content, bytes | msgspec.Raw):
+        return msgspec.to_builtins(content)
+    try:
+        return msgspec.json.decode(content)
+    except msgspec.DecodeError as error:
+        raise ValueError("the request is not JSON") from error
 
 
 def _moved(citation: dict[str, Any], findings: list[Finding]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 With `store` false, what the caller or a document said is dropped here, before anything is written anywhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -12,6 +12,8 @@ import msgspec
 
 from app import database
 from app.predictions.prediction import Prediction
+from app.predictions.sealed import SEALED, opened, seal
+from app.privacy.sealing import DataKey
 
 COLUMNS = tuple(column.name for column in database.predictions.columns if column.name != "row")
 _JSON_COLUMNS = tuple(COLUMNS.index(name) for name in ("metadata", "passages", "citations", "tool_calls", "messages"))
@@ -21,6 +23,8 @@ _REQUEST, _STREAM, _STORE, _VALID, _EMBEDDING = (
 _CONTENT_COLUMNS = tuple(
     COLUMNS.index(name) for name in ("tool_calls", "request", "messages", "question", "answer", "question_embedding")
 )
+_SEALED_COLUMNS = tuple((name, COLUMNS.index(name)) for name in SEALED)
+_SEALED, _SUBJECT_KEY = COLUMNS.index("sealed"), COLUMNS.index("subject_key")
 _QUOTING_COLUMNS = tuple(COLUMNS.index(name) for name in ("passages", "citations"))
 # The strings of a passage or citation that name it; every other string of it may be somebody's text.
 _NAMES = frozenset({"id", "passage_id", "document_id", "document_version", "status", "index_version"})
@@ -108,6 +112,18 @@ def to_row(prediction: Prediction) -> Row:
     return row
 
 
+def seal_row(row: Row, prediction: Prediction, key: DataKey) -> None:
+    """Put what a row says under a key; ids and numbers of passages and citations stay beside it."""
+    content = {name: row[at] for name, at in _SEALED_COLUMNS if row[at] is not None}
+    for _, at in _SEALED_COLUMNS:
+        row[at] = None
+    for at in _QUOTING_COLUMNS:
+        items = getattr(prediction, COLUMNS[at])
+        row[at] = items and _encode([_without_text(item) for item in items]).decode()
+    row[_SUBJECT_KEY] = key.id
+    row[_SEALED] = bytearray(seal(prediction.tenant, prediction.id, content, key))
+
+
 def _without_text(item: dict[str, Any]) -> dict[str, Any]:
     """Keep the numbers and the names of a passage or citation."""
     return {
@@ -117,15 +133,15 @@ def _without_text(item: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def from_row(row: tuple[Any, ...]) -> Prediction:
-    """Make a prediction of what `SELECT` gives."""
+def facts_of(row: tuple[Any, ...]) -> dict[str, Any]:
+    """Give by name what `SELECT` gives."""
     facts = dict(zip(COLUMNS, row, strict=True))
-    facts["id"] = str(UUID(bytes=facts["id"]))
-    return from_facts(facts)
+    return facts | {"id": str(UUID(bytes=facts["id"]))}
 
 
-def from_facts(facts: dict[str, Any]) -> Prediction:
-    """Make a prediction of its columns by name, the id and JSON as text."""
+def from_facts(facts: dict[str, Any], keys: Mapping[str, DataKey] | None = None) -> Prediction:
+    """Make a prediction of its columns by name, the id and JSON as text, opened by the keys there are."""
+    facts = opened(facts, keys)
     facts["stream"], facts["store"] = bool(facts["stream"]), bool(facts["store"])
     facts["valid"] = None if facts["valid"] is None else bool(facts["valid"])
     for column in _JSON_COLUMNS:

@@ -1,0 +1,41 @@
+"""Make room for sealed content and the keys it is under, and record how much of what was said is kept."""
+
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0013"
+down_revision = "0012"
+
+
+def upgrade() -> None:
+    small: tuple[sa.Column[Any], ...] = (sa.Column("kept", sa.Text()), sa.Column("subject_key", sa.Text()))
+    sealed: sa.Column[Any] = sa.Column("sealed", sa.LargeBinary())
+    if op.get_bind().dialect.name == "sqlite":
+        # The table is made anew, so that these small facts stand before the large content.
+        with op.batch_alter_table("predictions", recreate="always") as predictions:
+            predictions.add_column(small[0], insert_after="trace_id")
+            predictions.add_column(small[1], insert_after="kept")
+            predictions.add_column(sealed)
+    else:
+        for column in (*small, sealed):
+            op.add_column("predictions", column)
+    op.create_table(
+        "subject_keys",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("tenant", sa.Text(), nullable=False),
+        sa.Column("subject", sa.Text(), nullable=False),
+        sa.Column("master", sa.Text(), nullable=False),
+        sa.Column("wrapped", sa.LargeBinary(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_subject_keys"),
+    )
+    op.create_index("ix_subject_keys_tenant_subject", "subject_keys", ["tenant", "subject"])
+
+
+def downgrade() -> None:
+    op.drop_table("subject_keys")
+    with op.batch_alter_table("predictions") as predictions:
+        for name in ("sealed", "subject_key", "kept"):
+            predictions.drop_column(name)

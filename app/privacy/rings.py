@@ -1,0 +1,79 @@
+"""Where processes that read find the keys of subjects: in the file beside the data, or in the shared database."""
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import delete, select
+
+from app.database import Database, subject_keys
+from app.errors import Unavailable
+from app.privacy.sealing import DataKey, MasterKeys
+from app.privacy.subject_keys import SubjectKeys, WrappedKey
+
+_k = subject_keys.c
+
+
+class FileRing:
+    """The keys in the file at `path`; from any event loop, one call at a time."""
+
+    def __init__(self, path: Path, masters: MasterKeys) -> None:
+        self._path = path
+        self._masters = masters
+        self._lock = threading.Lock()
+        self._keys: SubjectKeys | None = None
+
+    async def opening(self, ids: Sequence[str]) -> Mapping[str, DataKey]:
+        """Give those there are of these keys.
+
+        Raises:
+            CannotOpen: a master key is not configured.
+            Unavailable: the file cannot be read.
+        """
+        return {each.id: each.unwrapped(self._masters) for each in (await self.wrapped(ids)).values()}
+
+    async def wrapped(self, ids: Sequence[str]) -> dict[str, WrappedKey]:
+        """Give those there are of these keys as they are stored; raises Unavailable where the file cannot be read."""
+        found: dict[str, WrappedKey] = await asyncio.to_thread(self._call, "of_ids", ids)
+        return found
+
+    async def destroy(self, tenant: str, subjects: Sequence[str]) -> int:
+        """Destroy the keys of subjects; gives how many there were. Raises Unavailable."""
+        return int(await asyncio.to_thread(self._call, "destroy", tenant, subjects))
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        try:
+            with self._lock:
+                if self._keys is None:
+                    self._keys = SubjectKeys(self._path, self._masters)
+                return getattr(self._keys, method)(*arguments)
+        except (sqlite3.Error, OSError) as error:
+            raise Unavailable("The keys of sealed content cannot be read.", retry_after_seconds=1.0) from error
+
+
+class SharedRing:
+    """The keys that gateways shipped to the shared database with what they seal."""
+
+    def __init__(self, database: Database, masters: MasterKeys) -> None:
+        self._database = database
+        self._masters = masters
+
+    async def opening(self, ids: Sequence[str]) -> Mapping[str, DataKey]:
+        """Give those there are of these keys.
+
+        Raises:
+            CannotOpen: a master key is not configured.
+            Unavailable: the database does not answer.
+        """
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(select(*subject_keys.c).where(_k.id.in_(ids)))).all()
+        return {row.id: WrappedKey(*row).unwrapped(self._masters) for row in rows}
+
+    async def destroy(self, tenant: str, subjects: Sequence[str]) -> int:
+        """Destroy the keys of subjects; gives how many there were. Raises Unavailable."""
+        async with self._database.writing() as connection:
+            of_subjects = delete(subject_keys).where(_k.tenant == tenant, _k.subject.in_(subjects))
+            return (await connection.execute(of_subjects)).rowcount
