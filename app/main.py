@@ -31,6 +31,7 @@ from app.guards import Trials
 from app.lineage import Provenance, Tracer, Uses
 from app.links import PassageLinks, load_secret
 from app.predictions import DocumentUses, History, PredictionLog, Shipper
+from app.privacy_wiring import open_privacy
 from app.prompts import ANSWER_PROMPT, CLASSIFY_PROMPT, EXTRACT_PROMPT
 from app.quality import Apart, Gauges, Kept, Quality
 from app.rates import RATE_HEADERS, RateLimits
@@ -99,8 +100,11 @@ async def open_service(
         parts.push_async_callback(telemetry.aclose)
         metrics = Metrics(version=VERSION)
         reserve_bytes = settings.limits.disk_reserve_bytes
+        privacy = open_privacy(settings.privacy, data_dir, parts)
         predictions = await parts.enter_async_context(
-            PredictionLog(database, reserve_bytes=reserve_bytes, tally=metrics)
+            PredictionLog(
+                database, reserve_bytes=reserve_bytes, keeper=privacy.keeper, keys=privacy.ring, tally=metrics
+            )
         )
         shared = await parts.enter_async_context(_shared_database(settings, database))
         access = await parts.enter_async_context(Access(shared, memory=data_dir / "keys.json"))
@@ -110,9 +114,12 @@ async def open_service(
         parser = await parts.enter_async_context(Parser(limits, processes=settings.retrieval.parser_processes))
         retriever = await parts.enter_async_context(_retriever(settings, data_dir, parser, embedder))
         is_local = _is_file(shared, database)
-        shipper = None if is_local else await parts.enter_async_context(Shipper(predictions, shared))
+        shipper = None
+        if not is_local:
+            shipper = await parts.enter_async_context(Shipper(predictions, shared, keys=privacy.ring))
         document_uses = await parts.enter_async_context(DocumentUses(shared, follows=is_local))
-        history, provenance = History(shared), Provenance(shared)
+        keys = privacy.keys_of(shared, is_local=is_local)
+        history, provenance = History(shared, keys=keys, pseudonym=privacy.pseudonym), Provenance(shared)
         registry = await parts.enter_async_context(
             Registry(
                 shared,

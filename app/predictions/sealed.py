@@ -12,7 +12,17 @@ import msgspec
 
 from app.privacy.sealing import CannotOpen, DataKey
 
-SEALED = ("metadata", "passages", "citations", "tool_calls", "request", "messages", "question", "answer", "question_embedding")
+SEALED = (
+    "metadata",
+    "passages",
+    "citations",
+    "tool_calls",
+    "request",
+    "messages",
+    "question",
+    "answer",
+    "question_embedding",
+)
 """The columns whose content is sealed, as their text in the row."""
 
 _DAY = 10  # Characters of an ISO date.

@@ -8,21 +8,22 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from uuid import UUID
 
 import msgspec
 from sqlalchemy import or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.database import Database, predictions
+from app.database import Database, predictions, subject_keys
 from app.errors import ServiceError
 from app.predictions.documents import note_uses
 from app.predictions.log import PredictionLog
 from app.predictions.prediction import Outcome, created_at
 from app.predictions.rows import COLUMNS
+from app.privacy.subject_keys import WrappedKey
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,14 @@ _LARGEST_INTEGER = (1 << 31) - 1
 Facts = dict[str, Any]
 
 
+class WrappedKeys(Protocol):
+    """The keys that this replica seals by."""
+
+    async def wrapped(self, ids: Sequence[str]) -> Mapping[str, WrappedKey]:
+        """Give those there are of these keys as they are stored; raises Unavailable."""
+        ...
+
+
 class Shipper:
     """Empties the outbox; use it in an `async with` block inside those of the log and the database.
 
@@ -48,6 +57,7 @@ class Shipper:
         batch_rows: how many go in one transaction.
         poll_seconds: how often an empty outbox is looked into.
         drain_seconds: how long the end of the block may take to ship what is left; the rest goes at the next start.
+        keys: those that rows are sealed by, which go with them.
     """
 
     def __init__(
@@ -58,12 +68,14 @@ class Shipper:
         batch_rows: int = 200,
         poll_seconds: float = 0.25,
         drain_seconds: float = 5.0,
+        keys: WrappedKeys | None = None,
     ) -> None:
         self._source = source
         self._database = database
         self._batch_rows = batch_rows
         self._poll_seconds = poll_seconds
         self._drain_seconds = drain_seconds
+        self._keys = keys
         self._refused: dict[int, float] = {}
         """Rows that the database did not take, and when they are tried again."""
         self._failures = 0
@@ -182,7 +194,12 @@ class Shipper:
             set_={name: insert.excluded[name] for name in COLUMNS},
             where=or_(predictions.c.outcome == "open", predictions.c.outcome == "interrupted"),
         )
+        sealed_by = sorted({row["subject_key"] for row in facts if row["subject_key"] is not None})
+        keys = await self._keys.wrapped(sealed_by) if self._keys is not None and sealed_by else {}
         async with self._database.writing() as connection:
+            if keys:
+                new_keys = self._database.insert(subject_keys).on_conflict_do_nothing()
+                await connection.execute(new_keys, [key._asdict() for key in keys.values()])
             # Replicas ship beside each other, so a row may appear before one with a lower number: who has to know that
             # none is missing asks for its turn (`History.settled`).
             await self._database.not_while_one(connection, predictions.name)

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 import msgspec
 
+from app.errors import InvalidRequest
 from app.privacy.redaction import KINDS, Kind
 
 Level = Literal["full", "redacted", "metadata"]
@@ -43,6 +44,19 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         given = self.tenants.get(tenant, self.level)
         chance: Level = "full" if self.share >= 1.0 or _lot(tenant, session) < self.share else "metadata"
         return strictest(given, wish or "full", chance)
+
+
+def read_level(wish: str) -> Level:
+    """Read how much a request wants kept.
+
+    Raises:
+        InvalidRequest: it is no level.
+    """
+    if wish not in LEVELS:
+        raise InvalidRequest(
+            f"`x-hallmark-keep`: give {', '.join(LEVELS)}, unlike {wish[:50]!r}.", param="x-hallmark-keep"
+        )
+    return wish
 
 
 def strictest(*levels: Level) -> Level:
