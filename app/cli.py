@@ -20,6 +20,7 @@ from app.client import Client
 from app.dataset_commands import datasets
 from app.drift_commands import drift
 from app.prediction_commands import predictions
+from app.privacy_commands import privacy
 from app.quality_commands import quality
 from app.release_commands import releases, rollouts
 from app.review_commands import review
@@ -28,6 +29,7 @@ from app.terminal import Key, Url, err, explained, load, out, show_sources
 
 if TYPE_CHECKING:
     from app.access import ApiKey
+    from app.privacy_wiring import Privacy
 
 app = typer.Typer(
     name="hallmark",
@@ -43,6 +45,7 @@ app.add_typer(rollouts, name="rollouts")
 app.add_typer(review, name="review")
 app.add_typer(datasets, name="datasets")
 app.add_typer(drift, name="drift")
+app.add_typer(privacy, name="privacy")
 app.command("quality")(quality)
 
 KeyId = Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.")]
@@ -134,6 +137,7 @@ def worker(data_dir: DataDir = None) -> None:
             drift=DriftPlan(**wanted),
             embedding_model=settings.retrieval.embedding_model if embeds else None,
             embedding_threads=settings.retrieval.embedding_threads,
+            privacy=_privacy(settings),
             log_level=settings.log_level,
             log_format=settings.log_format,
         )
@@ -297,6 +301,17 @@ def _limits(key: "ApiKey") -> list[str]:
     limits = ((key.requests_per_minute, "requests/min"), (key.tokens_per_minute, "tokens/min"))
     priority = [f"{key.priority} priority"] if key.priority != "normal" else []
     return priority + [f"{limit} {kind}" for limit, kind in limits if limit is not None]
+
+
+def _privacy(settings: Settings) -> "Privacy":
+    """What a process needs to read what is sealed; a wrong key exits with 2."""
+    from app.privacy_wiring import BadPrivacy, open_privacy
+
+    try:
+        return open_privacy(settings.privacy, settings.data_dir)
+    except BadPrivacy as error:
+        err.print(f"[red]setting:[/] {escape(str(error))}")
+        raise typer.Exit(2) from None
 
 
 def _database(data_dir: Path | None) -> Path | str:

@@ -143,7 +143,7 @@ async def open_service(
             timeout_seconds=min(SHADOW_SECONDS, settings.limits.request_timeout_seconds),
         )
         parts.push_async_callback(shadows.aclose)
-        label_log = await parts.enter_async_context(LabelLog(shared))
+        label_log = await parts.enter_async_context(LabelLog(shared, words=privacy.words(keys)))
         evaluations = await parts.enter_async_context(Evaluations(telemetry, history, label_log))
         metrics.watch(
             record_queue_depth=lambda: predictions.backlog,
@@ -164,7 +164,7 @@ async def open_service(
         services = Services(
             retriever=retriever,
             predictions=predictions,
-            feedback=await parts.enter_async_context(FeedbackLog(shared)),
+            feedback=await parts.enter_async_context(FeedbackLog(shared, words=privacy.words(keys))),
             labels=label_log,
             evaluations=evaluations,
             history=history,
@@ -174,10 +174,10 @@ async def open_service(
             registry=registry,
             trials=Trials(shared),
             review=await parts.enter_async_context(open_review(shared, history, label_log)),
-            quality=Quality(Apart(shared.secret_url).make),
+            quality=Quality(Apart(shared.secret_url, keys=privacy.place(is_local=is_local)).make),
             datasets=await parts.enter_async_context(open_datasets(shared, history, documents=retriever)),
             drift=drifts,
-            drift_references=References(shared, _milliseconds),
+            drift_references=References(shared, _milliseconds, ring=keys),
             defaults=_defaults(settings),
             links=links,
             telemetry=telemetry,

@@ -1,13 +1,15 @@
 """How the privacy settings become parts: what is kept, under which names, and sealed by whose keys."""
 
 from contextlib import AsyncExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.database import Database
-from app.predictions import Keeper, Keys, Pseudonym
+from app.feedback import Words
+from app.predictions import Keeper, Pseudonym
+from app.privacy.envelopes import Ring
 from app.privacy.policies import Policy
-from app.privacy.rings import FileRing, SharedRing
+from app.privacy.rings import FileRing, RingPlace, SharedRing
 from app.privacy.sealing import BadKey, MasterKeys
 from app.privacy.subject_keys import SubjectKeys
 from app.settings import PrivacySettings
@@ -28,8 +30,21 @@ class Privacy:
     pseudonym: Pseudonym | None = None
     ring: FileRing | None = None
     masters: MasterKeys | None = None
+    lines: str = field(default="", repr=False)
+    """The master keys as they were given."""
+    path: Path | None = None
 
-    def keys_of(self, shared: Database, *, is_local: bool) -> Keys | None:
+    def place(self, *, is_local: bool) -> RingPlace | None:
+        """Where a process that this one starts finds the keys."""
+        if self.masters is None:
+            return None
+        return RingPlace(masters=self.lines, path=str(self.path) if is_local and self.path is not None else None)
+
+    def words(self, ring: Ring | None) -> Words:
+        """What keeps what is said of answers."""
+        return Words(self.keeper.policy, pseudonym=self.pseudonym, ring=ring)
+
+    def keys_of(self, shared: Database, *, is_local: bool) -> FileRing | SharedRing | None:
         """Where the keys of predictions are that are read from `shared`; `is_local`: it is the log's own file."""
         if self.masters is None or is_local:
             return self.ring
@@ -43,7 +58,7 @@ def open_privacy(settings: PrivacySettings, data_dir: Path, parts: AsyncExitStac
         BadPrivacy: names the setting.
     """
     policy = Policy(level=settings.content, tenants=settings.tenants, kinds=settings.redact, share=settings.share)
-    masters = _masters(settings)
+    lines, masters = _masters(settings)
     if masters is None:
         return Privacy(Keeper(policy))
     pseudonym = masters.pseudonym if settings.pseudonyms else None
@@ -51,10 +66,12 @@ def open_privacy(settings: PrivacySettings, data_dir: Path, parts: AsyncExitStac
     keys = None
     if parts is not None:
         keys = parts.enter_context(closing(SubjectKeys(path, masters)))
-    return Privacy(Keeper(policy, pseudonym=pseudonym, keys=keys), pseudonym, FileRing(path, masters), masters)
+    return Privacy(
+        Keeper(policy, pseudonym=pseudonym, keys=keys), pseudonym, FileRing(path, masters), masters, lines, path
+    )
 
 
-def _masters(settings: PrivacySettings) -> MasterKeys | None:
+def _masters(settings: PrivacySettings) -> tuple[str, MasterKeys | None]:
     lines, name = settings.master_key.get_secret_value() if settings.master_key else "", "privacy.master_key"
     if not lines and settings.master_key_file is not None:
         name = "privacy.master_key_file"
@@ -63,8 +80,8 @@ def _masters(settings: PrivacySettings) -> MasterKeys | None:
         except (OSError, UnicodeDecodeError) as error:
             raise BadPrivacy(f"`{name}`: {str(settings.master_key_file)!r} cannot be read: {error}.") from error
     elif not lines:
-        return None
+        return "", None
     try:
-        return MasterKeys.parse(lines)
+        return lines, MasterKeys.parse(lines)
     except BadKey as error:
         raise BadPrivacy(f"`{name}`: {error}.") from error

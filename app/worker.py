@@ -23,6 +23,8 @@ from app.errors import Unavailable
 from app.guards import Watcher
 from app.leases import Leases
 from app.predictions import History
+from app.predictions import Keeper as PredictionKeeper
+from app.privacy_wiring import Privacy
 from app.quality import Apart, Keeper
 from app.quality.keeping import REST
 from app.review import Raising
@@ -133,6 +135,7 @@ def run(
     drift: DriftPlan | None = None,
     embedding_model: str | None = None,
     embedding_threads: int = 1,
+    privacy: Privacy | None = None,
     log_level: str = "info",
     log_format: logs.Format = "auto",
 ) -> None:
@@ -146,7 +149,9 @@ def run(
     lines = logs.configure(log_level.upper(), log_format)
     try:
         embedder = _embedder(embedding_model, embedding_threads) if embedding_model else nullcontext()
-        asyncio.run(_work_until_stopped(database, adapter_folders, drift, embedder))
+        asyncio.run(
+            _work_until_stopped(database, adapter_folders, drift, embedder, privacy or Privacy(PredictionKeeper()))
+        )
     finally:
         lines.close()
 
@@ -156,6 +161,7 @@ async def _work_until_stopped(
     adapter_folders: Mapping[str, Path],
     drift: DriftPlan | None,
     embedding: AbstractAsyncContextManager[QuestionEmbedder | None],
+    privacy: Privacy,
 ) -> None:
     holder = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
     async with (
@@ -164,10 +170,14 @@ async def _work_until_stopped(
     ):
         with suppress(Unavailable):
             await database.prepare()
-        history = History(database)
+        ring = privacy.keys_of(database, is_local=isinstance(where, Path))
+        history = History(database, keys=ring, pseudonym=privacy.pseudonym)
         watcher = Watcher(database, history, now, adapter_folders=adapter_folders)
-        drifts = DriftWatcher(database, history, now, plan=drift, embedder=embedder, on_alarm=Raising(database, now))
-        keeper = Keeper(database, Apart(database.secret_url, rest=REST, idle=True).make, now)
+        drifts = DriftWatcher(
+            database, history, now, plan=drift, embedder=embedder, on_alarm=Raising(database, now), ring=ring
+        )
+        apart = Apart(database.secret_url, rest=REST, idle=True, keys=privacy.place(is_local=isinstance(where, Path)))
+        keeper = Keeper(database, apart.make, now)
         work = {"guards": watcher.step, "quality": keeper.step, "drift": drifts.step}
         worker = Worker(Leases(database, holder, now), work)
         working = asyncio.create_task(worker.run())

@@ -113,6 +113,11 @@ predictions = Table(
     Column("trace_id", Text),
     Column("kept", Text),
     Column("subject_key", Text),
+    # What figures need of content that may be sealed, made as it was written: see `app.predictions.derived`.
+    Column("answer_characters", Integer),
+    Column("declines", Boolean),
+    Column("called_tools", Boolean),
+    Column("question_digest", LargeBinary),
     Column("metadata", Json),
     Column("passages", Json),
     Column("citations", Json),

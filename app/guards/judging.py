@@ -4,12 +4,12 @@ The main rule: `judge` is a fold. From the stored observations in their order it
 bit, and so the same decision: that is what a replay shows.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 
 import msgspec
 
+from app.predictions.derived import declines
 from app.trial_plans import TrialPlan
 from observability.sequential import Arm, Observation, Trial
 
@@ -24,16 +24,6 @@ HARD_GUARDS = {"error": "error_burst", "index_empty": "empty_index"}
 """Guards that need no statistics, by the signal they count."""
 
 PATH_POINTS = 32
-
-# How models decline, at the beginning of an answer. Where passages are checked, the verdict says so in any language.
-_REFUSAL = re.compile(
-    r"""\W*(
-        i(\ am|['’]?m)\ ((really|very)\ )?sorry | sorry, | i\ apologi[sz]e | as\ an\ ai\b
-        | i\ (can\ ?not|can['’]t|won['’]t)\ (help|assist|answer|provide|do\ that|discuss|comply)
-        | i(\ am|['’]?m)\ (not\ able|unable)\ to
-    )""",
-    re.IGNORECASE | re.VERBOSE,
-)
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +44,9 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     found_nothing: bool
     """Whether passages were searched, and the index gave not one."""
     opening: str | None
-    """The first words of the answer, where it was kept."""
+    """The first words of the answer, where it was kept and `declines` was not noted."""
+    declines: bool | None = None
+    """Whether the answer began as models do when they decline."""
 
 
 class Path(msgspec.Struct, frozen=True):
@@ -118,7 +110,7 @@ def signals(seen: Seen, plan: TrialPlan) -> dict[str, float]:
     is_refused = verdict.startswith("abstained") or seen.finish_reason == "content_filter"
     found = {
         "failed": is_error or seen.is_wordless or seen.finish_reason == "length",
-        "refused": not is_error and (is_refused or bool(seen.opening and _REFUSAL.match(seen.opening))),
+        "refused": not is_error and (is_refused or bool(seen.declines) or declines(seen.opening or "")),
         "unsupported": verdict.endswith(":unsupported_answer"),
         "slow": (seen.total_seconds or 0.0) > plan.slow_seconds,
     }

@@ -17,7 +17,10 @@ Kept = Level | Literal["erased", "unreadable"]
 """How much of the content is there. `erased`: it was sealed, and the key of whose it was is destroyed. `unreadable`: it
 is sealed, and was changed since, or this process has no keys."""
 
-_UNTOLD = frozenset({"question_embedding", "sealed", "handed_over"})
+_UNTOLD = frozenset(
+    {"answer_characters", "declines", "called_tools", "question_digest", "question_embedding", "sealed", "handed_over"}
+    | {"subject_key"}
+)
 
 _id_lock = threading.Lock()
 _last_tick = 0
@@ -109,6 +112,13 @@ class Prediction(msgspec.Struct, kw_only=True):
     """How much of what was said is kept; before it is written, how much of it the request wants kept at most."""
     subject_key: str | None = None
     """The key that its content is sealed by."""
+    answer_characters: int | None = None
+    """How long the answer is; this and the next three are made of the content as it is written, and told to nobody."""
+    declines: bool | None = None
+    """Whether it begins as models do when they decline."""
+    called_tools: bool | None = None
+    question_digest: bytes | None = None
+    """Of a sealed question, what the same one has too."""
     metadata: dict[str, Any] | None = None
     """What the caller sent along, as it is."""
     passages: list[dict[str, Any]] | None = None

@@ -11,6 +11,7 @@ from uuid import UUID
 import msgspec
 
 from app import database
+from app.predictions.derived import declines, question_digest
 from app.predictions.prediction import Prediction
 from app.predictions.sealed import SEALED, opened, seal
 from app.privacy.sealing import DataKey
@@ -19,6 +20,9 @@ COLUMNS = tuple(column.name for column in database.predictions.columns if column
 _JSON_COLUMNS = tuple(COLUMNS.index(name) for name in ("metadata", "passages", "citations", "tool_calls", "messages"))
 _REQUEST, _STREAM, _STORE, _VALID, _EMBEDDING = (
     COLUMNS.index(name) for name in ("request", "stream", "store", "valid", "question_embedding")
+)
+_CHARACTERS, _DECLINES, _CALLED, _DIGEST = (
+    COLUMNS.index(name) for name in ("answer_characters", "declines", "called_tools", "question_digest")
 )
 _CONTENT_COLUMNS = tuple(
     COLUMNS.index(name) for name in ("tool_calls", "request", "messages", "question", "answer", "question_embedding")
@@ -96,6 +100,7 @@ def to_row(prediction: Prediction) -> Row:
     row[_STREAM], row[_STORE] = int(prediction.stream), int(prediction.store)
     if prediction.valid is not None:
         row[_VALID] = int(prediction.valid)
+    _derive(row, prediction)
     if not prediction.store:
         for column in _CONTENT_COLUMNS:
             row[column] = None
@@ -112,6 +117,15 @@ def to_row(prediction: Prediction) -> Row:
     return row
 
 
+def _derive(row: Row, prediction: Prediction) -> None:
+    """Note what figures need of content that is dropped or sealed next."""
+    if (answer := prediction.answer) is not None:
+        row[_CHARACTERS] = len(answer)
+        row[_DECLINES] = int(declines(answer)) or None
+    if prediction.tool_calls is not None:
+        row[_CALLED] = 1
+
+
 def seal_row(row: Row, prediction: Prediction, key: DataKey) -> None:
     """Put what a row says under a key; ids and numbers of passages and citations stay beside it."""
     content = {name: row[at] for name, at in _SEALED_COLUMNS if row[at] is not None}
@@ -121,6 +135,8 @@ def seal_row(row: Row, prediction: Prediction, key: DataKey) -> None:
         items = getattr(prediction, COLUMNS[at])
         row[at] = items and _encode([_without_text(item) for item in items]).decode()
     row[_SUBJECT_KEY] = key.id
+    if prediction.question is not None:
+        row[_DIGEST] = bytearray(question_digest(prediction.question, key))
     row[_SEALED] = bytearray(seal(prediction.tenant, prediction.id, content, key))
 
 
@@ -143,7 +159,8 @@ def from_facts(facts: dict[str, Any], keys: Mapping[str, DataKey] | None = None)
     """Make a prediction of its columns by name, the id and JSON as text, opened by the keys there are."""
     facts = opened(facts, keys)
     facts["stream"], facts["store"] = bool(facts["stream"]), bool(facts["store"])
-    facts["valid"] = None if facts["valid"] is None else bool(facts["valid"])
+    for name in ("valid", "declines", "called_tools"):
+        facts[name] = None if facts[name] is None else bool(facts[name])
     for column in _JSON_COLUMNS:
         name = COLUMNS[column]
         facts[name] = facts[name] and _decode(facts[name])

@@ -33,8 +33,8 @@ REFUSED_SECONDS = 600.0
 """How long a row that the database did not take is left where it is."""
 
 _JSON = frozenset({"metadata", "passages", "citations", "tool_calls", "messages", "request"})
-_INTEGERS = frozenset({"prompt_tokens", "completion_tokens"})
-_TRUTHS = frozenset({"stream", "store", "valid"})
+_INTEGERS = frozenset({"prompt_tokens", "completion_tokens", "answer_characters"})
+_TRUTHS = frozenset({"stream", "store", "valid", "declines", "called_tools"})
 _LARGEST_INTEGER = (1 << 31) - 1
 
 Facts = dict[str, Any]

@@ -39,9 +39,13 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         if not 0.0 <= self.share <= 1.0:
             raise ValueError("the share of sessions whose content is kept lies between 0 and 1")
 
+    def level_for(self, tenant: str) -> Level:
+        """Say how much of a tenant's content is kept at most."""
+        return self.tenants.get(tenant, self.level)
+
     def level_of(self, tenant: str, session: str, wish: Level | None = None) -> Level:
         """Say how much is kept of a request in `session`: a conversation, else a user, else the prediction itself."""
-        given = self.tenants.get(tenant, self.level)
+        given = self.level_for(tenant)
         chance: Level = "full" if self.share >= 1.0 or _lot(tenant, session) < self.share else "metadata"
         return strictest(given, wish or "full", chance)
 

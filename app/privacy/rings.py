@@ -7,14 +7,32 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from sqlalchemy import delete, select
 
 from app.database import Database, subject_keys
 from app.errors import Unavailable
 from app.privacy.sealing import DataKey, MasterKeys
-from app.privacy.subject_keys import SubjectKeys, WrappedKey
+from app.privacy.subject_keys import SubjectKeys, WrappedKey, new_subject_key
 
 _k = subject_keys.c
+
+
+class RingPlace(msgspec.Struct, frozen=True, kw_only=True):
+    """Where another process finds the keys: it is a secret, and goes by a pipe only."""
+
+    masters: str
+    """The master keys, as `MasterKeys.parse` reads them."""
+    path: str | None = None
+    """Of the file; without one the keys are in the shared database."""
+
+    def opened(self, database: Database) -> "FileRing | SharedRing":
+        """The ring there."""
+        masters = MasterKeys.parse(self.masters)
+        return SharedRing(database, masters) if self.path is None else FileRing(Path(self.path), masters)
+
+    def __repr__(self) -> str:
+        return "<RingPlace>"
 
 
 class FileRing:
@@ -34,6 +52,10 @@ class FileRing:
             Unavailable: the file cannot be read.
         """
         return {each.id: each.unwrapped(self._masters) for each in (await self.wrapped(ids)).values()}
+
+    async def sealing(self, tenant: str, subjects: Sequence[str]) -> Mapping[str, DataKey]:
+        """Give the key of each of these subjects, made if there is none; it is on the disk then. Raises Unavailable."""
+        return {subject: await asyncio.to_thread(self._call, "made_for", tenant, subject) for subject in subjects}
 
     async def wrapped(self, ids: Sequence[str]) -> dict[str, WrappedKey]:
         """Give those there are of these keys as they are stored; raises Unavailable where the file cannot be read."""
@@ -71,6 +93,20 @@ class SharedRing:
         async with self._database.reading() as connection:
             rows = (await connection.execute(select(*subject_keys.c).where(_k.id.in_(ids)))).all()
         return {row.id: WrappedKey(*row).unwrapped(self._masters) for row in rows}
+
+    async def sealing(self, tenant: str, subjects: Sequence[str]) -> Mapping[str, DataKey]:
+        """Give a key of each of these subjects, made if there is none and stored then. Raises Unavailable."""
+        keys: dict[str, DataKey] = {}
+        async with self._database.writing() as connection:
+            for subject in dict.fromkeys(subjects):
+                mine = (_k.tenant == tenant, _k.subject == subject)
+                first = select(*subject_keys.c).where(*mine).order_by(_k.created_at, _k.id).limit(1)
+                row = (await connection.execute(first)).one_or_none()
+                wrapped = WrappedKey(*row) if row else new_subject_key(tenant, subject, self._masters)
+                if row is None:
+                    await connection.execute(subject_keys.insert(), wrapped._asdict())
+                keys[subject] = wrapped.unwrapped(self._masters)
+        return keys
 
     async def destroy(self, tenant: str, subjects: Sequence[str]) -> int:
         """Destroy the keys of subjects; gives how many there were. Raises Unavailable."""

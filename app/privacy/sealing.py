@@ -12,7 +12,7 @@ import binascii
 import hmac
 import os
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
+from hashlib import blake2b, sha256
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
@@ -36,11 +36,16 @@ class CannotOpen(Exception):
 class DataKey:
     """The key of one subject; `id` names it in what it sealed."""
 
-    __slots__ = ("_cipher", "id")
+    __slots__ = ("_cipher", "_digesting", "id")
 
     def __init__(self, key_id: str, secret: bytes) -> None:
         self.id = key_id
         self._cipher = AESGCM(secret)
+        self._digesting = _derived(secret, b"digest")
+
+    def digest(self, content: bytes) -> bytes:
+        """Sixteen bytes that the same content has under the same key; without the key nothing can be compared."""
+        return blake2b(content, key=self._digesting, digest_size=16).digest()
 
     def seal(self, content: bytes, context: bytes) -> bytes:
         """Encrypt; what is sealed opens in the same context only, so that a row cannot be passed off as another."""

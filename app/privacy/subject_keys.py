@@ -101,6 +101,11 @@ class SubjectKeys:
                 self._by_subject.popitem(last=False)
         return known
 
+    def made_for(self, tenant: str, subject: str) -> DataKey:
+        """Give the key of a subject, made if there is none and on the disk then."""
+        with self.making():
+            return self.of_subject(tenant, subject)
+
     def of_ids(self, ids: Sequence[str]) -> dict[str, WrappedKey]:
         """Find those there are of these keys; one that is not there was destroyed."""
         marks = ", ".join("?" * len(ids))
@@ -148,12 +153,15 @@ class SubjectKeys:
             # Another process may have made it while this one waited for its turn.
             if found := self._found(tenant, subject):
                 return found
-        bare = WrappedKey(
-            os.urandom(12).hex(), tenant, subject, self._masters.current, b"", time.time_ns() // 1_000_000
-        )
-        made = bare._replace(wrapped=self._masters.wrap(os.urandom(KEY_BYTES), _context(bare)))
+        made = new_subject_key(tenant, subject, self._masters)
         self._connection.execute("INSERT INTO subject_keys VALUES (?, ?, ?, ?, ?, ?)", made)
         return made
+
+
+def new_subject_key(tenant: str, subject: str, masters: MasterKeys) -> WrappedKey:
+    """Make the key of a subject."""
+    bare = WrappedKey(os.urandom(12).hex(), tenant, subject, masters.current, b"", time.time_ns() // 1_000_000)
+    return bare._replace(wrapped=masters.wrap(os.urandom(KEY_BYTES), _context(bare)))
 
 
 def _context(key: WrappedKey) -> bytes:

@@ -10,13 +10,20 @@ down_revision = "0012"
 
 
 def upgrade() -> None:
-    small: tuple[sa.Column[Any], ...] = (sa.Column("kept", sa.Text()), sa.Column("subject_key", sa.Text()))
+    small: tuple[sa.Column[Any], ...] = (
+        sa.Column("kept", sa.Text()),
+        sa.Column("subject_key", sa.Text()),
+        sa.Column("answer_characters", sa.Integer()),
+        sa.Column("declines", sa.Boolean()),
+        sa.Column("called_tools", sa.Boolean()),
+        sa.Column("question_digest", sa.LargeBinary()),
+    )
     sealed: sa.Column[Any] = sa.Column("sealed", sa.LargeBinary())
     if op.get_bind().dialect.name == "sqlite":
         # The table is made anew, so that these small facts stand before the large content.
         with op.batch_alter_table("predictions", recreate="always") as predictions:
-            predictions.add_column(small[0], insert_after="trace_id")
-            predictions.add_column(small[1], insert_after="kept")
+            for before, column in zip(("trace_id", *(each.name for each in small)), small, strict=False):
+                predictions.add_column(column, insert_after=before)
             predictions.add_column(sealed)
     else:
         for column in (*small, sealed):
@@ -37,5 +44,13 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_table("subject_keys")
     with op.batch_alter_table("predictions") as predictions:
-        for name in ("sealed", "subject_key", "kept"):
+        for name in (
+            "sealed",
+            "question_digest",
+            "called_tools",
+            "declines",
+            "answer_characters",
+            "subject_key",
+            "kept",
+        ):
             predictions.drop_column(name)
