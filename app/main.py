@@ -4,6 +4,9 @@
 """
 
 import asyncio
+import os
+import secrets
+import socket
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -24,10 +27,12 @@ from app.datasets import open_datasets
 from app.drift import Drift, DriftGauges, References
 from app.engine_wiring import Engines, open_engines, release_defaults
 from app.engines import Engine
+from app.erasure import Eraser, ErasureFollower, Erasures
 from app.evaluations import Evaluations
 from app.feedback import FeedbackLog, LabelLog
 from app.gateway import Gateway
 from app.guards import Trials
+from app.leases import Leases
 from app.lineage import Provenance, Tracer, Uses
 from app.links import PassageLinks, load_secret
 from app.predictions import DocumentUses, History, PredictionLog, Shipper
@@ -43,6 +48,7 @@ from app.routes import (
     datasets,
     documents,
     drift,
+    erasures,
     errors,
     feedback,
     health,
@@ -157,6 +163,15 @@ async def open_service(
             engines=engines.samples,
         )
         await parts.enter_async_context(Gauges(Kept(shared), show=metrics.judged))
+        datasets_kept = await parts.enter_async_context(open_datasets(shared, history, documents=retriever))
+        await parts.enter_async_context(
+            ErasureFollower(
+                shared,
+                Eraser(shared, _milliseconds, shredder=keys, datasets=datasets_kept.changes),
+                Leases(shared, f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}", _milliseconds),
+                keys=privacy.ring,
+            )
+        )
         drifts = Drift(shared)
         await parts.enter_async_context(DriftGauges(drifts, rollouts=registry.rollouts, show=metrics.drifted))
         public_url = settings.public_url.rstrip("/") if settings.public_url else None
@@ -175,8 +190,9 @@ async def open_service(
             trials=Trials(shared),
             review=await parts.enter_async_context(open_review(shared, history, label_log)),
             quality=Quality(Apart(shared.secret_url, keys=privacy.place(is_local=is_local)).make),
-            datasets=await parts.enter_async_context(open_datasets(shared, history, documents=retriever)),
+            datasets=datasets_kept,
             drift=drifts,
+            erasures=Erasures(shared, _milliseconds, pseudonym=privacy.pseudonym),
             drift_references=References(shared, _milliseconds, ring=keys),
             defaults=_defaults(settings),
             links=links,
@@ -252,6 +268,7 @@ def create_api(services: Services | None = None, *, max_body_bytes: int | None =
         review.routes,
         quality.routes,
         datasets.routes,
+        erasures.routes,
         drift.routes,
         releases.routes,
         rollouts.routes,

@@ -16,9 +16,11 @@ from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from pathlib import Path
 
 from app.database import Database
+from app.datasets import Changes, Store
 from app.drift import DriftPlan
 from app.drift.facts import QuestionEmbedder
 from app.drift.watching import DriftWatcher
+from app.erasure import Eraser
 from app.errors import Unavailable
 from app.guards import Watcher
 from app.leases import Leases
@@ -178,7 +180,8 @@ async def _work_until_stopped(
         )
         apart = Apart(database.secret_url, rest=REST, idle=True, keys=privacy.place(is_local=isinstance(where, Path)))
         keeper = Keeper(database, apart.make, now)
-        work = {"guards": watcher.step, "quality": keeper.step, "drift": drifts.step}
+        eraser = Eraser(database, now, shredder=ring, datasets=Changes(Store(database)))
+        work = {"guards": watcher.step, "quality": keeper.step, "drift": drifts.step, "erasure": eraser.step}
         worker = Worker(Leases(database, holder, now), work)
         working = asyncio.create_task(worker.run())
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -64,6 +64,7 @@ EVERYTHING = (
     "quality:read",
     "datasets:read",
     "datasets:write",
+    "privacy:manage",
     "releases:read",
     "releases:write",
     "metrics",

@@ -19,6 +19,7 @@ from app.database.drift_tables import (
     drift_streams,
     drift_windows,
 )
+from app.database.erasure_tables import erasures
 from app.database.migrating import SCHEMA_VERSION, MigrationFailed, SchemaTooNew, migrate
 from app.database.ownership import DataDirectoryBusy, exclusive, own_directory
 from app.database.quality_tables import quality_reports
@@ -71,6 +72,7 @@ __all__ = [
     "drift_references",
     "drift_streams",
     "drift_windows",
+    "erasures",
     "exclusive",
     "feedback",
     "followed",

@@ -105,7 +105,7 @@ def to_row(prediction: Prediction) -> Row:
         for column in _CONTENT_COLUMNS:
             row[column] = None
         for column in _QUOTING_COLUMNS:
-            row[column] = row[column] and [_without_text(item) for item in row[column]]
+            row[column] = row[column] and [without_text(item) for item in row[column]]
     for column in _JSON_COLUMNS:
         if row[column] is not None:
             row[column] = _encode(row[column]).decode()
@@ -133,14 +133,14 @@ def seal_row(row: Row, prediction: Prediction, key: DataKey) -> None:
         row[at] = None
     for at in _QUOTING_COLUMNS:
         items = getattr(prediction, COLUMNS[at])
-        row[at] = items and _encode([_without_text(item) for item in items]).decode()
+        row[at] = items and _encode([without_text(item) for item in items]).decode()
     row[_SUBJECT_KEY] = key.id
     if prediction.question is not None:
         row[_DIGEST] = bytearray(question_digest(prediction.question, key))
     row[_SEALED] = bytearray(seal(prediction.tenant, prediction.id, content, key))
 
 
-def _without_text(item: dict[str, Any]) -> dict[str, Any]:
+def without_text(item: dict[str, Any]) -> dict[str, Any]:
     """Keep the numbers and the names of a passage or citation."""
     return {
         key: value

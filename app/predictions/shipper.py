@@ -20,10 +20,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.database import Database, predictions, subject_keys
 from app.errors import ServiceError
 from app.predictions.documents import note_uses
+from app.predictions.erased import blank, erased_since, is_erased
 from app.predictions.log import PredictionLog
 from app.predictions.prediction import Outcome, created_at
 from app.predictions.rows import COLUMNS
 from app.privacy.subject_keys import WrappedKey
+from app.privacy.subjects import digest_of_keys
 
 log = logging.getLogger(__name__)
 
@@ -197,14 +199,21 @@ class Shipper:
         sealed_by = sorted({row["subject_key"] for row in facts if row["subject_key"] is not None})
         keys = await self._keys.wrapped(sealed_by) if self._keys is not None and sealed_by else {}
         async with self._database.writing() as connection:
-            if keys:
-                new_keys = self._database.insert(subject_keys).on_conflict_do_nothing()
-                await connection.execute(new_keys, [key._asdict() for key in keys.values()])
             # Replicas ship beside each other, so a row may appear before one with a lower number: who has to know that
             # none is missing asks for its turn (`History.settled`).
             await self._database.not_while_one(connection, predictions.name)
-            await connection.execute(over_open, list(facts))
+            erased = await erased_since(connection)
+            facts = [{**row, **blank(row)} if is_erased(row, erased) else row for row in facts]
+            new = [key._asdict() for key in keys.values() if not _is_gone(key, erased)]
+            if new:
+                await connection.execute(self._database.insert(subject_keys).on_conflict_do_nothing(), new)
+            await connection.execute(over_open, facts)
             await note_uses(self._database, connection, facts)
+
+
+def _is_gone(key: WrappedKey, erased: Mapping[str, int]) -> bool:
+    """Whether a key was destroyed everywhere but here: it must not come back, whatever it sealed since."""
+    return key.created_at <= erased.get(digest_of_keys(key.tenant, key.subject), -1)
 
 
 def shippable(row: Sequence[Any]) -> Facts:

@@ -62,16 +62,24 @@ class FileRing:
         found: dict[str, WrappedKey] = await asyncio.to_thread(self._call, "of_ids", ids)
         return found
 
-    async def destroy(self, tenant: str, subjects: Sequence[str]) -> int:
-        """Destroy the keys of subjects; gives how many there were. Raises Unavailable."""
-        return int(await asyncio.to_thread(self._call, "destroy", tenant, subjects))
+    async def destroy(self, tenant: str, subjects: Sequence[str], *, made_until: int = 1 << 62) -> int:
+        """Destroy the keys of subjects that were made by that moment; gives how many. Raises Unavailable."""
+        return int(await asyncio.to_thread(self._call, "destroy", tenant, subjects, made_until=made_until))
 
-    def _call(self, method: str, *arguments: Any) -> Any:
+    async def destroy_erased(self, erased: Mapping[str, int]) -> int:
+        """Destroy the keys of subjects, by digest, made by the moment each was erased; gives how many.
+
+        Raises:
+            Unavailable: the file cannot be changed.
+        """
+        return int(await asyncio.to_thread(self._call, "destroy_erased", erased))
+
+    def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         try:
             with self._lock:
                 if self._keys is None:
                     self._keys = SubjectKeys(self._path, self._masters)
-                return getattr(self._keys, method)(*arguments)
+                return getattr(self._keys, method)(*arguments, **options)
         except (sqlite3.Error, OSError) as error:
             raise Unavailable("The keys of sealed content cannot be read.", retry_after_seconds=1.0) from error
 
@@ -108,8 +116,9 @@ class SharedRing:
                 keys[subject] = wrapped.unwrapped(self._masters)
         return keys
 
-    async def destroy(self, tenant: str, subjects: Sequence[str]) -> int:
-        """Destroy the keys of subjects; gives how many there were. Raises Unavailable."""
+    async def destroy(self, tenant: str, subjects: Sequence[str], *, made_until: int = 1 << 62) -> int:
+        """Destroy the keys of subjects that were made by that moment; gives how many. Raises Unavailable."""
+        mine = (_k.tenant == tenant, _k.subject.in_(subjects), _k.created_at <= made_until)
         async with self._database.writing() as connection:
-            of_subjects = delete(subject_keys).where(_k.tenant == tenant, _k.subject.in_(subjects))
+            of_subjects = delete(subject_keys).where(*mine)
             return (await connection.execute(of_subjects)).rowcount

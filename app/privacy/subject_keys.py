@@ -9,12 +9,13 @@ import os
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from app.privacy.sealing import KEY_BYTES, DataKey, MasterKeys
+from app.privacy.subjects import digest_of_keys
 
 _BUSY_SECONDS = 5.0
 _CACHED = 10_000
@@ -116,13 +117,22 @@ class SubjectKeys:
         """Give those there are of these keys, to open what they sealed."""
         return {key_id: wrapped.unwrapped(self._masters) for key_id, wrapped in self.of_ids(ids).items()}
 
-    def destroy(self, tenant: str, subjects: Sequence[str]) -> int:
-        """Destroy the keys of subjects, in the file and its log; gives how many there were."""
+    def destroy_erased(self, erased: Mapping[str, int]) -> int:
+        """Destroy the keys of subjects, by digest, that were made by the moment each was erased; gives how many."""
+        gone = [key for key in self._all() if key.created_at <= erased.get(digest_of_keys(key.tenant, key.subject), -1)]
+        return sum(self.destroy(key.tenant, [key.subject], made_until=key.created_at) for key in gone)
+
+    def _all(self) -> list[WrappedKey]:
+        return [WrappedKey(*row) for row in self._connection.execute(_SELECT)]
+
+    def destroy(self, tenant: str, subjects: Sequence[str], *, made_until: int = 1 << 62) -> int:
+        """Destroy the keys of subjects that were made by that moment, in the file and its log; gives how many."""
         destroyed = 0
         self._connection.execute("BEGIN IMMEDIATE")
         for subject in subjects:
             found = self._connection.execute(
-                "DELETE FROM subject_keys WHERE tenant = ? AND subject = ?", (tenant, subject)
+                "DELETE FROM subject_keys WHERE tenant = ? AND subject = ? AND created_at <= ?",
+                (tenant, subject, made_until),
             )
             destroyed += found.rowcount
             self._by_subject.pop((tenant, subject), None)

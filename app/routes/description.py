@@ -34,6 +34,7 @@ _TAGS = {
     "quality": "How good each release's answers are, every figure with its interval, and whether questions drift.",
     "datasets": "Examples to train on and to measure by, built from predictions or imported, kept as versions.",
     "lineage": "What a prediction was made of, and what was made with it, every digest verified anew.",
+    "privacy": "Have a person or a conversation erased from all that is kept.",
     "releases": "What answers: immutable bundles of model, adapter, prompt, retrieval and defaults.",
     "rollouts": "Which release of a name answers whom.",
     "access": "Whose key this is.",

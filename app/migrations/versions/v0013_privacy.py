@@ -8,6 +8,8 @@ from alembic import op
 revision = "0013"
 down_revision = "0012"
 
+_id = sa.LargeBinary(16).with_variant(sa.Uuid(as_uuid=False), "postgresql")
+
 
 def upgrade() -> None:
     small: tuple[sa.Column[Any], ...] = (
@@ -39,9 +41,29 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_subject_keys"),
     )
     op.create_index("ix_subject_keys_tenant_subject", "subject_keys", ["tenant", "subject"])
+    op.create_table(
+        "erasures",
+        sa.Column("id", _id, nullable=False),
+        sa.Column("tenant", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("names", sa.Text()),
+        sa.Column("digests", sa.Text(), nullable=False),
+        sa.Column("requested_at", sa.BigInteger(), nullable=False),
+        sa.Column("requested_by", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("finished_at", sa.BigInteger()),
+        sa.Column("position", sa.BigInteger(), nullable=False),
+        sa.Column("found", sa.Integer(), nullable=False),
+        sa.Column("counts", sa.Text(), nullable=False),
+        sa.Column("datasets", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_erasures"),
+    )
+    op.create_index("ix_erasures_tenant_id", "erasures", ["tenant", "id"])
+    op.create_index("ix_erasures_state", "erasures", ["state"])
 
 
 def downgrade() -> None:
+    op.drop_table("erasures")
     op.drop_table("subject_keys")
     with op.batch_alter_table("predictions") as predictions:
         for name in (
