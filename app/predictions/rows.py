@@ -133,7 +133,7 @@ def seal_row(row: Row, prediction: Prediction, key: DataKey) -> None:
         row[at] = None
     for at in _QUOTING_COLUMNS:
         items = getattr(prediction, COLUMNS[at])
-        row[at] = items and _encode([without_text(item) for item in items]).decode()
+        row[at] = None if items is None else _encode([without_text(item) for item in items]).decode()
     row[_SUBJECT_KEY] = key.id
     if prediction.question is not None:
         row[_DIGEST] = bytearray(question_digest(prediction.question, key))

@@ -168,6 +168,16 @@ async def test_sealed_content_is_on_no_disk_and_opens_with_the_key(path):
         assert blind.citations[0]["status"] == "supported"
 
 
+async def test_an_answer_without_passages_is_sealed_as_well(path):
+    prediction = _prediction(passages=[], citations=[])
+    with closing(SubjectKeys(path.parent / "keys.db", MASTERS)) as keys:
+        ring = FileRing(path.parent / "keys.db", MASTERS)
+        await _write(path, prediction, keeper=Keeper(keys=keys), ring=ring)
+    async with Database.of_file(path) as database:
+        found = await History(database, keys=ring).get("acme", prediction.id)
+    assert (found.answer, found.passages, found.citations) == (prediction.answer, [], [])
+
+
 async def test_with_its_key_content_is_gone_from_copies_made_before_too(path, tmp_path):
     annas, bens = _prediction(), _prediction(user="ben", answer="for ben")
     with closing(SubjectKeys(path.parent / "keys.db", MASTERS)) as keys:
