@@ -163,7 +163,7 @@ async def open_service(
             engines=engines.samples,
         )
         await parts.enter_async_context(Gauges(Kept(shared), show=metrics.judged))
-        datasets_kept = await parts.enter_async_context(open_datasets(shared, history, documents=retriever))
+        datasets_kept = await parts.enter_async_context(open_datasets(shared, history, documents=retriever, ring=keys))
         await parts.enter_async_context(
             ErasureFollower(
                 shared,

@@ -52,10 +52,15 @@ class Shredder(Protocol):
 class DatasetErasure(Protocol):
     """What an erasure in datasets came to."""
 
-    rows: Collection[str]
-    """The digests of the rows that have no content any more."""
-    versions: Collection[tuple[str, int, str]]
-    """The versions that had them: name, number, digest."""
+    @property
+    def rows(self) -> Collection[str]:
+        """The digests of the rows that have no content any more."""
+        ...
+
+    @property
+    def versions(self) -> Collection[tuple[str, int, str]]:
+        """The versions that had them: name, number, digest."""
+        ...
 
 
 class DatasetRows(Protocol):

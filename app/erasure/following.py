@@ -57,7 +57,7 @@ class ErasureFollower:
         self._leases = leases
         self._keys = keys
         self._poll_seconds = poll_seconds
-        self._seen: tuple[int, str | None] = (0, None)
+        self._seen: tuple[int, int | None] = (0, None)
         self._is_failing = False
 
     async def __aenter__(self) -> Self:
@@ -73,7 +73,9 @@ class ErasureFollower:
         """Look for erasures and do a piece; tells whether there may be more at once. Raises Unavailable."""
         table = erasures.c
         async with self._database.reading() as connection:
-            newest = (await connection.execute(select(func.count(), func.max(table.id)).select_from(erasures))).one()
+            newest = (
+                await connection.execute(select(func.count(), func.max(table.requested_at)).select_from(erasures))
+            ).one()
             running = select(table.id).where(table.state == "running").limit(1)
             is_running = (await connection.execute(running)).first() is not None
             erased = await erased_since(connection) if tuple(newest) != self._seen and self._keys is not None else {}

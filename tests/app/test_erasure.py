@@ -5,7 +5,7 @@ import json
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from app.database import (
     reviews,
     training_runs,
 )
+from app.datasets import sealing
 from app.erasure import Eraser, ErasureFollower, Erasures
 from app.errors import InvalidRequest
 from app.feedback import Feedback, FeedbackLog, Given, Label, LabelLog, Stated, Words
@@ -183,8 +184,13 @@ async def test_an_erasure_reaches_every_version_of_datasets(world):
     assert list(erasure.dataset_digests) == ["f" * 64]
 
 
-class Dies(Exception):
-    """The process ends here."""
+class Read(NamedTuple):
+    """A row as it is read."""
+
+    digest: str
+    content: str | None
+    subject: str | None
+    prediction_id: str | None
 
 
 async def test_what_one_process_began_another_finishes(world):
@@ -325,6 +331,24 @@ async def test_a_key_that_was_destroyed_is_not_shipped_again(world, tmp_path):
     async with world.database.reading() as connection:
         assert (await connection.execute(select(subjects))).all() == []
     keys.close()
+
+
+async def test_rows_of_datasets_are_sealed_by_whose_predictions_they_were_made_of(world):
+    ring = SharedRing(world.database, MasterKeys.parse(new_key()))
+    rows: list[dict[str, Any]] = [
+        {"digest": "1" * 64, "content": canary(1), "subject": "sub_anna", "prediction_id": uuid7()},
+        {"digest": "2" * 64, "content": canary(2), "subject": None, "prediction_id": uuid7()},
+        {"digest": "3" * 64, "content": "imported", "subject": None, "prediction_id": None},
+    ]
+    kept = await sealing.sealed(ring, "acme", rows)
+    assert traces(repr(kept).encode()) == []
+    read = [Read(**row) for row in kept]
+    assert [row.content for row in await sealing.opened(ring, "acme", read)] == [canary(1), canary(2), "imported"]
+    assert [row.content for row in await sealing.opened(None, "acme", read)] == [None, None, "imported"]
+    await ring.destroy("acme", ["sub_anna"])
+    assert [row.content for row in await sealing.opened(ring, "acme", read)] == [None, canary(2), "imported"]
+    moved = [read[1]._replace(digest="4" * 64)]
+    assert [row.content for row in await sealing.opened(ring, "acme", moved)] == [None]
 
 
 # --- the whole service ---
