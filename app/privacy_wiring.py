@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.database import Database
+from app.erasure import Terms
 from app.feedback import Words
 from app.predictions import Keeper, Pseudonym
 from app.privacy.envelopes import Ring
@@ -33,6 +34,8 @@ class Privacy:
     lines: str = field(default="", repr=False)
     """The master keys as they were given."""
     path: Path | None = None
+    terms: Terms = field(default_factory=Terms)
+    """How long each class of data is kept."""
 
     def place(self, *, is_local: bool) -> RingPlace | None:
         """Where a process that this one starts finds the keys."""
@@ -59,15 +62,16 @@ def open_privacy(settings: PrivacySettings, data_dir: Path, parts: AsyncExitStac
     """
     policy = Policy(level=settings.content, tenants=settings.tenants, kinds=settings.redact, share=settings.share)
     lines, masters = _masters(settings)
+    terms = Terms(**{name: getattr(settings, name) for name in Terms.__struct_fields__})
     if masters is None:
-        return Privacy(Keeper(policy))
+        return Privacy(Keeper(policy), terms=terms)
     pseudonym = masters.pseudonym if settings.pseudonyms else None
     path = data_dir / KEYS_FILE
     keys = None
     if parts is not None:
         keys = parts.enter_context(closing(SubjectKeys(path, masters)))
     return Privacy(
-        Keeper(policy, pseudonym=pseudonym, keys=keys), pseudonym, FileRing(path, masters), masters, lines, path
+        Keeper(policy, pseudonym=pseudonym, keys=keys), pseudonym, FileRing(path, masters), masters, lines, path, terms
     )
 
 

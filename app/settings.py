@@ -263,6 +263,11 @@ class PrivacySettings(Section):
         None, description="The same, a key a line; `hallmark privacy new-key` makes one."
     )
     pseudonyms: bool = Field(True, description="With a master key: users are kept by a keyed hash of their name.")
+    content_days: float | None = Field(None, gt=0, description="How long what was said is kept; unset: for ever.")
+    predictions_days: float | None = Field(None, gt=0, description="How long whole records of predictions are kept.")
+    feedback_days: float | None = Field(None, gt=0, description="How long words of feedback and labels are kept.")
+    embeddings_days: float | None = Field(None, gt=0, description="How long questions' embeddings are kept.")
+    review_days: float | None = Field(None, gt=0, description="How long items of review queues are kept.")
 
 
 class Settings(BaseSettings):

@@ -20,7 +20,7 @@ from app.datasets import Changes, Store
 from app.drift import DriftPlan
 from app.drift.facts import QuestionEmbedder
 from app.drift.watching import DriftWatcher
-from app.erasure import Eraser
+from app.erasure import Eraser, Retention
 from app.errors import Unavailable
 from app.guards import Watcher
 from app.leases import Leases
@@ -181,7 +181,9 @@ async def _work_until_stopped(
         apart = Apart(database.secret_url, rest=REST, idle=True, keys=privacy.place(is_local=isinstance(where, Path)))
         keeper = Keeper(database, apart.make, now)
         eraser = Eraser(database, now, shredder=ring, datasets=Changes(Store(database)))
+        retention = Retention(database, now, privacy.terms)
         work = {"guards": watcher.step, "quality": keeper.step, "drift": drifts.step, "erasure": eraser.step}
+        work["retention"] = retention.step
         worker = Worker(Leases(database, holder, now), work)
         working = asyncio.create_task(worker.run())
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -19,7 +19,7 @@ from app.database.drift_tables import (
     drift_streams,
     drift_windows,
 )
-from app.database.erasure_tables import erasures
+from app.database.erasure_tables import erasures, retention_positions
 from app.database.migrating import SCHEMA_VERSION, MigrationFailed, SchemaTooNew, migrate
 from app.database.ownership import DataDirectoryBusy, exclusive, own_directory
 from app.database.quality_tables import quality_reports
@@ -88,6 +88,7 @@ __all__ = [
     "quality_reports",
     "registry",
     "releases",
+    "retention_positions",
     "review_boosts",
     "review_items",
     "review_queues",

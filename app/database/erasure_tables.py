@@ -1,4 +1,4 @@
-"""The table of erasures, declared once for SQLite and PostgreSQL."""
+"""The tables of erasures and retention, declared once for SQLite and PostgreSQL."""
 
 from sqlalchemy import BigInteger, Column, Index, Integer, Table, Text
 
@@ -25,4 +25,12 @@ erasures = Table(
     Column("datasets", Text, nullable=False),
     Index("ix_erasures_tenant_id", "tenant", "id"),
     Index("ix_erasures_state", "state"),
+)
+
+# How far each class of data was let go of: the last row, by its number or id.
+retention_positions = Table(
+    "retention_positions",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("position", Text, nullable=False),
 )

@@ -7,5 +7,6 @@ looked for once more, after the answers that were under way had ended.
 from app.erasure.erasing import Eraser
 from app.erasure.following import ErasureFollower
 from app.erasure.records import Erasure, Erasures
+from app.erasure.retention import Retention, Terms
 
-__all__ = ["Eraser", "Erasure", "ErasureFollower", "Erasures"]
+__all__ = ["Eraser", "Erasure", "ErasureFollower", "Erasures", "Retention", "Terms"]

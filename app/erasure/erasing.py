@@ -225,27 +225,27 @@ async def _erase_about(connection: AsyncConnection, tenant: str, ids: Sequence[s
     notes = reviews.update().where(reviews.c.item_id.in_(items), reviews.c.reason.is_not(None))
     waiting = delete(review_items).where(item.tenant == tenant, item.prediction_id.in_(ids), item.state == "waiting")
     return Counter(
-        feedback=(await connection.execute(said.values(**_WORDLESS_FEEDBACK))).rowcount,
-        labels=(await connection.execute(stated.values(**_WORDLESS_LABEL))).rowcount,
+        feedback=(await connection.execute(said.values(**WORDLESS_FEEDBACK))).rowcount,
+        labels=(await connection.execute(stated.values(**WORDLESS_LABEL))).rowcount,
         embeddings=(await connection.execute(copies.values(embedding=None))).rowcount,
         review_notes=(await connection.execute(notes.values(reason=None))).rowcount,
         review_items=(await connection.execute(waiting.where(item.done == 0))).rowcount,
     )
 
 
-_WORDLESS_FEEDBACK = {"comment": None, "correction": None, "metadata": None, "said": None}
-_WORDLESS_LABEL = {"comment": None, "answer": None, "said": None}
+WORDLESS_FEEDBACK = {"comment": None, "correction": None, "metadata": None, "said": None}
+WORDLESS_LABEL = {"comment": None, "answer": None, "said": None}
 
 
 async def _erase_named(connection: AsyncConnection, erasure: Row[Any], names: Sequence[str], now: int) -> Counter[str]:
     """Erase what goes by the subject's own name: feedback, labels, and slices of review queues."""
     mine = [_f.author.in_(names)] if erasure.kind == "user" else [_f.conversation.in_(names)]
-    gone = _WORDLESS_FEEDBACK | ({"author": ERASED_AUTHOR} if erasure.kind == "user" else {"conversation": None})
+    gone = WORDLESS_FEEDBACK | ({"author": ERASED_AUTHOR} if erasure.kind == "user" else {"conversation": None})
     said = feedback.update().where(_f.tenant == erasure.tenant, *mine)
     counts = Counter(feedback=(await connection.execute(said.values(**gone))).rowcount)
     if erasure.kind == "user":
         stated = labels.update().where(_l.tenant == erasure.tenant, _l.author.in_(names))
-        changed = await connection.execute(stated.values(**_WORDLESS_LABEL, author=ERASED_AUTHOR))
+        changed = await connection.execute(stated.values(**WORDLESS_LABEL, author=ERASED_AUTHOR))
         counts["labels"] += changed.rowcount
     boost = review_boosts.c
     names_it = or_(*(boost.slice.contains(json.dumps(name), autoescape=True) for name in names))

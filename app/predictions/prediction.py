@@ -13,9 +13,9 @@ from app.privacy.policies import Level
 
 Outcome = Literal["open", "finished", "failed", "cancelled", "interrupted"]
 
-Kept = Level | Literal["erased", "unreadable"]
+Kept = Level | Literal["erased", "expired", "unreadable"]
 """How much of the content is there. `erased`: it was sealed, and the key of whose it was is destroyed. `unreadable`: it
-is sealed, and was changed since, or this process has no keys."""
+is sealed, and was changed since, or this process has no keys. `expired`: it was kept for as long as it may be."""
 
 _UNTOLD = frozenset(
     {"answer_characters", "declines", "called_tools", "question_digest", "question_embedding", "sealed", "handed_over"}

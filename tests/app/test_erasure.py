@@ -22,11 +22,11 @@ from app.database import (
     training_runs,
 )
 from app.datasets import sealing
-from app.erasure import Eraser, ErasureFollower, Erasures
+from app.erasure import Eraser, ErasureFollower, Erasures, Retention, Terms
 from app.errors import InvalidRequest
 from app.feedback import Feedback, FeedbackLog, Given, Label, LabelLog, Stated, Words
 from app.leases import Leases
-from app.predictions import History, Keeper, Prediction, Shipper, uuid7
+from app.predictions import History, Keeper, Prediction, Shipper, created_at, uuid7
 from app.predictions.embeddings import pack
 from app.predictions.shipper import shippable
 from app.privacy.rings import FileRing, SharedRing
@@ -271,6 +271,52 @@ async def test_the_record_of_an_erasure_names_nobody(world):
         row = (await connection.execute(select(erasures))).one()
     assert row.names is None
     assert "anna" not in repr(row._asdict())
+
+
+# --- what is too old ---
+
+
+async def test_content_is_let_go_of_and_figures_stay(world):
+    old, new = said_by("anna"), said_by("ben")
+    await world.ship([old])
+    await world.feedback.give(person("u"), Given(prediction_id=old.id, rating=True, comment=canary(10)))
+    await world.ship([new])
+    world.clock.now = created_at(new.id).timestamp() * 1000 + 10 * 24 * 3600 * 1000
+    terms = Terms(content_days=9, feedback_days=9, embeddings_days=9)
+    retention = Retention(world.database, world.clock, terms, batch_rows=1)
+    while await retention.step():
+        pass
+    # Who it was is no content: only names are left.
+    assert set(traces(await contents(world.database))) == {"anna@mail.example", "conversation-of-anna"}
+    gone = await world.history.get("acme", old.id)
+    assert (gone.kept, gone.answer, gone.outcome, gone.user) == ("expired", None, "finished", "anna@mail.example")
+    assert (await world.feedback.find("acme"))[0].rating is True
+    # The last row is what followers go by: its turn comes with the next.
+    assert (await world.history.get("acme", new.id)).answer == new.answer
+
+
+async def test_nothing_is_let_go_of_before_its_time(world):
+    made, last = said_by("anna"), said_by("ben")
+    await world.ship([made, last])
+    world.clock.now = created_at(made.id).timestamp() * 1000 + 8 * 24 * 3600 * 1000
+    retention = Retention(world.database, world.clock, Terms(content_days=9, predictions_days=9, review_days=9))
+    assert not await retention.step()
+    assert (await world.history.get("acme", made.id)).answer == made.answer
+
+
+async def test_whole_records_and_review_items_are_let_go_of(world):
+    made, last = said_by("anna"), said_by("ben")
+    await world.ship([made, last])
+    await world.queue()
+    await world.filler.step()
+    assert len(await world.items()) == 2
+    world.clock.now = created_at(last.id).timestamp() * 1000 + 10 * 24 * 3600 * 1000
+    retention = Retention(world.database, world.clock, Terms(predictions_days=9, review_days=9))
+    while await retention.step():
+        pass
+    assert [each.id for each in await world.history.find("acme")] == [last.id]
+    assert traces(await contents(world.database)) == []
+    assert len(await world.items()) == 0
 
 
 # --- sealed ---

@@ -60,9 +60,16 @@ def upgrade() -> None:
     )
     op.create_index("ix_erasures_tenant_id", "erasures", ["tenant", "id"])
     op.create_index("ix_erasures_state", "erasures", ["state"])
+    op.create_table(
+        "retention_positions",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("position", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_retention_positions"),
+    )
 
 
 def downgrade() -> None:
+    op.drop_table("retention_positions")
     op.drop_table("erasures")
     op.drop_table("subject_keys")
     with op.batch_alter_table("predictions") as predictions:
