@@ -102,6 +102,7 @@ class Keeper:
             if (content := getattr(kept, name)) is not None:
                 setattr(kept, name, self._redacted(_plain(content)))
         kept.question = kept.question and self._redacted(kept.question)
+        kept.question_embedding = None  # It was made of the question as it was said.
         if kept.answer:
             findings = find(kept.answer, self.policy.kinds)
             kept.answer = replaced(kept.answer, findings)

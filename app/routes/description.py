@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from app.chat import ChatRequest
 from app.lineage import Dataset, DatasetPage, Trace, TrainingRun, UsedBy
+from app.privacy.policies import LEVELS
 from app.releases import Release
 from app.routes.completions import ChatCompletion, ChatCompletionChunk
 from app.routes.datasets import BuildRequest, ImportRequest
@@ -182,6 +183,15 @@ def _chat(request: Schema, completion: Schema, chunk: Schema) -> dict[str, Any]:
         "description": "Answer a conversation, from the tenant's documents where they bear on it.\n\n"
         "OpenAI's chat completion with citations. With `stream` the answer is a series of server-sent events that "
         "ends with `[DONE]`; an error after the first one is an `error` event and ends the series.",
+        "parameters": [
+            {
+                "name": "x-hallmark-keep",
+                "in": "header",
+                "required": False,
+                "description": "How much of what is said is kept at most; the service's policy may keep less.",
+                "schema": {"type": "string", "enum": list(LEVELS)},
+            }
+        ],
         "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
         "responses": {
             "200": {

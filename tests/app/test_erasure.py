@@ -29,6 +29,7 @@ from app.leases import Leases
 from app.predictions import History, Keeper, Prediction, Shipper, created_at, uuid7
 from app.predictions.embeddings import pack
 from app.predictions.shipper import shippable
+from app.privacy.policies import Policy
 from app.privacy.rings import FileRing, SharedRing
 from app.privacy.sealing import MasterKeys, new_key
 from app.privacy.subject_keys import SubjectKeys
@@ -319,6 +320,61 @@ async def test_whole_records_and_review_items_are_let_go_of(world):
     assert len(await world.items()) == 0
 
 
+# --- what is said of answers, by the policy ---
+
+
+async def test_words_of_feedback_and_labels_are_kept_as_the_tenants_policy_has_it(world):
+    said = "call me: anna@mail.example"
+    given = Given(prediction_id=uuid7(), comment=said, metadata={"mail": [said]}, idempotency_key="i1", rating=True)
+    for level, comment in (("redacted", "call me: [email]"), ("metadata", None)):
+        words = Words(Policy(tenants={level: level}))
+        async with (
+            FeedbackLog(world.database, words=words) as feedback,
+            LabelLog(world.database, words=words) as labels,
+        ):
+            first = await feedback.give(person("u", level), given)
+            again = await feedback.give(person("u", level), given)
+            assert (first.is_new, again.is_new) == (True, False)
+            (found,) = await feedback.find(level)
+            assert (found.comment, found.rating) == (comment, True)
+            assert found.metadata == (None if comment is None else {"mail": [comment]})
+            stated = Stated(prediction_id=uuid7(), class_name="right", answer=said)
+            assert Label.of((await labels.state(person("r", level), stated)).row).answer == comment
+    assert b"anna@mail.example" not in await contents(world.database)
+
+
+async def test_a_label_of_which_nothing_would_be_kept_is_refused(world):
+    async with LabelLog(world.database, words=Words(Policy(level="metadata"))) as labels:
+        with pytest.raises(InvalidRequest, match="`answer`: no answers are kept"):
+            await labels.state(person("r"), Stated(prediction_id=uuid7(), answer="four weeks"))
+
+
+async def test_end_users_are_kept_by_pseudonyms_and_go_on_speaking_for_themselves(world):
+    masters = MasterKeys.parse(new_key())
+    async with FeedbackLog(world.database, words=Words(pseudonym=masters.pseudonym)) as feedback:
+        anna = person("anna@mail.example")
+        first = await feedback.give(anna, Given(prediction_id=uuid7(), rating=True))
+        assert first.row["author"] == masters.pseudonym("acme", "anna@mail.example")
+        assert (await feedback.change(anna, first.row["id"], {"rating": False})).row["revision"] == 2
+        reviewer = await feedback.give(person("rita"), Given(prediction_id=uuid7(), rating=True, source="reviewer"))
+        assert reviewer.row["author"] == "rita"
+
+
+# --- the command line ---
+
+
+def test_a_new_master_key_is_one():
+    result = CliRunner().invoke(app, ["privacy", "new-key"])
+    assert result.exit_code == 0
+    assert MasterKeys.parse(result.stdout).current == result.stdout.split(":")[0]
+
+
+@pytest.mark.parametrize("options", [(), ("--user", "a", "--conversation", "b")])
+def test_an_erasure_by_command_names_one_subject(options):
+    given = ["privacy", "erase", *options, "--key", "k"]
+    assert CliRunner().invoke(app, given).exit_code == 2
+
+
 # --- sealed ---
 
 
@@ -426,6 +482,9 @@ async def test_over_http_a_person_is_erased_from_the_disk_and_from_the_backup(tm
             assert [each["kind"] for each in erased] == ["user"]
             detail = (await client.get(f"/v1/erasures/{erased[0]['id']}")).json()
             assert detail["trained"] == {"datasets": [], "training_runs": [], "adapters": [], "releases": []}
+            listed = ["privacy", "erasures", "--url", service.url, "--key", service.key]
+            shown = await asyncio.to_thread(CliRunner(env={"COLUMNS": "200"}).invoke, app, listed)
+            assert (erased[0]["id"] in shown.stdout, shown.exit_code) == (True, 0)
             metrics = (await client.get("/metrics")).content
             weak = service.new_key(scopes=("chat", "predictions:read"))
         async with service.client(weak) as client:

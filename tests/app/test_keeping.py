@@ -76,8 +76,9 @@ def test_where_all_is_kept_nothing_is_copied():
 
 
 def test_redacted_content_has_nothing_personal_in_it_and_its_citations_where_they_were():
-    prediction = _prediction()
+    prediction = _prediction(question_embedding=b"as it was said")
     kept = Keeper(Policy(level="redacted")).keep(prediction)
+    assert kept.question_embedding is None
     written = msgspec.json.encode(kept.as_dict() | {"user": None, "request": None})
     assert b"4716" not in written
     assert b"anna@" not in written
