@@ -1,5 +1,6 @@
 """Who is erased is on no disk and in no copy any more, whoever finishes it; and others' content is where it was."""
 
+import asyncio
 import io
 import json
 import shutil
@@ -10,7 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from sqlalchemy import select, update
+from typer.testing import CliRunner
 
+from app.cli import app
 from app.database import (
     Database,
     dataset_rows,
@@ -22,6 +25,8 @@ from app.database import (
     training_runs,
 )
 from app.datasets import sealing
+from app.drift.facts import questions_of
+from app.drift.references import keep, questions_in, sealing_keys
 from app.erasure import Eraser, ErasureFollower, Erasures, Retention, Terms
 from app.errors import InvalidRequest
 from app.feedback import Feedback, FeedbackLog, Given, Label, LabelLog, Stated, Words
@@ -33,8 +38,9 @@ from app.privacy.policies import Policy
 from app.privacy.rings import FileRing, SharedRing
 from app.privacy.sealing import MasterKeys, new_key
 from app.privacy.subject_keys import SubjectKeys
+from app.quality.rows import Rows
 from tests.fake_tgi import FakeTGI
-from tests.review_world import Clock, World, person, prediction, replica
+from tests.review_world import EPOCH, Clock, World, person, prediction, replica
 from tests.service import live_service
 
 VECTOR = pack(np.linspace(-1, 1, 32, dtype=np.float32), "m")
@@ -451,6 +457,40 @@ async def test_rows_of_datasets_are_sealed_by_whose_predictions_they_were_made_o
     assert [row.content for row in await sealing.opened(ring, "acme", read)] == [None, canary(2), "imported"]
     moved = [read[1]._replace(digest="4" * 64)]
     assert [row.content for row in await sealing.opened(ring, "acme", moved)] == [None]
+
+
+async def test_figures_and_references_are_made_of_what_is_sealed(world, tmp_path):
+    masters = MasterKeys.parse(new_key())
+    keys = SubjectKeys(tmp_path / "keys" / "keys.db", masters)
+    ring, keeper = SharedRing(world.database, masters), Keeper(keys=keys)
+    made = said_by("anna", assignment="stable", verdict="answered")
+    with keeper.making():
+        key, *rest = keeper.row(made)
+    shipper = Shipper(None, world.database, keys=FileRing(tmp_path / "keys" / "keys.db", masters))  # type: ignore[arg-type]
+    await shipper._upsert([shippable([bytes(key), *rest])])
+    async with LabelLog(world.database, words=Words(ring=ring)) as labels:
+        await labels.state(person("rita"), Stated(prediction_id=made.id, answer=made.answer, class_name="right"))
+    async with world.database.reading() as connection:
+        row = (await connection.execute(select(predictions))).one()
+    assert (row.answer, row.question, row.answer_characters, row.called_tools) == (None, None, len(made.answer), True)
+    (page,) = [page async for page in Rows(world.database, ring).labelled("acme", EPOCH)]
+    assert (page[0][0].answer, page[0][0].right_answer) == (made.answer, made.answer)
+    (page,) = [page async for page in Rows(world.database).labelled("acme", EPOCH)]
+    assert (page[0][0].answer, page[0][0].right_answer) == (None, None)
+    (question,) = await questions_of(world.database, "acme", "hallmark@1", [row.row], ring=ring)
+    assert (question.embedding, question.key) == (VECTOR, row.subject_key)
+    held = await sealing_keys(ring, [question])
+    async with world.database.writing() as connection:
+        whose = (world.database, connection, "acme", "hallmark@1", 1, [question], {})
+        await keep(*whose, who="t", now=1, keys=held)
+    assert traces(await contents(world.database)) == ["anna@mail.example", "conversation-of-anna"]
+    async with world.database.reading() as connection:
+        (copied,) = await questions_in(connection, "acme", "hallmark@1", 1, ring=ring)
+        assert copied.embedding == VECTOR
+        await ring.destroy("acme", ["anna@mail.example"])
+        (copied,) = await questions_in(connection, "acme", "hallmark@1", 1, ring=ring)
+        assert copied.embedding is None
+    keys.close()
 
 
 # --- the whole service ---
