@@ -4,6 +4,8 @@
 """
 
 import asyncio
+import socket
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
@@ -18,6 +20,7 @@ from starlette.types import ASGIApp
 
 from app.access import Access
 from app.admission import Admission
+from app.alerts import AlertGauges, Alerts, OutboxReports, RuleSets
 from app.database import Database, own_directory
 from app.engine_wiring import Engines, open_engines, release_defaults
 from app.engines import Engine
@@ -36,6 +39,7 @@ from app.registry import Registry
 from app.releases import Prompt, Release, RetrievalPlan
 from app.review import open_review
 from app.routes import (
+    alerts,
     documents,
     errors,
     feedback,
@@ -106,6 +110,8 @@ async def open_service(
         retriever = await parts.enter_async_context(_retriever(settings, data_dir, parser, embedder))
         is_local = _is_file(shared, database)
         shipper = None if is_local else await parts.enter_async_context(Shipper(predictions, shared))
+        if shipper is not None:
+            await parts.enter_async_context(OutboxReports(shared, shipper, _replica(data_dir)))
         document_uses = await parts.enter_async_context(DocumentUses(shared, follows=is_local))
         history, provenance = History(shared), Provenance(shared)
         registry = await parts.enter_async_context(
@@ -146,6 +152,7 @@ async def open_service(
         )
         gauges = Gauges(Quality(shared, rest=REST), rollouts=registry.rollouts, show=metrics.judged)
         await parts.enter_async_context(gauges)
+        await parts.enter_async_context(AlertGauges(shared, metrics.alerted))
         public_url = settings.public_url.rstrip("/") if settings.public_url else None
         folder = settings.engine.adapter_folder
         services = Services(
@@ -162,6 +169,8 @@ async def open_service(
             trials=Trials(shared),
             review=await parts.enter_async_context(open_review(shared, history, label_log)),
             quality=Quality(shared),
+            alerts=Alerts(shared, now),
+            alert_rules=RuleSets(shared, now),
             defaults=_defaults(settings),
             links=links,
             telemetry=telemetry,
@@ -235,6 +244,7 @@ def create_api(services: Services | None = None, *, max_body_bytes: int | None =
         lineage.routes,
         review.routes,
         quality.routes,
+        alerts.routes,
         releases.routes,
         rollouts.routes,
         trials.routes,
@@ -302,6 +312,11 @@ def _admission(settings: Settings) -> Admission:
         # Who waited has to have time left for an answer.
         wait_seconds=min(limits.max_wait_seconds, limits.request_timeout_seconds / 2),
     )
+
+
+def _replica(data_dir: Path) -> str:
+    """What this replica is called: the next process on the same data directory is the same."""
+    return f"{socket.gethostname()}:{data_dir}"
 
 
 def _is_file(database: Database, path: Path) -> bool:
@@ -375,3 +390,8 @@ def _checks(
         "retrieval": check_retrieval,
         "record": check_record,
     }
+
+
+def now() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000

@@ -15,11 +15,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from app.alerts import Evaluator, Notifier, Webhook
+from app.alerts.evaluating import EVERY_SECONDS
 from app.database import Database
 from app.errors import Unavailable
 from app.guards import Watcher
 from app.leases import Leases
 from app.predictions import History
+from app.quality import Quality
 from observability import logs
 
 log = logging.getLogger(__name__)
@@ -29,6 +32,9 @@ LEASE_SECONDS = 3.0
 
 RENEW_SECONDS = 1.0
 POLL_SECONDS = 0.5
+
+REST_PER_WORK = 1.0
+"""Seconds of rest for each second in which alerts read pages of rows, so that others get at the database."""
 
 Step = Callable[[], Awaitable[bool]]
 """Does a piece of the work; tells whether there may be more at once."""
@@ -111,28 +117,39 @@ def run(
     database: Path | str,
     *,
     adapter_folders: Mapping[str, Path],
+    webhook: Webhook | None = None,
+    alerts_every_seconds: float = EVERY_SECONDS,
     log_level: str = "info",
     log_format: logs.Format = "auto",
 ) -> None:
     """Work until SIGTERM or SIGINT; `database` is the one that the replicas share, by its path or URL.
+
+    Without a `webhook` alerts are in the log and in the database alone.
 
     Raises:
         MigrationFailed: the database can never be used as it is.
     """
     lines = logs.configure(log_level.upper(), log_format)
     try:
-        asyncio.run(_work_until_stopped(database, adapter_folders))
+        asyncio.run(_work_until_stopped(database, adapter_folders, webhook, alerts_every_seconds))
     finally:
         lines.close()
 
 
-async def _work_until_stopped(where: Path | str, adapter_folders: Mapping[str, Path]) -> None:
+async def _work_until_stopped(
+    where: Path | str, adapter_folders: Mapping[str, Path], webhook: Webhook | None, alerts_every_seconds: float
+) -> None:
     holder = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
     async with Database.of_file(where) if isinstance(where, Path) else Database(where) as database:
         with suppress(Unavailable):
             await database.prepare()
         watcher = Watcher(database, History(database), now, adapter_folders=adapter_folders)
-        worker = Worker(Leases(database, holder, now), {"guards": watcher.step})
+        quality = Quality(database, rest=REST_PER_WORK)
+        evaluator = Evaluator(database, quality, now, tells=webhook is not None, every_seconds=alerts_every_seconds)
+        work: dict[str, Step] = {"guards": watcher.step, "alerts": evaluator.step}
+        if webhook is not None:
+            work["notifications"] = Notifier(database, webhook, now).step
+        worker = Worker(Leases(database, holder, now), work)
         working = asyncio.create_task(worker.run())
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, working.cancel)

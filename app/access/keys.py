@@ -19,7 +19,7 @@ from app.messages import Priority
 SCOPES = frozenset(
     {"chat", "documents:read", "documents:write", "predictions:read", "releases:read", "releases:write", "metrics"}
     | {"feedback:read", "feedback:write", "labels:read", "labels:write", "admin"}
-    | {"review:read", "review:write", "review:manage", "quality:read"}
+    | {"review:read", "review:write", "review:manage", "quality:read", "alerts:read", "alerts:write"}
 )
 """What a key may be allowed; `admin` includes all the others."""
 

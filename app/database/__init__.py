@@ -4,6 +4,15 @@ The tables are declared here once, and a database is brought to the current sche
 may use one database; the data directory around it has one owner.
 """
 
+from app.database.alert_tables import (
+    alert_events,
+    alert_notifications,
+    alert_rounds,
+    alert_rules,
+    alert_silences,
+    alerts,
+    outboxes,
+)
 from app.database.migrating import SCHEMA_VERSION, MigrationFailed, SchemaTooNew, migrate
 from app.database.ownership import DataDirectoryBusy, exclusive, own_directory
 from app.database.review_tables import review_boosts, review_items, review_queues, reviews
@@ -39,6 +48,12 @@ __all__ = [
     "Id",
     "MigrationFailed",
     "SchemaTooNew",
+    "alert_events",
+    "alert_notifications",
+    "alert_rounds",
+    "alert_rules",
+    "alert_silences",
+    "alerts",
     "api_keys",
     "connect",
     "dataset_rows",
@@ -52,6 +67,7 @@ __all__ = [
     "leases",
     "metadata",
     "migrate",
+    "outboxes",
     "own_directory",
     "prediction_documents",
     "predictions",

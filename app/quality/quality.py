@@ -63,6 +63,10 @@ class Quality:
                 del self._kept[next(iter(self._kept))]
             return report
 
+    async def tenants(self) -> list[str]:
+        """Everybody who ever had a key."""
+        return await self._rows.tenants()
+
     async def of_releases(self, releases: Collection[str], *, window: timedelta) -> Report:
         """Report on what these releases answered to all tenants together."""
         return await self._make(await self._rows.tenants(), Where(since=datetime.now(UTC) - window), only=releases)
