@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
+from app.errors import invalid_field
+
 Kind = Literal["threshold", "absence", "drift", "burn_rate", "trial", "rollback", "outbox"]
 """What a rule looks at. The last three are built in: a canary's trial that cannot end, one that was rolled back, and
 records that do not reach the shared database."""
@@ -155,10 +157,10 @@ def read_rules(given: Sequence[Mapping[str, Any]], *, field: str = "alerts") -> 
             rule = msgspec.convert(each, Rule)
         except msgspec.ValidationError as error:
             # What __post_init__ raises comes wrapped, with its words.
-            cause = error.__cause__
-            inner = cause.field if isinstance(cause, BadRules) else None
+            cause, problem = error.__cause__, invalid_field(error)
+            inner = cause.field if isinstance(cause, BadRules) else problem.param
             path = f"{where}.{inner}" if inner else where
-            raise BadRules(f"`{path}`: {error}", path) from error
+            raise BadRules(f"`{path}`: {problem.message.removeprefix(f'`{problem.param}`: ')}", path) from error
         if any(rule.name == other.name for other in made):
             raise BadRules(f"`{where}.name`: there is a rule {rule.name!r} already.", f"{where}.name")
         made.append(rule)
