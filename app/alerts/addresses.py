@@ -18,17 +18,17 @@ Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
 # What the flags of `ipaddress` leave open: carriers' networks, clouds' own services, and IPv6 that holds IPv4.
 _CLOSED = tuple(
-    map(
-        ip_network,
-        (
-            "100.64.0.0/10",
-            "168.63.129.16/32",
-            "192.88.99.0/24",
-            "64:ff9b::/96",
-            "64:ff9b:1::/48",
-            "2001::/32",
-            "2002::/16",
-        ),
+    ip_network(each)
+    for each in (
+        "100.64.0.0/10",
+        "168.63.129.16/32",
+        "192.0.0.0/24",
+        "192.88.99.0/24",
+        "64:ff9b::/96",
+        "64:ff9b:1::/48",
+        "2001::/32",
+        "2002::/16",
+        "fec0::/10",
     )
 )
 

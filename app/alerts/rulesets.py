@@ -66,17 +66,18 @@ class RuleSets:
                 raise Conflict(
                     f"The rules of {target} are at revision {at}, not {revision}: look again.", param="revision"
                 )
-            if row is not None and row.rules == (encode_rules(rules) if rules is not None else None):
+            wanted = tuple(rules) if rules is not None else None
+            if row is not None and _set_of(row).rules == wanted:
                 return _set_of(row)
             made = RuleSet(
                 target=target,
                 revision=at + 1,
-                rules=tuple(rules) if rules is not None else None,
+                rules=wanted,
                 at=self._clock(),
                 who=who,
                 why=why,
             )
-            kept = encode_rules(rules) if rules is not None else None
+            kept = encode_rules(wanted) if wanted is not None else None
             await connection.execute(alert_rules.insert().values(**{**msgspec.structs.asdict(made), "rules": kept}))
             return made
 

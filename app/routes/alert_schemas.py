@@ -81,7 +81,8 @@ class RuleObject(Wire):
     def of(cls, rule: Rule) -> "RuleObject":
         """The rule as it is shown, with every field."""
         facts = {name: getattr(rule, name) for name in rule.__struct_fields__}
-        return cls.model_validate({**facts, "windows": [_window(each) for each in rule.windows]})
+        windows = [_window(each) for each in rule.windows]
+        return cls.model_validate({**facts, "shifts": list(rule.shifts), "windows": windows})
 
 
 def _window(window: BurnWindow) -> dict[str, Any]:
