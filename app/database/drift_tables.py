@@ -10,8 +10,8 @@ drift_followed = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("revision", BigInteger, nullable=False),
-    Column("position", BigInteger),
-    Column("position_id", Id),
+    Column("position", BigInteger, nullable=False),
+    Column("position_id", Id, nullable=False),
 )
 
 # What one tenant asks of one release, as `name@3`. `open_window` is the window being filled, in MessagePack: numbers of
@@ -26,6 +26,8 @@ drift_streams = Table(
     Column("windows", Integer, nullable=False),
     Column("open_window", LargeBinary, nullable=False),
     Column("open_sessions", Integer, nullable=False),
+    # Digests of the sessions of the last windows, eight bytes each.
+    Column("earlier", LargeBinary, nullable=False),
     Column("recent", Text, nullable=False),
     Column("alarms", Text, nullable=False),
     Column("started_at", BigInteger, nullable=False),

@@ -5,6 +5,8 @@ days. It names examples by their ids, doubts what was learned before, and has mo
 back. The comparing is `hallmark worker`'s (`app.drift.watching`): nothing that is imported here needs scipy.
 """
 
+from app.drift.following import DriftPlan, Noticed
+from app.drift.references import References
 from app.drift.states import (
     UNKNOWN,
     Alarm,
@@ -24,11 +26,14 @@ __all__ = [
     "Alarm",
     "Cluster",
     "Drift",
+    "DriftPlan",
     "DriftState",
     "Followed",
     "Inputs",
     "Kind",
+    "Noticed",
     "Output",
     "Reference",
+    "References",
     "Window",
 ]

@@ -15,8 +15,8 @@ def upgrade() -> None:
         "drift_followed",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("revision", sa.BigInteger(), nullable=False),
-        sa.Column("position", sa.BigInteger()),
-        sa.Column("position_id", _id),
+        sa.Column("position", sa.BigInteger(), nullable=False),
+        sa.Column("position_id", _id, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_drift_followed"),
     )
     op.create_table(
@@ -27,6 +27,7 @@ def upgrade() -> None:
         sa.Column("windows", sa.Integer(), nullable=False),
         sa.Column("open_window", sa.LargeBinary(), nullable=False),
         sa.Column("open_sessions", sa.Integer(), nullable=False),
+        sa.Column("earlier", sa.LargeBinary(), nullable=False),
         sa.Column("recent", sa.Text(), nullable=False),
         sa.Column("alarms", sa.Text(), nullable=False),
         sa.Column("started_at", sa.BigInteger(), nullable=False),
