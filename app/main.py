@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
@@ -19,6 +20,7 @@ from starlette.types import ASGIApp
 from app.access import Access
 from app.admission import Admission
 from app.database import Database, own_directory
+from app.drift import Drift, DriftGauges, References
 from app.engine_wiring import Engines, open_engines, release_defaults
 from app.engines import Engine
 from app.evaluations import Evaluations
@@ -37,6 +39,7 @@ from app.releases import Prompt, Release, RetrievalPlan
 from app.review import open_review
 from app.routes import (
     documents,
+    drift,
     errors,
     feedback,
     health,
@@ -146,6 +149,8 @@ async def open_service(
         )
         gauges = Gauges(Quality(shared, rest=REST), rollouts=registry.rollouts, show=metrics.judged)
         await parts.enter_async_context(gauges)
+        drifts = Drift(shared)
+        await parts.enter_async_context(DriftGauges(drifts, rollouts=registry.rollouts, show=metrics.drifted))
         public_url = settings.public_url.rstrip("/") if settings.public_url else None
         folder = settings.engine.adapter_folder
         services = Services(
@@ -162,6 +167,8 @@ async def open_service(
             trials=Trials(shared),
             review=await parts.enter_async_context(open_review(shared, history, label_log)),
             quality=Quality(shared),
+            drift=drifts,
+            drift_references=References(shared, _milliseconds),
             defaults=_defaults(settings),
             links=links,
             telemetry=telemetry,
@@ -235,6 +242,7 @@ def create_api(services: Services | None = None, *, max_body_bytes: int | None =
         lineage.routes,
         review.routes,
         quality.routes,
+        drift.routes,
         releases.routes,
         rollouts.routes,
         trials.routes,
@@ -302,6 +310,11 @@ def _admission(settings: Settings) -> Admission:
         # Who waited has to have time left for an answer.
         wait_seconds=min(limits.max_wait_seconds, limits.request_timeout_seconds / 2),
     )
+
+
+def _milliseconds() -> int:
+    """Since 1970."""
+    return time.time_ns() // 1_000_000
 
 
 def _is_file(database: Database, path: Path) -> bool:

@@ -12,14 +12,18 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from pathlib import Path
 
 from app.database import Database
+from app.drift import DriftPlan
+from app.drift.facts import QuestionEmbedder
+from app.drift.watching import DriftWatcher
 from app.errors import Unavailable
 from app.guards import Watcher
 from app.leases import Leases
 from app.predictions import History
+from app.review import Raising
 from observability import logs
 
 log = logging.getLogger(__name__)
@@ -111,34 +115,56 @@ def run(
     database: Path | str,
     *,
     adapter_folders: Mapping[str, Path],
+    drift: DriftPlan | None = None,
+    embedding_model: str | None = None,
+    embedding_threads: int = 1,
     log_level: str = "info",
     log_format: logs.Format = "auto",
 ) -> None:
     """Work until SIGTERM or SIGINT; `database` is the one that the replicas share, by its path or URL.
+
+    With an embedding model, kept questions that were searched for nothing are embedded here.
 
     Raises:
         MigrationFailed: the database can never be used as it is.
     """
     lines = logs.configure(log_level.upper(), log_format)
     try:
-        asyncio.run(_work_until_stopped(database, adapter_folders))
+        embedder = _embedder(embedding_model, embedding_threads) if embedding_model else nullcontext()
+        asyncio.run(_work_until_stopped(database, adapter_folders, drift, embedder))
     finally:
         lines.close()
 
 
-async def _work_until_stopped(where: Path | str, adapter_folders: Mapping[str, Path]) -> None:
+async def _work_until_stopped(
+    where: Path | str,
+    adapter_folders: Mapping[str, Path],
+    drift: DriftPlan | None,
+    embedding: AbstractAsyncContextManager[QuestionEmbedder | None],
+) -> None:
     holder = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
-    async with Database.of_file(where) if isinstance(where, Path) else Database(where) as database:
+    async with (
+        Database.of_file(where) if isinstance(where, Path) else Database(where) as database,
+        embedding as embedder,
+    ):
         with suppress(Unavailable):
             await database.prepare()
-        watcher = Watcher(database, History(database), now, adapter_folders=adapter_folders)
-        worker = Worker(Leases(database, holder, now), {"guards": watcher.step})
+        history = History(database)
+        watcher = Watcher(database, history, now, adapter_folders=adapter_folders)
+        drifts = DriftWatcher(database, history, now, plan=drift, embedder=embedder, on_alarm=Raising(database, now))
+        worker = Worker(Leases(database, holder, now), {"guards": watcher.step, "drift": drifts.step})
         working = asyncio.create_task(worker.run())
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, working.cancel)
         log.info("Working on %s", database.name)
         with suppress(asyncio.CancelledError):
             await working
+
+
+def _embedder(model: str, threads: int) -> AbstractAsyncContextManager[QuestionEmbedder]:
+    from retrieval.embedder import SentenceTransformerEmbedder  # Torch, which a worker mostly does without.
+
+    return SentenceTransformerEmbedder(model, threads=threads)
 
 
 def now() -> int:

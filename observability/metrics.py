@@ -16,6 +16,8 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.process_collector import ProcessCollector
 
 from observability.collectors import (
+    Drifts,
+    DriftSample,
     Engines,
     GroupSample,
     LoopHistogram,
@@ -151,6 +153,8 @@ class Metrics:
         self.registry.register(self._engines)
         self._qualities = Qualities()
         self.registry.register(self._qualities)
+        self._drifts = Drifts()
+        self.registry.register(self._drifts)
         self.fallbacks = self._counter(
             "hallmark_fallbacks", "Answers given because an engine could not, by what gave them.", "release", "kind"
         )
@@ -262,6 +266,10 @@ class Metrics:
         """Show these figures from now on, and no others; the releases are those that serve."""
         self._qualities.samples = samples
         self._qualities.computed_at_seconds = computed_at_seconds
+
+    def drifted(self, samples: Sequence[DriftSample]) -> None:
+        """Show how these releases stand from now on, and no others."""
+        self._drifts.samples = samples
 
     def watch(
         self,

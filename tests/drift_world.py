@@ -27,7 +27,8 @@ _TOPICS = _random.normal(size=(8, DIMENSION))
 def vector(topic: int, random: np.random.Generator, spread: float = 0.35) -> np.ndarray:
     """A question of a topic; 0 to 5 are what people ask, 6 and 7 are new."""
     found = _TOPICS[topic] + random.normal(size=DIMENSION) * spread * 2
-    return (found / np.linalg.norm(found)).astype(np.float32)
+    unit: np.ndarray = (found / np.linalg.norm(found)).astype(np.float32)
+    return unit
 
 
 @dataclass

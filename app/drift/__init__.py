@@ -6,6 +6,7 @@ back. The comparing is `hallmark worker`'s (`app.drift.watching`): nothing that 
 """
 
 from app.drift.following import DriftPlan, Noticed
+from app.drift.gauges import DriftGauges
 from app.drift.references import References
 from app.drift.states import (
     UNKNOWN,
@@ -26,6 +27,7 @@ __all__ = [
     "Alarm",
     "Cluster",
     "Drift",
+    "DriftGauges",
     "DriftPlan",
     "DriftState",
     "Followed",

@@ -3,6 +3,7 @@
 The main rule: everything is asked for a tenant, and of a tenant nobody but itself learns the ids of its predictions.
 """
 
+from collections import Counter
 from collections.abc import Collection
 from typing import Any, Literal
 
@@ -179,15 +180,18 @@ class Drift:
                 )
         return found
 
-    async def alarmed(self) -> dict[tuple[str, Kind], int]:
-        """Count by release and kind the tenants for whom there is an alarm: what may be told without naming any."""
-        counts: dict[tuple[str, Kind], int] = {}
+    async def counts(self) -> tuple[dict[tuple[str, Kind], int], dict[str, int]]:
+        """Count what may be told without naming a tenant.
+
+        Gives for how many tenants a release has an alarm of a kind, and how many windows of it were compared.
+        """
+        alarmed: Counter[tuple[str, Kind]] = Counter()
+        compared: Counter[str] = Counter()
         async with self._database.reading() as connection:
-            for row in await connection.execute(select(_s.release, _s.alarms)):
-                for kind in KINDS:
-                    raised = any(each.kind == kind for each in alarms_of(row.alarms))
-                    counts[row.release, kind] = counts.get((row.release, kind), 0) + raised
-        return counts
+            for row in await connection.execute(select(_s.release, _s.windows, _s.alarms)):
+                alarmed.update((row.release, each.kind) for each in alarms_of(row.alarms))
+                compared[row.release] += row.windows
+        return alarmed, compared
 
 
 alarms_of = msgspec.json.Decoder(tuple[Alarm, ...]).decode

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from app.access import Caller
+from app.drift import Drift, References
 from app.evaluations import Evaluations
 from app.feedback import FeedbackLog, LabelLog
 from app.guards import Trials
@@ -40,6 +41,8 @@ class Services:
     trials: Trials
     review: ReviewQueue
     quality: Quality
+    drift: Drift
+    drift_references: References
     defaults: Mapping[str, Any]
     """What a release has where its file leaves it out."""
     links: PassageLinks
