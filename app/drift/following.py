@@ -111,6 +111,7 @@ class Stream(msgspec.Struct, dict=True):
         """Begin another window, and give the one that has ended."""
         ended, self.open = self.open, OpenWindow()
         self.earlier = (self.earlier + b"".join(ended.sessions))[-EARLIER_SESSIONS * _DIGEST_BYTES :]
+        self.__dict__.pop("_earlier_sessions", None)
         return ended
 
     def hear(self, p_values: dict[Kind, float | None], reference: int, level: float, *, now: int) -> list[Alarm]:

@@ -155,6 +155,10 @@ class Drift:
                     examples[stream.release] = clusters[0].examples if clusters else ()
         return {row.release: _state(row, examples.get(row.release, ())) for row in streams}
 
+    async def drifted(self, tenant: str, releases: Collection[str]) -> set[str]:
+        """Which of these releases are asked other things than before: guesses that were learned then are doubtful."""
+        return {name for name, state in (await self.states(tenant, releases)).items() if state.is_doubtful}
+
     async def followed(self, tenant: str, release: str | None = None, *, windows: int = 20) -> list[Followed]:
         """Tell all that is known of a tenant's releases, or of one, with the last `windows` of each."""
         states = await self.states(tenant, None if release is None else [release])

@@ -95,7 +95,7 @@ class DriftWatcher:
             Unavailable: the database does not answer.
         """
         now = self._clock()
-        if self._looked_at is not None and now - self._looked_at < self._pace_ms:
+        if self._looked_at is not None and 0 <= now - self._looked_at < self._pace_ms:
             return False
         self._looked_at = now
         settled = await self._history.settled()
@@ -209,12 +209,14 @@ class DriftWatcher:
         async with self._database.reading() as connection:
             version = await newest(connection, stream.tenant, stream.release)
             known = await questions_in(connection, stream.tenant, stream.release, version) if version else []
-            others = select(_s.windows, _s.started_at).where(_s.tenant == stream.tenant)
+            others = select(_s.windows, _s.started_at).where(_s.tenant == stream.tenant, _s.release != stream.release)
             mine = [(row.windows, row.started_at) for row in await connection.execute(others)]
         if not version:
             await self._write(batch, lambda connection: self._hold(connection, stream, window, questions))
             return
-        level = level_for(windows_in_90_days(mine, now=self._clock()), self._plan.false_alarms)
+        level = level_for(
+            windows_in_90_days([*mine, (stream.windows, stream.started_at)], now=self._clock()), self._plan.false_alarms
+        )
         seed = int.from_bytes(blake2b(f"{stream.release}/{stream.windows}".encode(), digest_size=4).digest())
         judged = await asyncio.to_thread(judge, known, questions, level=level, seed=seed)
         raised = stream.hear(judged.p_values, version, level, now=self._clock())
