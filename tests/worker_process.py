@@ -5,20 +5,22 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
 
 
 @contextlib.asynccontextmanager
-async def worker_process(data_dir: Path, database_url: str | None = None) -> AsyncIterator[asyncio.subprocess.Process]:
+async def worker_process(
+    data_dir: Path, database_url: str | None = None, *, settings: Mapping[str, str] | None = None
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run a worker until the end of the block, or until it is killed."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("HALLMARK_")}
     given = {"HALLMARK_DATABASE_URL": database_url} if database_url else {}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "app", "worker", "--data-dir", str(data_dir),
-        cwd=REPOSITORY, env={**own, **given}, stderr=asyncio.subprocess.PIPE,
+        cwd=REPOSITORY, env={**own, **given, **(settings or {})}, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
         assert process.stderr is not None

@@ -4,9 +4,9 @@ The main rule: every query names its tenant and its release, here and nowhere el
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from sqlalchemy import ColumnElement, Row, Select, select
@@ -23,6 +23,7 @@ MAX_QUESTION_CHARACTERS = 2_000
 _ROWS_AT_ONCE = 500
 _EMBEDDED_AT_ONCE = 64
 
+T = TypeVar("T")
 _p = predictions.c
 SESSION = (_p.id, _p.user, _p.conversation)
 _LOOKED_AT = (
@@ -135,8 +136,7 @@ def _read(tenant: str, page: Sequence[Row[Any]]) -> list[Question]:
 def outputs_of(row: Row[Any]) -> Outputs:
     """What an answer was like, from its columns."""
     verdict = row.verdict or ""
-    found = _passages(row.passages) if row.passages else ()
-    scores = [each.dense_score for each in found if each.dense_score is not None]
+    scores = [each.dense_score for each in _read_json(_passages, row.passages) if each.dense_score is not None]
     return Outputs(
         predicted_class=row.predicted_class,
         finish_reason=row.finish_reason,
@@ -147,13 +147,21 @@ def outputs_of(row: Row[Any]) -> Outputs:
     )
 
 
+def _read_json(decode: Callable[[str], list[T]], text: str | None) -> list[T]:
+    """Read what is of the usual form: of any other, nothing is known."""
+    try:
+        return decode(text) if text else []
+    except msgspec.DecodeError:
+        return []
+
+
 def _support(verdict: str, citations: str | None) -> float | None:
     if verdict.endswith(":unsupported_answer"):
         return 0.0
     if verdict != "answered":
         return None
     best: dict[int, float] = {}
-    for each in _citations(citations) if citations else ():
+    for each in _read_json(_citations, citations):
         best[each.answer_start] = max(best.get(each.answer_start, 0.0), each.support or 0.0)
     return sum(best.values()) / len(best) if best else 0.0
 

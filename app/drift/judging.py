@@ -41,6 +41,11 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
     outputs: tuple[Output, ...]
     clusters: tuple[Cluster, ...]
 
+    @classmethod
+    def nothing(cls) -> "Judged":
+        """What is found where nothing can be compared."""
+        return cls(inputs=None, outputs=(), clusters=())
+
     @property
     def p_values(self) -> dict[Kind, float | None]:
         """What to compare with a level, by kind."""
@@ -64,11 +69,11 @@ def permutations_for(level: float, tests: int) -> int:
 def _inputs(
     reference: Sequence[Question], window: Sequence[Question], level: float, seed: int
 ) -> tuple[Inputs | None, tuple[Cluster, ...]]:
-    models = Counter(model_of(each.embedding) for each in reference if each.embedding)
-    if not models:
+    spaces = Counter(_space(each) for each in reference if each.embedding)
+    if not spaces:
         return None, ()
-    model = models.most_common(1)[0][0]
-    (known, asked), vectors = zip(*(_embedded(side, model) for side in (reference, window)), strict=True)
+    space = spaces.most_common(1)[0][0]
+    (known, asked), vectors = zip(*(_embedded(side, space) for side in (reference, window)), strict=True)
     if _session_count(known) < 2 * MIN_SESSIONS or _session_count(asked) < MIN_SESSIONS:
         return None, ()
     sides = [
@@ -91,9 +96,14 @@ def _inputs(
     return inputs, clusters
 
 
-def _embedded(questions: Sequence[Question], model: bytes) -> tuple[list[Question], Vectors]:
-    """Those with a vector of that model that says something, and their vectors."""
-    with_one = [each for each in questions if each.embedding and model_of(each.embedding) == model]
+def _space(question: Question) -> tuple[bytes, int]:
+    """What a vector can be compared with: those of its model and length."""
+    return model_of(question.embedding or b""), len(question.embedding or b"")
+
+
+def _embedded(questions: Sequence[Question], space: tuple[bytes, int]) -> tuple[list[Question], Vectors]:
+    """Those with a vector in that space that says something, and their vectors."""
+    with_one = [each for each in questions if each.embedding and _space(each) == space]
     if not with_one:
         return [], np.empty((0, 0), np.float32)
     vectors = unpack([each.embedding for each in with_one if each.embedding])

@@ -22,6 +22,10 @@ MIN_REFERENCE_SESSIONS = 400
 """Twice what a window needs (`observability.drift.MIN_SESSIONS`): half of a reference is compared with the other."""
 
 MAX_REFERENCE_SESSIONS = 4_000
+
+KEPT_VERSIONS = 5
+"""Versions of a reference whose questions are kept; of older ones the sizes and the source are."""
+
 _MAX_ROWS_READ = 50_000
 _ROWS_AT_ONCE = 500
 
@@ -134,7 +138,7 @@ async def keep(
     who: str,
     now: int,
 ) -> Reference | None:
-    """Write a reference; None, and nothing is written, where the version is taken."""
+    """Write a reference and let old ones go; None, and nothing is written, where the version is taken."""
     whose = {"tenant": tenant, "release": release, "version": version}
     facts: dict[str, Any] = {
         "source": msgspec.json.encode(source).decode(),
@@ -160,6 +164,8 @@ async def keep(
     ]
     for at in range(0, len(rows), _ROWS_AT_ONCE):
         await connection.execute(drift_reference_rows.insert(), rows[at : at + _ROWS_AT_ONCE])
+    mine = (_q.tenant == tenant, _q.release == release)
+    await connection.execute(drift_reference_rows.delete().where(*mine, _q.version <= version - KEPT_VERSIONS))
     return Reference(version=version, **{**facts, "source": source})
 
 

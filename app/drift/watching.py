@@ -218,7 +218,12 @@ class DriftWatcher:
             windows_in_90_days([*mine, (stream.windows, stream.started_at)], now=self._clock()), self._plan.false_alarms
         )
         seed = int.from_bytes(blake2b(f"{stream.release}/{stream.windows}".encode(), digest_size=4).digest())
-        judged = await asyncio.to_thread(judge, known, questions, level=level, seed=seed)
+        try:
+            judged = await asyncio.to_thread(judge, known, questions, level=level, seed=seed)
+        except ValueError:
+            # What one tenant has must not keep the worker from all others'.
+            log.error("Window %d of %s cannot be compared with its reference", stream.windows + 1, stream.release)  # noqa: TRY400 - a traceback could show content.
+            judged = Judged.nothing()
         raised = stream.hear(judged.p_values, version, level, now=self._clock())
         row = _row(stream, window, questions, judged, level, now=self._clock())
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import delete, select
 
-from app.database import drift_reference_rows, drift_streams, predictions, review_boosts
+from app.database import drift_followed, drift_reference_rows, drift_streams, predictions, review_boosts
 from app.drift import UNKNOWN, DriftGauges
 from app.drift.facts import MAX_QUESTIONS, Outputs, Question
 from app.drift.following import Stream, stream_of, values_of, windows_in_90_days
@@ -27,6 +27,8 @@ from observability.metrics import Metrics
 from observability.windows import disjoint_windows
 from tests.drift_world import MODEL, SMALL, DriftWorld, drift_world
 from tests.review_world import EPOCH, World, prediction
+from tests.service import until
+from tests.worker_process import worker_process
 
 DAY = 24 * 3600 * 1000
 
@@ -272,6 +274,31 @@ async def test_a_worker_that_is_killed_while_it_writes_leaves_nothing_and_anothe
     assert (await world.drift.state("acme", "hallmark@1")).kinds == ("inputs",)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_a_worker_process_that_is_killed_is_followed_by_another(tmp_path):
+    settings = {"HALLMARK_DRIFT_REFERENCE_SESSIONS": "400", "HALLMARK_DRIFT_WINDOW_SESSIONS": "200"}
+    async with drift_world(f"sqlite:///{tmp_path / 'hallmark.db'}") as world:
+        await world.ask(1)
+
+        async def has_begun():
+            async with world.database.reading() as connection:
+                return (await connection.execute(select(drift_followed))).all()
+
+        async with worker_process(tmp_path, settings=settings):
+            await until(has_begun, seconds=60)
+            await world.ask(400)
+        await new_topic(world)
+        await world.ask(1)
+
+        async def is_alarmed():
+            return (await world.drift.state("acme", "hallmark@1")).alarm
+
+        async with worker_process(tmp_path, settings=settings):
+            await until(is_alarmed, seconds=120)
+        assert [each.sessions for each in await world.windows()] == [200, 200]
+
+
 async def test_a_watcher_begins_with_what_is_asked_from_then_on_and_looks_at_an_idle_service_seldom(tmp_path):
     async with drift_world(f"sqlite:///{tmp_path / 'drift.db'}") as world:
         assert await world.new_watcher().step() is False  # Nothing was ever asked.
@@ -358,6 +385,24 @@ async def test_a_reference_of_questions_alone_is_compared_with_questions_alone(w
     (window,) = await world.windows()
     assert json.loads(window.inputs)["p_value"] <= 0.01
     assert window.outputs is None
+
+
+async def test_vectors_of_another_length_or_model_stop_nobody(world):
+    """Whoever sets a reference for one tenant must not keep the worker from the others'."""
+    for size, model in ((16, MODEL), (24, "another model")):
+        wrong = [(n.to_bytes(8), pack(np.ones(size, np.float32), model)) for n in range(400)]
+        await world.references.from_questions("acme", "hallmark@1", wrong, name="wrong", who="test")
+        await world.ask(201, passages=[{"dense_score": "high"}])
+        await world.watch()
+    assert [each.inputs for each in await world.windows()] == [None, None]
+
+
+async def test_questions_of_references_that_were_replaced_long_ago_are_let_go(world):
+    faq = [(number.to_bytes(8), pack(np.ones(4, np.float32), MODEL)) for number in range(400)]
+    for _ in range(6):
+        made = await world.references.from_questions("acme", "hallmark@1", faq, name="faq", who="test")
+    assert made.version == 6
+    assert [len(await stored(world, version)) for version in (1, 2, 6)] == [0, 400, 400]
 
 
 async def test_too_few_sessions_are_no_reference(world):

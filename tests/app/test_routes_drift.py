@@ -201,7 +201,7 @@ async def test_real_embeddings_tell_a_topic_that_is_new_through_the_service(tmp_
         for first in range(0, 404, 4):
             await asyncio.gather(*(ask(number) for number in range(first, first + 4)))
         await follow(service, watcher)
-        state = await Drift(database).state(api.tenant, RELEASE)
+        state = await Drift(database).state(api.name, RELEASE)
         assert state.kinds == ("inputs",)
         assert state.examples
         assert all(any(dish in asked[example] for dish in DISHES) for example in state.examples)
