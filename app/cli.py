@@ -18,6 +18,7 @@ from rich.table import Table
 
 from app.alert_commands import alerts
 from app.client import Client
+from app.drift_commands import drift
 from app.prediction_commands import predictions
 from app.quality_commands import quality
 from app.release_commands import releases, rollouts
@@ -42,6 +43,7 @@ app.add_typer(releases, name="releases")
 app.add_typer(rollouts, name="rollouts")
 app.add_typer(review, name="review")
 app.add_typer(alerts, name="alerts")
+app.add_typer(drift, name="drift")
 app.command("quality")(quality)
 
 KeyId = Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.")]
@@ -115,18 +117,24 @@ def engine(context: typer.Context) -> None:
 
 @app.command()
 def worker(data_dir: DataDir = None) -> None:
-    """Do the periodic work beside the service: watch canaries, take back one that is worse, and raise alerts."""
+    """Do the periodic work beside the service: watch canaries, take back a worse one, look for drift, raise alerts."""
     settings = load_settings(data_dir=data_dir)
     from app.database import MigrationFailed
+    from app.drift import DriftPlan
     from app.worker import run
 
     groups = {settings.main_engine: settings.engine, **settings.engines}
     folders = {name: group.adapter_folder for name, group in groups.items() if group.adapter_folder}
     settings.data_dir.mkdir(parents=True, exist_ok=True)
+    wanted = settings.drift.model_dump()
+    embeds = wanted.pop("embed_questions")
     try:
         run(
             _database(data_dir),
             adapter_folders=folders,
+            drift=DriftPlan(**wanted),
+            embedding_model=settings.retrieval.embedding_model if embeds else None,
+            embedding_threads=settings.retrieval.embedding_threads,
             webhook=_webhook(settings),
             alerts_every_seconds=settings.alerts.every_seconds,
             log_level=settings.log_level,

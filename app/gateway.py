@@ -248,6 +248,7 @@ class Answering:
         """Have another release answer; what was found and written for the one before is not of its answer."""
         prediction = self.prediction
         prediction.passages = prediction.messages = prediction.question = prediction.index_version = None
+        prediction.question_embedding = None
         self._passages = ()
         self._take(choice)
 
@@ -329,6 +330,7 @@ class Answering:
             prediction.retrieve_seconds = perf_counter() - started
         prediction.retrieval_outcome = grounds.outcome
         prediction.index_version = grounds.index_version
+        prediction.question_embedding = grounds.embedding
         prediction.passages = [hit_facts(hit) for hit in grounds.found]
         self.embed_seconds = grounds.embed_seconds
         genai.end_retrieval(

@@ -10,6 +10,7 @@ from app.chat import ChatRequest
 from app.engines import Engine
 from app.errors import ContextTooLong, RetrievalUnavailable, ServiceError, from_retrieval
 from app.messages import Message
+from app.predictions.embeddings import pack
 from app.prompts import ANSWER, compose, prompt_bytes
 from app.releases import Prompt, RetrievalPlan
 from app.tasks import Task
@@ -71,6 +72,8 @@ class Grounds:
     embed_seconds: float | None = None
     search_seconds: float = 0.0
     embedding_model: str | None = None
+    embedding: bytes | None = None
+    """What was searched for, packed to be kept."""
 
 
 def plan_for(request: ChatRequest, plan: RetrievalPlan, task: Task = ANSWER) -> RetrievalPlan:
@@ -145,8 +148,10 @@ async def find_grounds(
             shown = hits
         else:
             outcome, hits = "irrelevant", ()
+    vector, model = result.query_vector, result.embedding_model
+    packed = pack(vector, model) if vector is not None and model else None
     took = result.embed_seconds, result.search_seconds, result.embedding_model
-    return Grounds(outcome, hits, shown, result.hits, result.index_version, *took)
+    return Grounds(outcome, hits, shown, result.hits, result.index_version, *took, packed)
 
 
 async def _narrowed(

@@ -22,6 +22,7 @@ from app.access import Access
 from app.admission import Admission
 from app.alerts import AlertGauges, Alerts, OutboxReports, RuleSets
 from app.database import Database, own_directory
+from app.drift import Drift, DriftGauges, References
 from app.engine_wiring import Engines, open_engines, release_defaults
 from app.engines import Engine
 from app.evaluations import Evaluations
@@ -41,6 +42,7 @@ from app.review import open_review
 from app.routes import (
     alerts,
     documents,
+    drift,
     errors,
     feedback,
     health,
@@ -153,6 +155,8 @@ async def open_service(
         gauges = Gauges(Quality(shared, rest=REST), rollouts=registry.rollouts, show=metrics.judged)
         await parts.enter_async_context(gauges)
         await parts.enter_async_context(AlertGauges(shared, metrics.alerted))
+        drifts = Drift(shared)
+        await parts.enter_async_context(DriftGauges(drifts, rollouts=registry.rollouts, show=metrics.drifted))
         public_url = settings.public_url.rstrip("/") if settings.public_url else None
         folder = settings.engine.adapter_folder
         services = Services(
@@ -171,6 +175,8 @@ async def open_service(
             quality=Quality(shared),
             alerts=Alerts(shared, now),
             alert_rules=RuleSets(shared, now),
+            drift=drifts,
+            drift_references=References(shared, now),
             defaults=_defaults(settings),
             links=links,
             telemetry=telemetry,
@@ -245,6 +251,7 @@ def create_api(services: Services | None = None, *, max_body_bytes: int | None =
         review.routes,
         quality.routes,
         alerts.routes,
+        drift.routes,
         releases.routes,
         rollouts.routes,
         trials.routes,

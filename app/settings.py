@@ -238,6 +238,25 @@ class LimitSettings(Section):
     )
 
 
+class DriftSettings(Section):
+    """How `hallmark worker` looks for drift."""
+
+    reference_sessions: int = Field(
+        1_000, ge=400, le=4_000, description="First sessions of a release that later ones are compared with."
+    )
+    window_sessions: int = Field(500, ge=200, le=4_000, description="Distinct sessions of a window.")
+    false_alarms: float = Field(
+        1.0, gt=0, le=1_000, description="False alarms in 90 days that a tenant puts up with, over all its releases."
+    )
+    label_rate: float = Field(
+        0.2, ge=0, le=1, description="Share of a drifted release's answers that its review queues take; 0 raises none."
+    )
+    label_days: float = Field(7.0, gt=0, le=365, description="How long they do.")
+    embed_questions: bool = Field(
+        False, description="Have the worker embed kept questions that were searched for nothing: it loads the embedder."
+    )
+
+
 class Settings(BaseSettings):
     """The whole configuration of one process."""
 
@@ -277,6 +296,7 @@ class Settings(BaseSettings):
     qdrant: QdrantSettings = QdrantSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
     release: ReleaseSettings = ReleaseSettings()
+    drift: DriftSettings = DriftSettings()
     limits: LimitSettings = LimitSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     alerts: AlertSettings = AlertSettings()

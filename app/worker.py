@@ -12,17 +12,21 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from pathlib import Path
 
 from app.alerts import Evaluator, Notifier, Webhook
 from app.alerts.evaluating import EVERY_SECONDS
 from app.database import Database
+from app.drift import Drift, DriftPlan
+from app.drift.facts import QuestionEmbedder
+from app.drift.watching import DriftWatcher
 from app.errors import Unavailable
 from app.guards import Watcher
 from app.leases import Leases
 from app.predictions import History
 from app.quality import Quality
+from app.review import Raising
 from observability import logs
 
 log = logging.getLogger(__name__)
@@ -119,11 +123,15 @@ def run(
     adapter_folders: Mapping[str, Path],
     webhook: Webhook | None = None,
     alerts_every_seconds: float = EVERY_SECONDS,
+    drift: DriftPlan | None = None,
+    embedding_model: str | None = None,
+    embedding_threads: int = 1,
     log_level: str = "info",
     log_format: logs.Format = "auto",
 ) -> None:
     """Work until SIGTERM or SIGINT; `database` is the one that the replicas share, by its path or URL.
 
+    With an embedding model, kept questions that were searched for nothing are embedded here.
     Without a `webhook` alerts are in the log and in the database alone.
 
     Raises:
@@ -131,22 +139,39 @@ def run(
     """
     lines = logs.configure(log_level.upper(), log_format)
     try:
-        asyncio.run(_work_until_stopped(database, adapter_folders, webhook, alerts_every_seconds))
+        embedder = _embedder(embedding_model, embedding_threads) if embedding_model else nullcontext()
+        asyncio.run(_work_until_stopped(database, adapter_folders, drift, embedder, webhook, alerts_every_seconds))
     finally:
         lines.close()
 
 
 async def _work_until_stopped(
-    where: Path | str, adapter_folders: Mapping[str, Path], webhook: Webhook | None, alerts_every_seconds: float
+    where: Path | str,
+    adapter_folders: Mapping[str, Path],
+    drift: DriftPlan | None,
+    embedding: AbstractAsyncContextManager[QuestionEmbedder | None],
+    webhook: Webhook | None,
+    alerts_every_seconds: float,
 ) -> None:
     holder = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
-    async with Database.of_file(where) if isinstance(where, Path) else Database(where) as database:
+    async with (
+        Database.of_file(where) if isinstance(where, Path) else Database(where) as database,
+        embedding as embedder,
+    ):
         with suppress(Unavailable):
             await database.prepare()
-        watcher = Watcher(database, History(database), now, adapter_folders=adapter_folders)
-        quality = Quality(database, rest=REST_PER_WORK)
-        evaluator = Evaluator(database, quality, now, tells=webhook is not None, every_seconds=alerts_every_seconds)
-        work: dict[str, Step] = {"guards": watcher.step, "alerts": evaluator.step}
+        history = History(database)
+        watcher = Watcher(database, history, now, adapter_folders=adapter_folders)
+        drifts = DriftWatcher(database, history, now, plan=drift, embedder=embedder, on_alarm=Raising(database, now))
+        evaluator = Evaluator(
+            database,
+            Quality(database, rest=REST_PER_WORK),
+            now,
+            tells=webhook is not None,
+            drift=Drift(database),
+            every_seconds=alerts_every_seconds,
+        )
+        work: dict[str, Step] = {"guards": watcher.step, "drift": drifts.step, "alerts": evaluator.step}
         if webhook is not None:
             work["notifications"] = Notifier(database, webhook, now).step
         worker = Worker(Leases(database, holder, now), work)
@@ -156,6 +181,12 @@ async def _work_until_stopped(
         log.info("Working on %s", database.name)
         with suppress(asyncio.CancelledError):
             await working
+
+
+def _embedder(model: str, threads: int) -> AbstractAsyncContextManager[QuestionEmbedder]:
+    from retrieval.embedder import SentenceTransformerEmbedder  # Torch, which a worker mostly does without.
+
+    return SentenceTransformerEmbedder(model, threads=threads)
 
 
 def now() -> int:

@@ -232,6 +232,37 @@ class AlertStates(Collector):
         yield from (active, told, evaluated)
 
 
+class DriftSample(NamedTuple):
+    """How a serving release stands: windows compared for all tenants, and tenants with an alarm by kind."""
+
+    release: str
+    windows: int
+    alarms: Mapping[str, int]
+
+
+class Drifts(Collector):
+    """Whether questions or answers of the serving releases have changed, as a worker last found."""
+
+    def __init__(self) -> None:
+        self.samples: Sequence[DriftSample] = ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Give the metrics as they are now."""
+        alarms = GaugeMetricFamily(
+            "hallmark_drift_alarms",
+            "Tenants for whom a release's inputs or outputs have drifted.",
+            labels=("release", "kind"),
+        )
+        windows = GaugeMetricFamily(
+            "hallmark_drift_windows", "Windows of a release that were compared, of all tenants.", labels=("release",)
+        )
+        for sample in self.samples:
+            windows.add_metric((sample.release,), sample.windows)
+            for kind, count in sample.alarms.items():
+                alarms.add_metric((sample.release, kind), count)
+        yield from (alarms, windows)
+
+
 class Observed(Collector):
     """Values that live elsewhere and are read when Prometheus asks."""
 

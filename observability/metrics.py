@@ -18,6 +18,8 @@ from prometheus_client.process_collector import ProcessCollector
 from observability.collectors import (
     AlertStates,
     AlertTally,
+    Drifts,
+    DriftSample,
     Engines,
     GroupSample,
     LoopHistogram,
@@ -155,6 +157,8 @@ class Metrics:
         self.registry.register(self._qualities)
         self._alerts = AlertStates()
         self.registry.register(self._alerts)
+        self._drifts = Drifts()
+        self.registry.register(self._drifts)
         self.fallbacks = self._counter(
             "hallmark_fallbacks", "Answers given because an engine could not, by what gave them.", "release", "kind"
         )
@@ -270,6 +274,10 @@ class Metrics:
     def alerted(self, tally: AlertTally) -> None:
         """Show these alerts from now on, and no others."""
         self._alerts.tally = tally
+
+    def drifted(self, samples: Sequence[DriftSample]) -> None:
+        """Show how these releases stand from now on, and no others."""
+        self._drifts.samples = samples
 
     def watch(
         self,

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 BlockKind = Literal["heading", "paragraph", "list", "code", "table", "quote"]
 SearchMode = Literal["hybrid", "dense", "sparse"]
 
@@ -119,7 +122,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """Hits, best first, the index version that answered, and where the time went."""
+    """Hits, best first, the index version that answered, where the time went, and the question as a vector."""
 
     hits: tuple[Hit, ...]
     index_version: str
@@ -127,6 +130,8 @@ class SearchResult:
     search_seconds: float = 0.0
     embedding_model: str | None = None
     """What embedded the query; None where it was searched by its words alone."""
+    query_vector: NDArray[np.float32] | None = field(default=None, compare=False)
+    """The query as it was embedded."""
 
 
 @dataclass(frozen=True, slots=True)

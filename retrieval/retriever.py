@@ -325,7 +325,8 @@ class Retriever:
             if steady:
                 break
         model = None if dense is None else self.embedding_model
-        return SearchResult(hits, self.index_version, embedded - started, time.perf_counter() - embedded, model)
+        took = embedded - started, time.perf_counter() - embedded
+        return SearchResult(hits, self.index_version, *took, model, dense)
 
     async def _look(
         self, scope: Scope, dense: Vector | None, sparse: SparseVector | None, top_k: int

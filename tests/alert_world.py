@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from app.access import KeyStore
 from app.alerts import Alert, Alerts, Evaluator, Notification, RuleSets, read_rules
 from app.database import Database
+from app.drift import UNKNOWN, DriftState, Kind
 from app.guards import Watcher
 from app.predictions import History
 from app.predictions.shipper import Shipper
@@ -24,24 +25,20 @@ from tests.review_world import Clock, as_shipped, prediction
 TENANT = "acme"
 
 
-@dataclass(frozen=True)
-class Drifted:
-    """What a watcher of drift would say."""
-
-    alarm: bool = True
-    since: int | None = 1
-    kinds: Sequence[str] = ("inputs",)
-    examples: Sequence[str] = ("p1", "p2")
+def drifted(*kinds: Kind) -> DriftState:
+    """What a watcher of drift says who found these to have changed, or nothing."""
+    examples = ("p1", "p2") if kinds else ()
+    return DriftState(alarm=bool(kinds), since=1 if kinds else None, kinds=kinds, examples=examples, windows=2)
 
 
 @dataclass
 class Drift:
     """A watcher of drift that says what it is told to."""
 
-    states: dict[tuple[str, str], Drifted] = field(default_factory=dict)
+    states: dict[tuple[str, str], DriftState] = field(default_factory=dict)
 
-    async def state(self, tenant: str, release: str) -> Drifted | None:
-        return self.states.get((tenant, release))
+    async def state(self, tenant: str, release: str) -> DriftState:
+        return self.states.get((tenant, release), UNKNOWN)
 
 
 @dataclass

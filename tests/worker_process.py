@@ -13,14 +13,14 @@ REPOSITORY = Path(__file__).parents[1]
 
 @contextlib.asynccontextmanager
 async def worker_process(
-    data_dir: Path, database_url: str | None = None, variables: Mapping[str, str] | None = None
+    data_dir: Path, database_url: str | None = None, *, settings: Mapping[str, str] | None = None
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run a worker until the end of the block, or until it is killed; `variables` are added to its environment."""
+    """Run a worker until the end of the block, or until it is killed."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("HALLMARK_")}
-    given = {**(variables or {}), **({"HALLMARK_DATABASE_URL": database_url} if database_url else {})}
+    given = {"HALLMARK_DATABASE_URL": database_url} if database_url else {}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "app", "worker", "--data-dir", str(data_dir),
-        cwd=REPOSITORY, env={**own, **given}, stderr=asyncio.subprocess.PIPE,
+        cwd=REPOSITORY, env={**own, **given, **(settings or {})}, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
         assert process.stderr is not None

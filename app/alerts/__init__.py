@@ -6,7 +6,7 @@ transaction that changes the alert, so that a killed worker neither loses nor do
 work.
 """
 
-from app.alerts.conditions import DriftSource, DriftState, Finding
+from app.alerts.conditions import DriftSource, Finding
 from app.alerts.evaluating import Evaluator
 from app.alerts.facts import Facts
 from app.alerts.gauges import AlertGauges
@@ -40,7 +40,6 @@ __all__ = [
     "BadRules",
     "BurnWindow",
     "DriftSource",
-    "DriftState",
     "Evaluator",
     "Event",
     "Facts",

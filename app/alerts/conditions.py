@@ -4,13 +4,14 @@ The main rule: `None` is an answer. With too few answers, or an interval on both
 what is not known neither raises an alert nor ends one.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 import msgspec
 
 from app.alerts.facts import Counts, Facts, Target
 from app.alerts.rules import BurnWindow, Rule
+from app.drift import UNKNOWN, DriftState
 from app.quality import Figure
 from observability.estimates import wilson
 
@@ -25,35 +26,11 @@ class Finding(msgspec.Struct, frozen=True):
     facts: dict[str, Any] = {}
 
 
-class DriftState(Protocol):
-    """What is known of whether a release's questions or answers have changed."""
-
-    @property
-    def alarm(self) -> bool:
-        """Whether they have, by windows in a row."""
-        ...
-
-    @property
-    def since(self) -> int | None:
-        """Since when, in milliseconds since 1970."""
-        ...
-
-    @property
-    def kinds(self) -> Sequence[str]:
-        """Which: `inputs`, `outputs`, or a test's name that begins with one of them and a colon."""
-        ...
-
-    @property
-    def examples(self) -> Sequence[str]:
-        """Ids of predictions that show it."""
-        ...
-
-
 class DriftSource(Protocol):
-    """Whoever watches for drift."""
+    """Whoever knows of drift: `app.drift.Drift`."""
 
-    async def state(self, tenant: str, release: str) -> DriftState | None:
-        """The state of a tenant's traffic on a release; None where nothing is known."""
+    async def state(self, tenant: str, release: str) -> DriftState:
+        """The state of a tenant's traffic on a release."""
         ...
 
 
@@ -179,10 +156,10 @@ def _burning(rule: Rule, window: BurnWindow, budget: float, long: Counts, short:
 
 
 async def _drift(rule: Rule, target: Target, tenant: str, drift: DriftSource | None) -> Finding:
-    state = await drift.state(tenant, target.release) if drift is not None else None
-    if state is None:
-        return Finding(None, "Nothing is known of drift.")
-    kinds = sorted(kind for kind in state.kinds if kind.partition(":")[0] in rule.shifts)
+    state = await drift.state(tenant, target.release) if drift is not None else UNKNOWN
+    if not state.windows:
+        return Finding(None, "Nothing was compared yet.")
+    kinds = [kind for kind in state.kinds if kind in rule.shifts]
     if not (state.alarm and kinds):
         return Finding(bad=False, why="No drift is found.")
     told = {"kinds": kinds, "since": state.since, "examples": list(state.examples)[:MAX_EXAMPLES]}

@@ -13,6 +13,13 @@ from app.database.alert_tables import (
     alerts,
     outboxes,
 )
+from app.database.drift_tables import (
+    drift_followed,
+    drift_reference_rows,
+    drift_references,
+    drift_streams,
+    drift_windows,
+)
 from app.database.migrating import SCHEMA_VERSION, MigrationFailed, SchemaTooNew, migrate
 from app.database.ownership import DataDirectoryBusy, exclusive, own_directory
 from app.database.review_tables import review_boosts, review_items, review_queues, reviews
@@ -58,6 +65,11 @@ __all__ = [
     "connect",
     "dataset_rows",
     "datasets",
+    "drift_followed",
+    "drift_reference_rows",
+    "drift_references",
+    "drift_streams",
+    "drift_windows",
     "exclusive",
     "feedback",
     "followed",

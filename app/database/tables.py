@@ -119,6 +119,8 @@ predictions = Table(
     Column("messages", Json),
     Column("question", Text),
     Column("answer", Text),
+    # What `app.predictions.embeddings` packs: content like the question itself.
+    Column("question_embedding", LargeBinary),
     # One index both keeps an id unique and lists a tenant's predictions by time.
     Index("ix_predictions_tenant_id", "tenant", "id", unique=True),
     # What a release has answered. Every index costs the log's one writer a twentieth of its time: this one is paid.

@@ -19,7 +19,7 @@ from app.predictions.rows import COLUMNS, from_facts
 LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 
 _table = predictions.c
-_whole = [_table[name] for name in COLUMNS]
+_whole = [_table[name] for name in COLUMNS if name != "question_embedding"]
 _brief = [_table.id, _table.outcome, _table.release_name, _table.release_digest, _table.assignment]
 
 LabelState = Literal["labelled", "unlabelled"]
@@ -178,7 +178,7 @@ def mention_of(row: Row[Any]) -> Mention:
 
 
 def _predictions(rows: Sequence[Row[Any]]) -> list[Prediction]:
-    return [from_facts(dict(zip(COLUMNS, row, strict=True))) for row in rows]
+    return [from_facts(row._asdict()) for row in rows]
 
 
 def conditions(tenant: str, where: Where) -> Iterator[ColumnElement[bool]]:

@@ -108,6 +108,8 @@ class Prediction(msgspec.Struct, kw_only=True):
     """The prompt as the engine got it, where passages were put into it; else it got those of the request."""
     question: str | None = None
     answer: str | None = None
+    question_embedding: bytes | None = None
+    """What was searched for, as `app.predictions.embeddings` packs it; told to nobody but who looks for drift."""
     handed_over: bool = False
     """Set by the log when the closing row is on its way: what changes later is not recorded."""
 
@@ -124,8 +126,8 @@ class Prediction(msgspec.Struct, kw_only=True):
         return created_at(self.id)
 
     def as_dict(self) -> dict[str, Any]:
-        """Give every recorded fact, `created_at` and `fallback`, ready for msgspec's JSON encoder."""
-        facts = {name: getattr(self, name) for name in self.__struct_fields__[:-1]}
+        """Give every fact that is told, `created_at` and `fallback`, ready for msgspec's JSON encoder."""
+        facts = {name: getattr(self, name) for name in self.__struct_fields__[:-2]}
         if isinstance(self.request, bytes):
             facts["request"] = msgspec.Raw(self.request)
         return {"id": facts.pop("id"), "created_at": self.created_at, **facts, "fallback": self.fallback}
@@ -135,5 +137,5 @@ class Prediction(msgspec.Struct, kw_only=True):
         return f"<Prediction {self.id} {self.outcome}>"
 
 
-FACTS = ("id", "created_at", *Prediction.__struct_fields__[1:-1], "fallback")
+FACTS = ("id", "created_at", *Prediction.__struct_fields__[1:-2], "fallback")
 """What `Prediction.as_dict` gives, in its order."""

@@ -15,8 +15,12 @@ from app.predictions.prediction import Prediction
 
 COLUMNS = tuple(column.name for column in database.predictions.columns if column.name != "row")
 _JSON_COLUMNS = tuple(COLUMNS.index(name) for name in ("metadata", "passages", "citations", "tool_calls", "messages"))
-_REQUEST, _STREAM, _STORE, _VALID = (COLUMNS.index(name) for name in ("request", "stream", "store", "valid"))
-_CONTENT_COLUMNS = tuple(COLUMNS.index(name) for name in ("tool_calls", "request", "messages", "question", "answer"))
+_REQUEST, _STREAM, _STORE, _VALID, _EMBEDDING = (
+    COLUMNS.index(name) for name in ("request", "stream", "store", "valid", "question_embedding")
+)
+_CONTENT_COLUMNS = tuple(
+    COLUMNS.index(name) for name in ("tool_calls", "request", "messages", "question", "answer", "question_embedding")
+)
 _QUOTING_COLUMNS = tuple(COLUMNS.index(name) for name in ("passages", "citations"))
 # The strings of a passage or citation that name it; every other string of it may be somebody's text.
 _NAMES = frozenset({"id", "passage_id", "document_id", "document_version", "status", "index_version"})
@@ -96,6 +100,8 @@ def to_row(prediction: Prediction) -> Row:
     for column in _JSON_COLUMNS:
         if row[column] is not None:
             row[column] = _encode(row[column]).decode()
+    if row[_EMBEDDING] is not None:
+        row[_EMBEDDING] = bytearray(row[_EMBEDDING])
     request = row[_REQUEST]
     if request is not None:
         row[_REQUEST] = (request if isinstance(request, bytes) else _encode(request)).decode()

@@ -20,6 +20,7 @@ from app.review.filling import Filler
 from app.review.findings import Findings, Item, ItemCount, ItemState, Progress, QueueAgreement, Reviewer, Share
 from app.review.labelstudio import messages_of
 from app.review.queues import Boost, Clock, Queue, Queues
+from app.review.raising import Raising
 from app.review.reviews import Finding, Leased, Review, Reviews, SkipReason
 from app.review.rules import Negative, Policy, Rules, Threshold
 
@@ -44,6 +45,7 @@ __all__ = [
     "Queue",
     "QueueAgreement",
     "Queues",
+    "Raising",
     "Review",
     "ReviewQueue",
     "Reviewer",

@@ -203,7 +203,7 @@ class Queues:
             queue = await self.read(connection, tenant, name, lock=True)
             if len([each for each in await self.boosts_of(connection, [queue.id]) if not each.ended_at]) >= MAX_BOOSTS:
                 raise Conflict(f"{MAX_BOOSTS} boosts of this queue have not ended: end one.")
-            made = await self._note_boost(connection, queue, rate, reason, where, who)
+            made = await self.note_boost(connection, queue, rate, reason, where, who)
         self.changed.set()
         return made
 
@@ -219,7 +219,7 @@ class Queues:
             said: list[tuple[float, Policy]] = [(rate, "drift")]
             found = [(Candidate(**row._asdict()), said) for row in rows]
             await self.take(connection, queue, chosen(queue.id, found))
-            boost = await self._note_boost(connection, queue, rate, reason, None, who)
+            boost = await self.note_boost(connection, queue, rate, reason, None, who)
         return boost, len(found)
 
     async def boosts(self, tenant: str, name: str) -> list[Boost]:
@@ -313,9 +313,10 @@ class Queues:
             "created_at": self._clock(),
         }
 
-    async def _note_boost(
+    async def note_boost(
         self, connection: AsyncConnection, queue: Queue, rate: float, reason: str, where: Where | None, who: str
     ) -> Boost:
+        """Write a boost of a queue that is locked."""
         now = self._clock()
         made = {
             "id": uuid7(),

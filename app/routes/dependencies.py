@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 
 from app.access import Caller
 from app.alerts import Alerts, RuleSets
+from app.drift import Drift, References
 from app.evaluations import Evaluations
 from app.feedback import FeedbackLog, LabelLog
 from app.guards import Trials
@@ -43,6 +44,8 @@ class Services:
     quality: Quality
     alerts: Alerts
     alert_rules: RuleSets
+    drift: Drift
+    drift_references: References
     defaults: Mapping[str, Any]
     """What a release has where its file leaves it out."""
     links: PassageLinks

@@ -30,7 +30,7 @@ _TAGS = {
     "feedback": "What people and programs think of answers.",
     "labels": "What is true of an answer, as those state who can know.",
     "review": "People look at some of the answers, chosen by chance with known probability, and what they find.",
-    "quality": "How good each release's answers are, every figure with its interval.",
+    "quality": "How good each release's answers are, every figure with its interval, and whether questions drift.",
     "alerts": "What got worse, the rules that say so, and who was told.",
     "lineage": "What a prediction was made of, and what was made with it, every digest verified anew.",
     "releases": "What answers: immutable bundles of model, adapter, prompt, retrieval and defaults.",

@@ -16,7 +16,7 @@ from app.alerts.webhook import NotDelivered
 from app.database import migrate
 from app.errors import Conflict, NotFound, Unavailable
 from app.feedback import LabelLog, Stated
-from tests.alert_world import TENANT, Alerting, Drifted, alerting
+from tests.alert_world import TENANT, Alerting, alerting, drifted
 from tests.review_world import person
 
 REFUSED: dict[str, Any] = {
@@ -250,13 +250,13 @@ async def digest(world: Alerting) -> str:
 async def test_drift_is_told_with_its_kinds_and_examples_and_only_what_the_rule_names(world: Alerting) -> None:
     await world.set_rules({"name": "drift", "kind": "drift", "shifts": ["outputs"], "keep_seconds": 0})
     await world.answer()
-    world.drift.states[TENANT, "hallmark@1"] = Drifted(kinds=("inputs",))
+    world.drift.states[TENANT, "hallmark@1"] = drifted("inputs")
     await world.look()
     assert await world.active() == []
-    world.drift.states[TENANT, "hallmark@1"] = Drifted(kinds=("inputs", "outputs:refused"))
+    world.drift.states[TENANT, "hallmark@1"] = drifted("inputs", "outputs")
     await world.look()
-    assert (await world.only()).facts == {"kinds": ["outputs:refused"], "since": 1, "examples": ["p1", "p2"]}
-    world.drift.states[TENANT, "hallmark@1"] = Drifted(alarm=False)
+    assert (await world.only()).facts == {"kinds": ["outputs"], "since": 1, "examples": ["p1", "p2"]}
+    world.drift.states[TENANT, "hallmark@1"] = drifted()
     await world.look()
     assert await world.active() == []
 

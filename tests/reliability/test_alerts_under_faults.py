@@ -192,7 +192,7 @@ async def deployment(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[
         }
         async with (
             service_process(data_dir, tgi.url, {"engine": engine}) as process,
-            worker_process(data_dir, variables=variables),
+            worker_process(data_dir, settings=variables),
             process.client() as client,
         ):
             rules = await client.put("/v1/alert-rules/hallmark", json={"rules": RULES, "why": "before it serves"})
@@ -200,7 +200,7 @@ async def deployment(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[
             yield Deployment(process, data_dir, model, hook, adapter)
 
 
-WORKER_DRIFT: dict[str, str] = {}
+WORKER_DRIFT = {"HALLMARK_DRIFT_REFERENCE_SESSIONS": "400", "HALLMARK_DRIFT_WINDOW_SESSIONS": "200"}
 
 
 async def healthy(tenant: Tenant) -> None:
