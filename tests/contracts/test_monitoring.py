@@ -17,7 +17,7 @@ from app.alerts import DEFAULT_RULES, Rule, read_rules, rule_file
 from app.alerts.prometheus import SERVICE_RULES
 from app.cli import app
 from app.quality.answers import SHARES
-from observability.collectors import AlertSample, AlertTally, EngineSample, GroupSample, QualitySample
+from observability.collectors import AlertSample, AlertTally, DriftSample, EngineSample, GroupSample, QualitySample
 from observability.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +56,7 @@ def known() -> dict[str, dict[str, set[str]]]:
     kinds = ("threshold", "absence", "drift", "burn_rate", "trial", "rollback", "outbox")
     alerts = [AlertSample(kind, "page", state, "hallmark@1", 1) for kind in kinds for state in ("pending", "firing")]
     metrics.alerted(AlertTally(alerts, 1, 1, 1.0))
+    metrics.drifted([DriftSample("hallmark@1", 1, {"inputs": 1, "outputs": 1})])
     engine = EngineSample("tgi", "gpu:80", "closed", 1, 1.0, 0)
     metrics.watch(
         record_queue_depth=lambda: 1, requests_in_flight=lambda: 1, log_lines_dropped=lambda: 1, outbox=Outbox(),

@@ -316,3 +316,38 @@ async def test_a_corrupted_adapter_is_at_nothing_within_five_seconds_and_somebod
             print(f"\n{guard}: the last canary answer {last - decided_at:.2f} s after what decided")
         assert last - decided_at < BACK_WITHIN_SECONDS
         assert (await client.get(f"/v1/rollouts/{name}")).json()["canary"] is None
+
+
+TOPICS = ("tower", "bridge", "harbour", "station", "museum", "theatre", "cathedral", "lighthouse")
+NEW_TOPICS = ("refund", "invoice", "payment", "receipt", "discount", "voucher", "subscription", "surcharge")
+
+
+async def test_a_new_topic_in_the_questions_raises_an_alert_that_names_examples(
+    deployment: Deployment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A reference of 400 sessions, and two windows of 200 in a row with other questions."""
+    async with deployment.tenant() as tenant:
+        await tenant.add(TOWER)
+        gate = asyncio.Semaphore(8)
+
+        async def ask(number: int, question: str) -> None:
+            async with gate:
+                await tenant.ask(number, question)
+
+        async def ask_all(count: int, topics: tuple[str, ...], words: str) -> None:
+            first = len(tenant.answers)
+            asked = (f"{words} {topics[n % 8]} {n % 17} {topics[n % 3]}?" for n in range(count))
+            await asyncio.gather(*(ask(first + n, question) for n, question in enumerate(asked)))
+
+        await ask_all(600, TOPICS, "How tall is the")
+        assert [alert for alert in await tenant.alerts() if alert["kind"] == "drift"] == []
+        await ask_all(401, NEW_TOPICS, "Why was I charged twice for my")
+        told = await deployment.is_told(type="alert.firing", rule="drift", tenant=tenant.name)
+        assert {status for *_, status in tenant.answers} == {200}
+        assert "inputs" in told["facts"]["kinds"]
+        (example, *_) = told["facts"]["examples"]
+        shown = (await tenant.client.get(f"/v1/predictions/{example}")).json()
+        assert any(topic in shown["question"] for topic in NEW_TOPICS)
+        assert "charged" not in json.dumps(told)
+        with capsys.disabled():
+            print(f"\na new topic: told after 401 sessions with it: {told['why']}")
