@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from app.access import KeyStore
-from app.alerts import Notifier, OutboxReports
+from app.alerts import AlertGauges, Notifier, OutboxReports
 from app.alerts.webhook import NotDelivered
 from app.database import migrate
 from app.errors import Conflict, NotFound, Unavailable
 from app.feedback import LabelLog, Stated
+from observability.collectors import MAX_ALERT_RELEASES, AlertSample, AlertTally
+from observability.metrics import Metrics
 from tests.alert_world import TENANT, Alerting, alerting, drifted
 from tests.review_world import person
 
@@ -456,6 +458,26 @@ async def test_a_database_that_is_away_ends_the_round_and_the_next_finds_everyth
     assert not await evaluator.step()  # Not at once: somebody has to wait.
     await world.look(evaluator=evaluator)
     await world.only()
+
+
+async def test_metrics_show_how_many_fire_and_when_somebody_looked_and_stay_bounded(world: Alerting) -> None:
+    metrics = Metrics(version="test", process=False)
+    gauges = AlertGauges(world.database, metrics.alerted)
+    await gauges.refresh()
+    assert "hallmark_alerts_timestamp_seconds 1" not in metrics.render()[0].decode()
+    await fired(world)
+    await gauges.refresh()
+    text = metrics.render()[0].decode()
+    labels = {"kind": "threshold", "severity": "ticket", "state": "firing", "release": "hallmark@1"}
+    assert metrics.registry.get_sample_value("hallmark_alerts", labels) == 1
+    assert metrics.registry.get_sample_value("hallmark_alert_notifications", {"state": "waiting"}) == 1
+    assert metrics.registry.get_sample_value("hallmark_alerts_timestamp_seconds") == world.clock.now / 1000
+    assert TENANT not in text
+    many = [AlertSample("drift", "page", "firing", f"hallmark@{n:03}", 1) for n in range(80)]
+    metrics.alerted(AlertTally(many, 0, 0, None))
+    found = [line for line in metrics.render()[0].decode().splitlines() if line.startswith("hallmark_alerts{")]
+    assert len(found) == MAX_ALERT_RELEASES + 1
+    assert any('release="other"' in line and line.endswith(" 30.0") for line in found)
 
 
 # --- telling ---

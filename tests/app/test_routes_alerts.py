@@ -119,18 +119,18 @@ async def test_a_release_with_wrong_rules_is_not_made_and_one_with_rules_needs_t
 
 
 async def test_rules_of_a_name_are_set_shown_and_taken_away(client):
-    usual = (await client.get("/v1/alert-rules/hallmark")).json()
+    usual = (await client.get("/v1/alert-rules/mine")).json()
     assert (usual["holds_from"], len(usual["rules"])) == (None, len(DEFAULT_RULES))
-    made = await client.put("/v1/alert-rules/hallmark", json={"rules": [RULE], "why": "stricter", "revision": 0})
+    made = await client.put("/v1/alert-rules/mine", json={"rules": [RULE], "why": "stricter", "revision": 0})
     assert made.status_code == 200, made.text
     assert (made.json()["revision"], made.json()["why"]) == (1, "stricter")
-    stale = await client.put("/v1/alert-rules/hallmark", json={"rules": [], "revision": 0})
+    stale = await client.put("/v1/alert-rules/mine", json={"rules": [], "revision": 0})
     assert problem(stale) == (409, "revision")
-    assert (await client.get("/v1/alert-rules")).json()["data"][0]["target"] == "hallmark"
-    shown = (await client.get("/v1/alert-rules/hallmark")).json()["rules"]
+    assert "mine" in {each["target"] for each in (await client.get("/v1/alert-rules")).json()["data"]}
+    shown = (await client.get("/v1/alert-rules/mine")).json()["rules"]
     # What is shown can be set again as it is.
-    assert (await client.put("/v1/alert-rules/hallmark", json={"rules": shown})).json()["revision"] == 1
-    back = await client.delete("/v1/alert-rules/hallmark")
+    assert (await client.put("/v1/alert-rules/mine", json={"rules": shown})).json()["revision"] == 1
+    back = await client.delete("/v1/alert-rules/mine")
     assert (back.json()["holds_from"], len(back.json()["rules"])) == (None, len(DEFAULT_RULES))
 
 
@@ -158,7 +158,7 @@ async def test_rules_for_a_release_that_there_is_none_of_are_refused(client):
 # --- alerts ---
 
 
-async def test_what_fires_is_listed_shown_acknowledged_and_on_metrics(client, service):
+async def test_what_fires_is_listed_shown_and_acknowledged(client, service):
     await client.put("/v1/alert-rules/hallmark", json={"rules": [RULE]})
     async with service.tenant() as api:
         await ask(api.client)
@@ -179,13 +179,6 @@ async def test_what_fires_is_listed_shown_acknowledged_and_on_metrics(client, se
         assert "is acknowledged by test" in done.stdout
         shown = json.loads((await run(service, "show", alert["id"], key=api.key)).stdout)
         assert [each["action"] for each in shown["events"]] == ["firing", "acknowledged"]
-        expected = 'hallmark_alerts{kind="threshold",release="hallmark@1",severity="ticket",state="firing"} 1.0'
-
-        async def is_shown() -> bool:
-            return expected in (await client.get("/metrics")).text
-
-        await until(is_shown, seconds=25)
-        assert "hallmark_alerts_timestamp_seconds" in (await client.get("/metrics")).text
         # A rule that is gone ends its alert.
         await client.put("/v1/alert-rules/hallmark", json={"rules": []})
         await look(service)
