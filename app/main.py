@@ -33,7 +33,7 @@ from app.lineage import Provenance, Tracer, Uses
 from app.links import PassageLinks, load_secret
 from app.predictions import DocumentUses, History, PredictionLog, Shipper
 from app.prompts import ANSWER_PROMPT, CLASSIFY_PROMPT, EXTRACT_PROMPT
-from app.quality import REST, Gauges, Quality
+from app.quality import Apart, Gauges, Kept, Quality
 from app.rates import RATE_HEADERS, RateLimits
 from app.readiness import Check, Problem, Readiness
 from app.registry import Registry
@@ -152,8 +152,7 @@ async def open_service(
             outbox=shipper,
             engines=engines.samples,
         )
-        gauges = Gauges(Quality(shared, rest=REST), rollouts=registry.rollouts, show=metrics.judged)
-        await parts.enter_async_context(gauges)
+        await parts.enter_async_context(Gauges(Kept(shared), show=metrics.judged))
         await parts.enter_async_context(AlertGauges(shared, metrics.alerted))
         drifts = Drift(shared)
         await parts.enter_async_context(DriftGauges(drifts, rollouts=registry.rollouts, show=metrics.drifted))
@@ -172,7 +171,7 @@ async def open_service(
             registry=registry,
             trials=Trials(shared),
             review=await parts.enter_async_context(open_review(shared, history, label_log)),
-            quality=Quality(shared),
+            quality=Quality(Apart(shared.secret_url).make),
             alerts=Alerts(shared, now),
             alert_rules=RuleSets(shared, now),
             drift=drifts,

@@ -51,11 +51,12 @@ def _table(quality: dict[str, Any]) -> Table:
         title_justify="left",
     )
     for each in quality["figures"]:
-        if each["n"]:
+        if each["n"] or each["doubts"]:
             value, low, high = (_shown(each[name], each["unit"]) for name in ("value", "low", "high"))
             sizes = (str(each["n"]), f"{each['effective_n']:.0f}")
             facts = (each["figure"], escape(each["class"] or ""), value, f"{low} to {high}")
-            table.add_row(*facts, *sizes, each["method"])
+            doubts = f", in doubt: {', '.join(each['doubts'])}" if each["doubts"] else ""
+            table.add_row(*facts, *sizes, each["method"] + doubts)
     return table
 
 

@@ -25,7 +25,9 @@ from app.errors import Unavailable
 from app.guards import Watcher
 from app.leases import Leases
 from app.predictions import History
-from app.quality import Quality
+from app.quality import Apart, Keeper
+from app.quality.keeping import REST
+from app.quality.making import Maker
 from app.review import Raising
 from observability import logs
 
@@ -67,6 +69,7 @@ class Worker:
         self._work = work
         self._poll_seconds = poll_seconds
         self._lease_seconds = lease_seconds
+        self._renew_seconds = min(RENEW_SECONDS, lease_seconds / 3)
         self._clock = clock
         self._renewed: dict[str, float] = {}
         self._failing: set[str] = set()
@@ -85,7 +88,7 @@ class Worker:
     async def turn(self, name: str) -> bool:
         """Do a step of one kind of work, if this process has the lease on it; whatever fails is tried again later."""
         try:
-            more = await self._holds(name) and await self._work[name]()
+            more = await self._holds(name) and await self._step(name)
         except Unavailable as error:
             self._failed(name, str(error))
         except Exception as error:  # noqa: BLE001 - what a driver says may quote content.
@@ -95,6 +98,18 @@ class Worker:
             return more
         return False
 
+    async def _step(self, name: str) -> bool:
+        """Do a step, and renew the lease while it lasts; without the lease it is another process's."""
+        step = asyncio.ensure_future(self._work[name]())
+        try:
+            while not (await asyncio.wait([step], timeout=self._renew_seconds))[0]:
+                if not await self._holds(name):
+                    return False
+            return await step
+        finally:
+            step.cancel()
+            await asyncio.shield(asyncio.wait([step]))
+
     async def _keep(self, name: str) -> None:
         while True:
             more = await self.turn(name)
@@ -102,7 +117,7 @@ class Worker:
 
     async def _holds(self, name: str) -> bool:
         now = self._clock()
-        if name in self._renewed and now - self._renewed[name] < min(RENEW_SECONDS, self._lease_seconds / 3):
+        if name in self._renewed and now - self._renewed[name] < self._renew_seconds:
             return True
         if not await self._leases.take(name, seconds=self._lease_seconds):
             self._renewed.pop(name, None)
@@ -165,13 +180,19 @@ async def _work_until_stopped(
         drifts = DriftWatcher(database, history, now, plan=drift, embedder=embedder, on_alarm=Raising(database, now))
         evaluator = Evaluator(
             database,
-            Quality(database, rest=REST_PER_WORK),
+            Maker(database, rest=REST_PER_WORK, drifted=Drift(database).drifted).make,
             now,
             tells=webhook is not None,
             drift=Drift(database),
             every_seconds=alerts_every_seconds,
         )
-        work: dict[str, Step] = {"guards": watcher.step, "drift": drifts.step, "alerts": evaluator.step}
+        keeper = Keeper(database, Apart(database.secret_url, rest=REST, idle=True).make, now)
+        work: dict[str, Step] = {
+            "guards": watcher.step,
+            "drift": drifts.step,
+            "quality": keeper.step,
+            "alerts": evaluator.step,
+        }
         if webhook is not None:
             work["notifications"] = Notifier(database, webhook, now).step
         worker = Worker(Leases(database, holder, now), work)

@@ -152,7 +152,7 @@ class Qualities(Collector):
 
     def __init__(self) -> None:
         self.samples: Sequence[QualitySample] = ()
-        self.computed_at_seconds: float | None = None
+        self.computed_at_seconds = 0.0
 
     def collect(self) -> Iterator[Metric]:
         """Give the metrics as they are now."""
@@ -164,7 +164,8 @@ class Qualities(Collector):
         high = GaugeMetricFamily("hallmark_quality_high", "The upper end of its 95 % interval.", labels=labels)
         answers = GaugeMetricFamily("hallmark_quality_answers", "The answers it rests on.", labels=labels)
         computed = GaugeMetricFamily(
-            "hallmark_quality_timestamp_seconds", "When these were computed, in seconds since 1970."
+            "hallmark_quality_timestamp_seconds",
+            "When these were computed, in seconds since 1970; 0 while they never were.",
         )
         for sample in self.samples:
             names = (sample.release, sample.figure)
@@ -172,8 +173,7 @@ class Qualities(Collector):
             for family, number in ((value, sample.value), (low, sample.low), (high, sample.high)):
                 if number is not None:
                     family.add_metric(names, number)
-        if self.computed_at_seconds is not None:
-            computed.add_metric((), self.computed_at_seconds)
+        computed.add_metric((), self.computed_at_seconds)
         yield from (value, low, high, answers, computed)
 
 

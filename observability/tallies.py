@@ -104,9 +104,10 @@ class Tally:
 
 
 class Sample:
-    """The `MAX_SAMPLE` rows with the smallest keys: with keys that chance made, all rows are equally likely in it."""
+    """The `size` rows with the smallest keys: with keys that chance made, all rows are equally likely in it."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = MAX_SAMPLE) -> None:
+        self._size = size
         self._kept: list[tuple[NDArray[np.uint64], Numbers, Floats]] = []
         self._held = 0
         self.rows = 0
@@ -116,24 +117,28 @@ class Sample:
         self.rows += len(keys)
         self._held += len(keys)
         self._kept.append((keys, sessions, values))
-        if self._held > 2 * MAX_SAMPLE:
+        if self._held > 2 * self._size:
             self._shrink()
 
     def quantile(self, share: float, confidence: float = CONFIDENCE) -> Estimate:
         """Estimate the value that `share` of all are at most; its `n` counts the rows of the sample."""
-        self._shrink()
-        values: Floats = np.concatenate([each[2] for each in self._kept]) if self._kept else np.zeros(0)
+        values = self.values()
         sessions = [number for each in self._kept for number in each[1].tolist()]
         return quantile(values, share, sessions=sessions, confidence=confidence)
 
+    def values(self) -> Floats:
+        """What the sample holds."""
+        self._shrink()
+        return np.concatenate([each[2] for each in self._kept]) if self._kept else np.zeros(0)
+
     def _shrink(self) -> None:
-        if self._held <= MAX_SAMPLE:
+        if self._held <= self._size:
             return
         keys = np.concatenate([each[0] for each in self._kept])
-        smallest = np.argpartition(keys, MAX_SAMPLE)[:MAX_SAMPLE]
+        smallest = np.argpartition(keys, self._size)[: self._size]
         sessions = np.concatenate([each[1] for each in self._kept])[smallest]
         values = np.concatenate([each[2] for each in self._kept])[smallest]
-        self._kept, self._held = [(keys[smallest], sessions, values)], MAX_SAMPLE
+        self._kept, self._held = [(keys[smallest], sessions, values)], self._size
 
 
 def _added(sums: Floats, more: NDArray[np.float64]) -> Floats:

@@ -15,7 +15,7 @@ from app.drift import UNKNOWN, DriftState, Kind
 from app.guards import Watcher
 from app.predictions import History
 from app.predictions.shipper import Shipper
-from app.quality import Quality
+from app.quality.making import Maker
 from app.registry import Registry
 from app.releases import Release
 from app.rollouts import Rollout, set_canary
@@ -57,7 +57,7 @@ class Alerting:
 
     def new_evaluator(self, **options: Any) -> Evaluator:
         given = {"tells": True, "drift": self.drift, "seconds": self._seconds, **options}
-        return Evaluator(self.database, Quality(self.database), self.clock, **given)
+        return Evaluator(self.database, Maker(self.database).make, self.clock, **given)
 
     def _seconds(self) -> float:
         return self.clock.now / 1000

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.alerts import store
 from app.alerts.builtin import BUILTIN_TIMINGS, DEPLOYMENT, outbox_findings, trial_findings
 from app.alerts.conditions import DriftSource, Finding, judge
-from app.alerts.facts import Facts, Role, Target
+from app.alerts.facts import Facts, Reports, Role, Target
 from app.alerts.rules import Rule
 from app.alerts.rulesets import latest, rules_for
 from app.alerts.states import Action, Alert, Subject, Timing, advance, resolve
@@ -24,7 +24,7 @@ from app.database import Database, rollout_changes
 from app.database import releases as releases_table
 from app.errors import InvalidRequest
 from app.predictions import uuid7
-from app.quality import Quality
+from app.quality.rows import Rows
 from app.registry import all_rollouts
 from app.rollouts import Rollout
 
@@ -45,7 +45,7 @@ class Evaluator:
 
     Args:
         database: shared by all replicas and workers.
-        quality: makes the figures.
+        reports: makes the figures.
         clock: the time, in milliseconds since 1970.
         tells: whether there is a webhook, and so anything to put into its outbox.
         drift: whoever watches for drift.
@@ -56,7 +56,7 @@ class Evaluator:
     def __init__(
         self,
         database: Database,
-        quality: Quality,
+        reports: Reports,
         clock: Callable[[], int],
         *,
         tells: bool,
@@ -65,7 +65,8 @@ class Evaluator:
         seconds: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
-        self._quality = quality
+        self._reports = reports
+        self._rows = Rows(database)
         self._clock = clock
         self._tells = tells
         self._drift = drift
@@ -98,7 +99,7 @@ class Evaluator:
             changed = await _last_changes(connection, rollouts)
             digests = await _digests(connection, rollouts)
             known = await store.active(connection, MAX_ACTIVE)
-        tenants = await self._quality.tenants()
+        tenants = await self._rows.tenants()
         if len(tenants) > MAX_TENANTS:
             log.error("There are %d tenants, and alerts are raised for the first %d", len(tenants), MAX_TENANTS)
         watched: list[tuple[str, list[tuple[Target, tuple[Rule, ...]]]]] = []
@@ -128,7 +129,7 @@ class Evaluator:
         self, current: "_Round", tenant: str, name: str, targets: Sequence[tuple[Target, tuple[Rule, ...]]]
     ) -> None:
         now = self._clock()
-        facts = Facts(self._database, self._quality, tenant, name, now)
+        facts = Facts(self._database, self._reports, tenant, name, now)
         is_used = await facts.is_used()
         silences = await self._silences(tenant) if is_used else []
         for target, rules in targets:

@@ -3,6 +3,7 @@
 The main rule: each is read once a round, whatever number of rules asks, and every query names its tenant.
 """
 
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -12,12 +13,15 @@ from sqlalchemy import Row, case, func, select
 from app.alerts.rules import BurnShare
 from app.database import Database, labels, predictions
 from app.predictions import Where, created_at, first_id
-from app.quality import Quality, ReleaseQuality
+from app.quality import Asked, ReleaseQuality, Report
 
 USED_SECONDS = 30 * 86_400
 """A tenant that asked nothing for so long is missed by nobody."""
 
 Role = Literal["stable", "canary", "shadow"]
+
+Reports = Callable[[Asked], Awaitable[Report]]
+"""Makes the figures."""
 
 _p, _l = predictions.c, labels.c
 
@@ -49,11 +53,11 @@ class Counts(msgspec.Struct, frozen=True):
 class Facts:
     """Reads about one tenant and name, as things are at `now` (milliseconds since 1970)."""
 
-    def __init__(self, database: Database, quality: Quality, tenant: str, name: str, now: int) -> None:
+    def __init__(self, database: Database, reports: Reports, tenant: str, name: str, now: int) -> None:
         self.tenant = tenant
         self.now = now
         self._database = database
-        self._quality = quality
+        self._make = reports
         self._name = name
         self._reports: dict[float, dict[str, ReleaseQuality]] = {}
         self._counts: dict[tuple[float, float], dict[str, Counts]] = {}
@@ -64,7 +68,7 @@ class Facts:
         found = self._reports.get(window_seconds)
         if found is None:
             where = Where(release=self._name, since=self._moment(window_seconds), until=_moment(self.now))
-            report = await self._quality.report(self.tenant, where)
+            report = await self._make(Asked(tenant=self.tenant, where=where))
             found = self._reports[window_seconds] = {each.release: each for each in report.releases}
         return found.get(release)
 

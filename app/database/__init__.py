@@ -22,6 +22,7 @@ from app.database.drift_tables import (
 )
 from app.database.migrating import SCHEMA_VERSION, MigrationFailed, SchemaTooNew, migrate
 from app.database.ownership import DataDirectoryBusy, exclusive, own_directory
+from app.database.quality_tables import quality_reports
 from app.database.review_tables import review_boosts, review_items, review_queues, reviews
 from app.database.revisions import is_latest
 from app.database.shared import Database
@@ -83,6 +84,7 @@ __all__ = [
     "own_directory",
     "prediction_documents",
     "predictions",
+    "quality_reports",
     "registry",
     "releases",
     "review_boosts",

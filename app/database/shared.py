@@ -50,6 +50,11 @@ class Database:
         self._timeout_seconds = timeout_seconds
         self._is_current = False
 
+    @property
+    def secret_url(self) -> str:
+        """The URL with the password, for another process of ours."""
+        return self.url.render_as_string(hide_password=False)
+
     @classmethod
     def of_file(cls, path: Path, *, timeout_seconds: float = BUSY_SECONDS) -> Self:
         """The SQLite database at `path`."""

@@ -4,18 +4,18 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Row
 
 from app.errors import InvalidRequest
-from app.quality.figures import Figure, figure
+from app.predictions.signals import covered, read_citations
+from app.quality.figures import MAX_RELEASES, Figure, figure
 from observability.estimates import Floats
 from observability.tallies import Sample, Sessions, Tally
 
-MAX_RELEASES = 50
-"""Releases of one report: each takes up to three megabytes."""
+MAX_GUESSED = 4_000
+"""Answers of a release whose signals a guess without labels looks at: chance alone then moves it by 0.008 at most."""
 MAX_CONVERSATIONS = 20_000
 """Conversations whose last question is known, to tell whether the next is the same again: the latest."""
 
@@ -25,6 +25,7 @@ SHARES = (
     "refused",
     "empty",
     "truncated",
+    "valid",
     "regenerated",
     "citations_supported",
     "citation_coverage",
@@ -36,15 +37,6 @@ _SECONDS = ("first_token_seconds", "total_seconds")
 _QUANTILES = {"median": 0.5, "p95": 0.95}
 
 
-class _Citation(msgspec.Struct):
-    status: str = ""
-    answer_start: int = 0
-    answer_end: int = 0
-
-
-_read_citations = msgspec.json.Decoder(list[_Citation]).decode
-
-
 class ReleaseTallies:
     """The sums of one release."""
 
@@ -54,6 +46,7 @@ class ReleaseTallies:
         self.shares = {name: Tally() for name in SHARES}
         self._means = {name: Tally() for name in _TOKENS}
         self._samples = {name: Sample() for name in _SECONDS}
+        self._some = Sample(MAX_GUESSED)
 
     def add(self, sessions: NDArray[np.intp], rows: dict[str, list[Any]]) -> None:
         """Add closed rows, column by column."""
@@ -65,11 +58,14 @@ class ReleaseTallies:
         reasons = rows["finish_reason"]
         told = finished & np.array([reason is not None for reason in reasons])
         stored = finished & np.array(rows["store"], bool)
+        judged = np.array([valid is not None for valid in rows["valid"]])
         for name, is_so, counts in (
             ("abstained", _each(_is_abstained, verdicts), finished),
             ("refused", [_is_refusal(*each) for each in zip(verdicts, reasons, strict=True)], finished),
             ("empty", list(_emptiness(rows)), stored),
             ("truncated", [reason == "length" for reason in reasons], told),
+            # An answer that does not fit its task is an error to the caller: it has failed, and says what it was.
+            ("valid", [bool(valid) for valid in rows["valid"]], ended & judged),
         ):
             self.shares[name].add(sessions, (np.array(is_so) & counts).astype(float), counts.astype(float))
         supported, citations, covered, checked = _cited(rows, verdicts, finished)
@@ -79,6 +75,7 @@ class ReleaseTallies:
 
     def _add_numbers(self, sessions: NDArray[np.intp], rows: dict[str, list[Any]], finished: NDArray[np.bool_]) -> None:
         keys = np.array([int(id_[-12:], 16) for id_ in rows["id"]], np.uint64)
+        self._some.add(keys[finished], sessions[finished], np.array(rows["row"], float)[finished])
         for name in (*_TOKENS, *_SECONDS):
             values = np.array(rows[name], float)
             known = finished & np.isfinite(values)
@@ -86,6 +83,10 @@ class ReleaseTallies:
                 self._means[name].add(sessions[known], values[known])
             else:
                 self._samples[name].add(keys[known], sessions[known], values[known])
+
+    def some(self) -> list[int]:
+        """The row numbers of a few finished answers that chance chose, or of all."""
+        return [int(row) for row in self._some.values()]
 
     def figures(self) -> Iterator[Figure]:
         """Give every figure, also those without rows."""
@@ -104,8 +105,8 @@ class Answers:
     def __init__(self, only: Collection[str] | None = None) -> None:
         self._only = only
         self.releases: dict[str, ReleaseTallies] = {}
-        # Of each conversation the last question, and the release and session of its answer.
-        self._last: OrderedDict[str, tuple[str, str, int]] = OrderedDict()
+        # Of each conversation the last question (its hash: it may be long), and the release and session of its answer.
+        self._last: OrderedDict[str, tuple[int, str, int]] = OrderedDict()
         # By release the sessions of answers before, and whether each was asked for again.
         self._followed: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
 
@@ -159,17 +160,17 @@ class Answers:
         if row.conversation is None or row.question is None or row.shadow_of is not None or row.outcome != "finished":
             return
         conversation = f"{tenant}\0{row.conversation}"
-        before = self._last.pop(conversation, None)
+        before, question = self._last.pop(conversation, None), hash(row.question)
         if before is not None:
-            self._regenerated(before, again=before[0] == row.question)
-        self._last[conversation] = row.question, row.release_name, session
+            self._regenerated(before, again=before[0] == question)
+        self._last[conversation] = question, row.release_name, session
         if len(self._last) > MAX_CONVERSATIONS:
             self._forget_oldest()
 
     def _forget_oldest(self) -> None:
         self._regenerated(self._last.popitem(last=False)[1], again=False)
 
-    def _regenerated(self, answer: tuple[str, str, int], *, again: bool) -> None:
+    def _regenerated(self, answer: tuple[int, str, int], *, again: bool) -> None:
         _, release, session = answer
         sessions, flags = self._followed[release]
         sessions.append(session)
@@ -225,21 +226,14 @@ def _cited(
     rows: dict[str, list[Any]], verdicts: Sequence[str], finished: NDArray[np.bool_]
 ) -> tuple[Floats, Floats, Floats, Floats]:
     """By answer: supported citations of all, and the share of its characters that a citation covers."""
-    supported, citations, covered, checked = np.zeros((4, len(verdicts)))
+    count = len(verdicts)
+    supported, citations, shares, checked = ([0.0] * count for _ in range(4))
     for at, (text, characters) in enumerate(zip(rows["citations"], rows["answer_characters"], strict=True)):
         if text is None or not finished[at]:
             continue
-        found = _read_citations(text)
-        supported[at], citations[at] = sum(each.status == "supported" for each in found), len(found)
+        found = read_citations(text)
+        citations[at] = len(found)
+        supported[at] = sum([each.status == "supported" for each in found])
         if characters and not _is_abstained(verdicts[at]):
-            checked[at], covered[at] = 1.0, min(1.0, _covered(found) / characters)
-    return supported, citations, covered, checked
-
-
-def _covered(citations: Sequence[_Citation]) -> int:
-    """How many characters lie in the span of at least one citation."""
-    total = end = 0
-    for start, stop in sorted((each.answer_start, each.answer_end) for each in citations):
-        total += max(0, stop - max(start, end))
-        end = max(end, stop)
-    return total
+            checked[at], shares[at] = 1.0, min(1.0, covered(found) / characters)
+    return np.array(supported, float), np.array(citations, float), np.array(shares), np.array(checked)

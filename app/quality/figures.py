@@ -1,11 +1,17 @@
 """What is reported of a release: figures, each with its interval and what it rests on."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal
 
 import msgspec
 
+from app.predictions import Where
 from observability.estimates import Estimate, Method
+
+DEFAULT_DAYS = 7
+MAX_RELEASES = 50
+"""Releases of one report: each takes up to three megabytes."""
 
 Unit = Literal["share", "tokens", "seconds"]
 
@@ -23,6 +29,8 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
     n: int
     effective_n: float
     method: Method
+    doubts: list[str] = []
+    """Why a guess may be wrong (`observability.calibration.Doubt`, and those of `app.quality.guesses`)."""
 
 
 class ReleaseQuality(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +48,16 @@ class ReleaseQuality(msgspec.Struct, frozen=True, kw_only=True):
     figures: list[Figure]
 
 
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """Which answers a report is about."""
+
+    tenant: str | None
+    """None is all tenants together."""
+    where: Where
+    only: tuple[str, ...] | None = None
+    """Of these releases alone."""
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """How good the answers of a window are, release by release."""
 
@@ -51,7 +69,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     releases: list[ReleaseQuality]
 
 
-def figure(name: str, estimate: Estimate, *, unit: Unit = "share", class_name: str | None = None) -> Figure:
+def figure(
+    name: str,
+    estimate: Estimate,
+    *,
+    unit: Unit = "share",
+    class_name: str | None = None,
+    doubts: Sequence[str] = (),
+) -> Figure:
     """Name an estimate."""
     return Figure(
         name=name,
@@ -63,4 +88,5 @@ def figure(name: str, estimate: Estimate, *, unit: Unit = "share", class_name: s
         n=estimate.n,
         effective_n=estimate.effective_n,
         method=estimate.method,
+        doubts=list(doubts),
     )

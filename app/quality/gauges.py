@@ -1,58 +1,37 @@
-"""Keeps the figures of the serving releases on `/metrics`: the last day's answers of all tenants, by share alone."""
+"""Shows on `/metrics` what a worker computed of the serving releases: shares alone, and when that was."""
 
 import asyncio
 import logging
-import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import timedelta
 from typing import Self
 
-from app.errors import ServiceError
-from app.quality.answers import MAX_RELEASES
+from app.errors import Unavailable
 from app.quality.figures import Report
-from app.quality.quality import Quality
-from app.rollouts import Rollout
+from app.quality.keeping import Kept
 from observability.collectors import QualitySample
 
 log = logging.getLogger(__name__)
 
-WINDOW = timedelta(days=1)
-EVERY_SECONDS = 300.0
-FIRST_AFTER_SECONDS = 30.0
-REST = 4.0
-"""Seconds of rest for each second of work while a report is made."""
-MAX_PART = 0.05
-"""The part of all time that reports may take: where one takes long, the next comes later."""
+POLL_SECONDS = 15.0
 
 Show = Callable[[Sequence[QualitySample], float], None]
 
 
 class Gauges:
-    """Computes figures again and again; use it in an `async with` block.
+    """Looks for a newer report again and again; use it in an `async with` block.
 
     Args:
-        quality: makes the reports, and should rest between its pages.
-        rollouts: gives the rollouts that there are.
-        show: gets the figures, and when they were computed.
-        every_seconds: from one report to the next.
-        first_after_seconds: a start has better things to do.
+        kept: where the report is.
+        show: gets the figures, and when they were computed in seconds since 1970.
+        poll_seconds: how often a newer one is looked for, which reads one number.
     """
 
-    def __init__(
-        self,
-        quality: Quality,
-        *,
-        rollouts: Callable[[], Awaitable[Collection[Rollout]]],
-        show: Show,
-        every_seconds: float = EVERY_SECONDS,
-        first_after_seconds: float = FIRST_AFTER_SECONDS,
-    ) -> None:
-        self._quality = quality
-        self._rollouts = rollouts
+    def __init__(self, kept: Kept, *, show: Show, poll_seconds: float = POLL_SECONDS) -> None:
+        self._kept = kept
         self._show = show
-        self._every_seconds = every_seconds
-        self._first_after_seconds = first_after_seconds
+        self._poll_seconds = poll_seconds
+        self._shown: int | None = None
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run(), name="quality gauges")
@@ -64,30 +43,37 @@ class Gauges:
             await self._task
 
     async def refresh(self) -> None:
-        """Compute the figures now; raises ServiceError, and what is shown then stays."""
-        serving = {f"{rollout.name}@{number}" for rollout in await self._rollouts() for number in rollout.serving}
-        report = await self._quality.of_releases(sorted(serving)[:MAX_RELEASES], window=WINDOW)
-        self._show(samples_of(report), report.computed_at.timestamp())
+        """Show the report if it is newer than what is shown; raises Unavailable, and what is shown then stays."""
+        computed_at = await self._kept.computed_at()
+        if computed_at == self._shown:
+            return
+        report = await self._kept.report()
+        if report is not None:
+            self._show(samples_of(report), report.computed_at.timestamp())
+        self._shown = computed_at
 
     async def _run(self) -> None:
-        wait_seconds = self._first_after_seconds
+        is_failing = False
         while True:
-            await asyncio.sleep(wait_seconds)
-            started = time.monotonic()
             try:
                 await self.refresh()
-            except ServiceError as error:
-                log.warning("Quality could not be computed: %s", error.code)
-            except Exception:
-                log.exception("Quality could not be computed")
-            wait_seconds = max(self._every_seconds, (time.monotonic() - started) / MAX_PART)
+                is_failing = False
+            except Unavailable as error:
+                if not is_failing:
+                    log.warning("The report on quality cannot be read: %s", error.code)
+                is_failing = True
+            except Exception as error:  # noqa: BLE001 - what a driver says may quote content.
+                if not is_failing:
+                    log.error("The report on quality cannot be read: %s", type(error).__name__)  # noqa: TRY400
+                is_failing = True
+            await asyncio.sleep(self._poll_seconds)
 
 
 def samples_of(report: Report) -> list[QualitySample]:
-    """Give the shares that are about no single class: what is named by users must not become a label."""
+    """Give the shares that are about no single class, since what users name must not become a label, nor doubtful."""
     return [
         QualitySample(each.release, found.name, found.value, found.low, found.high, found.n)
         for each in report.releases
         for found in each.figures
-        if found.unit == "share" and found.class_name is None
+        if found.unit == "share" and found.class_name is None and not found.doubts
     ]

@@ -9,9 +9,9 @@ from itertools import groupby
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, ScalarSelect, Select, Table, func, or_, select
+from sqlalchemy import ColumnElement, Row, ScalarSelect, Select, Table, case, func, or_, select
 
-from app.database import Database, api_keys, feedback, labels, predictions
+from app.database import Database, api_keys, feedback, labels, predictions, review_items, review_queues
 from app.predictions import Where
 from app.predictions.history import conditions, first_id
 
@@ -19,15 +19,17 @@ MAX_LABELLED = 20_000
 """Labelled answers that a report reads at most: the newest."""
 
 _LABEL_PAGE = 500
-_p, _f, _l = predictions.c, feedback.c, labels.c
+_p, _f, _l, _i = predictions.c, feedback.c, labels.c, review_items.c
 
 _whose = (_p.id, _p.release_name, _p.conversation, _p.user)
 _answer_columns = (
+    _p.row,
     *_whose,
     _p.outcome,
     _p.shadow_of,
     _p.finish_reason,
     _p.verdict,
+    _p.valid,
     _p.prompt_tokens,
     _p.completion_tokens,
     _p.first_token_seconds,
@@ -38,6 +40,8 @@ _answer_columns = (
     func.length(_p.answer).label("answer_characters"),
     _p.question,
 )
+
+_signal_columns = (_p.verdict, _p.citations, _p.passages, func.length(_p.answer).label("answer_characters"))
 
 
 class Rows:
@@ -86,8 +90,11 @@ class Rows:
                 _l.row,
                 _l.id.label("label_id"),
                 _p.answer,
+                _p.predicted_class,
+                *_signal_columns,
                 _l["class"].label("class_name"),
                 _l.answer.label("right_answer"),
+                _l.policy,
                 _l.sampling_probability,
                 _judged(tenant).label("judged"),
             )
@@ -107,27 +114,61 @@ class Rows:
         if unfinished:
             yield [unfinished]
 
-    async def judged(self, tenant: str, where: Where) -> list[Row[Any]]:
-        """Sum up by release what judges say of its answers: how many, their mean score, and that of its square."""
-        each = (
-            select(_p.release_name, func.avg(_f.rating).label("score"))
-            .where(*_is_judged(tenant), *_start(_f.prediction_id, where), *_ends(_f.prediction_id, where))
-            .where(*_finished(_f.prediction_id, tenant, where))
-            .group_by(_p.id, _p.release_name)
-            .subquery()
+    async def judged(self, tenant: str, where: Where, *, page_rows: int) -> AsyncIterator[Sequence[Row[Any]]]:
+        """Give what judges say now of finished answers, page by page; what is said of one answer comes together."""
+        about = _f.prediction_id
+        query = (
+            select(_f.row, _p.id, _p.release_name, _f.rating)
+            .where(*_is_judged(tenant), *_ends(about, where), *_finished(about, tenant, where))
+            .order_by(about, _f.row)
+            .limit(page_rows)
         )
-        query = select(
-            each.c.release_name,
-            func.count().label("n"),
-            func.avg(each.c.score).label("mean"),
-            func.avg(each.c.score * each.c.score).label("square"),
+        page = await self._read(query.where(*_start(about, where)))
+        while page:
+            yield page
+            last = page[-1]
+            following = query.where(about >= last.id, or_(about > last.id, _f.row > last.row))
+            page = await self._read(following) if len(page) == page_rows else []
+
+    async def reviewed(self, tenant: str, where: Where) -> Sequence[Row[Any]]:
+        """Count by release the items that chance put into review queues, and those that were reviewed."""
+        about = _i.prediction_id
+        query = (
+            select(
+                _p.release_name, func.count().label("n"), func.sum(case((_i.state == "done", 1), else_=0)).label("done")
+            )
+            .where(_i.tenant == tenant, _i.probability.is_not(None), *_start(about, where), *_ends(about, where))
+            .where(*_finished(about, tenant, where))
         )
-        return list(await self._read(query.group_by(each.c.release_name)))
+        return await self._read(query.group_by(_p.release_name))
+
+    async def partial_queues(self, tenant: str) -> set[str]:
+        """The tenant's queues that consider only a slice of what a release answers."""
+        query = select(review_queues.c.name, review_queues.c.rules).where(review_queues.c.tenant == tenant)
+        return {row.name for row in await self._read(query) if _is_partial(_read_rules(row.rules).where)}
+
+    async def signals(self, tenant: str | None, rows: Sequence[int]) -> AsyncIterator[Sequence[Row[Any]]]:
+        """Give what tells how far answers can be trusted, by their row numbers; None is whoever's they are."""
+        whose = () if tenant is None else (_p.tenant == tenant,)
+        for at in range(0, len(rows), _LABEL_PAGE):
+            yield await self._read(select(*_signal_columns).where(_p.row.in_(rows[at : at + _LABEL_PAGE]), *whose))
 
     async def _read(self, query: Select[Any]) -> Sequence[Row[Any]]:
         async with self._database.reading() as connection:
             rows: Sequence[Row[Any]] = (await connection.execute(query)).all()
         return rows
+
+
+class _Rules(msgspec.Struct):
+    where: Where
+
+
+_read_rules = msgspec.json.Decoder(_Rules).decode
+_NARROWING = ("user", "conversation", "model", "adapter", "verdict", "assignment", "label_state", "feedback_state")
+
+
+def _is_partial(where: Where) -> bool:
+    return any(getattr(where, name) is not None for name in _NARROWING)
 
 
 def _answered(tenant: str, where: Where) -> Iterator[ColumnElement[bool]]:

@@ -13,6 +13,7 @@ from uuid import UUID
 import msgspec
 
 from app.predictions import Where
+from app.predictions.signals import dense_scores, support
 
 Policy = Literal["uniform", "low_support", "low_margin", "negative_feedback", "drift", "gold"]
 
@@ -76,19 +77,6 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     probability: float
 
 
-class _Citation(msgspec.Struct):
-    answer_start: int = 0
-    support: float | None = None
-
-
-class _Passage(msgspec.Struct):
-    dense_score: float | None = None
-
-
-_citations = msgspec.json.Decoder(list[_Citation]).decode
-_passages = msgspec.json.Decoder(list[_Passage]).decode
-
-
 def draw(queue_id: str, what: str, purpose: Literal["sample", "overlap", "gold"]) -> float:
     """A number in [0, 1) for one thing in one queue: the same for ever, and unlike any other."""
     digest = blake2b(what.encode(), key=UUID(queue_id).bytes, person=purpose.encode(), digest_size=8).digest()
@@ -97,21 +85,12 @@ def draw(queue_id: str, what: str, purpose: Literal["sample", "overlap", "gold"]
 
 def support_of(candidate: Candidate) -> float | None:
     """How far the passages bear out an answer, 0 to 1: the mean over its sentences; None where nothing was checked."""
-    verdict = candidate.verdict or ""
-    if verdict.endswith(":unsupported_answer"):
-        return 0.0
-    if verdict != "answered":
-        return None
-    best: dict[int, float] = {}
-    for citation in _citations(candidate.citations) if candidate.citations else ():
-        best[citation.answer_start] = max(best.get(citation.answer_start, 0.0), citation.support or 0.0)
-    return sum(best.values()) / len(best) if best else 0.0
+    return support(candidate.verdict, candidate.citations)
 
 
 def margin_of(candidate: Candidate) -> float | None:
     """How far the passage that is nearest to the question is ahead of the next, in cosine; None without two."""
-    found = _passages(candidate.passages) if candidate.passages else ()
-    scores = sorted((each.dense_score for each in found if each.dense_score is not None), reverse=True)
+    scores = dense_scores(candidate.passages)
     return scores[0] - scores[1] if len(scores) > 1 else None
 
 

@@ -46,6 +46,10 @@ class FigureObject(BaseModel):
     n: int = Field(description="The answers it rests on.")
     effective_n: float = Field(description="How many independent answers that weigh the same would tell as much.")
     method: Method = Field(description="How the interval was made.")
+    doubts: list[str] = Field(
+        description="Why a guess without labels may be wrong, such as `drifted`; it is valid without any, and other "
+        "figures have none."
+    )
 
     @classmethod
     def of(cls, figure: Figure) -> "FigureObject":
@@ -60,6 +64,7 @@ class FigureObject(BaseModel):
             n=figure.n,
             effective_n=figure.effective_n,
             method=figure.method,
+            doubts=figure.doubts,
         )
 
 
@@ -114,7 +119,10 @@ class QualityReport(BaseModel):
 async def get_quality(
     services: ServicesDep, caller: CallerDep, query: Annotated[QualityQuery, Query()]
 ) -> QualityReport:
-    """Report how good each release's answers are, every figure with its interval; kept for a minute."""
+    """Report how good each release's answers are, every figure with its interval; kept for a minute.
+
+    A report is made by a process that gives way to the service, one at a time: over many answers it takes minutes.
+    """
     caller.require("quality:read")
     where = Where(release=query.release, since=query.since, until=query.until, assignment=query.assignment)
     return QualityReport.of(await services.quality.report(caller.tenant, where))

@@ -10,22 +10,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-from app.access import KeyStore
-from app.database import Database
-from app.errors import InvalidRequest, Unavailable
+from app.errors import InvalidRequest
 from app.feedback import Given, Stated
 from app.predictions import Prediction, Where, created_at, uuid7
 from app.predictions.history import first_id
-from app.quality import Figure, Gauges, Quality, ReleaseQuality, Report
-from app.quality.answers import MAX_RELEASES, SHARES
-from app.rollouts import Rollout
-from observability.estimates import mean, mean_score, quantile
+from app.quality import Figure, Quality, ReleaseQuality
+from app.quality.answers import SHARES
+from app.quality.figures import MAX_RELEASES
+from app.quality.labels import Labelled, label_figures, weighed
+from app.quality.making import Maker
+from app.review import Finding
+from observability.estimates import Moments, mean, mean_score, prediction_powered, quantile
 from observability.matching import exact_match, token_f1
-from observability.metrics import Metrics
-from tests.review_world import World, emptied, person, prediction, replica
+from tests.review_world import EPOCH, World, emptied, person, prediction, replica
 
 CLASSES = ("billing", "contract", "other")
 NOW = datetime.now(UTC)
@@ -39,7 +38,7 @@ async def world(module_database_url: str) -> AsyncIterator[World]:
 
 @pytest.fixture
 def quality(world: World) -> Quality:
-    return Quality(world.database)
+    return Quality(Maker(world.database).make)
 
 
 def made(at: datetime, **facts: Any) -> Prediction:
@@ -107,6 +106,7 @@ def traffic(count: int = 700) -> list[Prediction]:
                 citations=citations,
                 finish_reason=chance.choice(["stop", "stop", "length", "content_filter", None]),
                 store=chance.random() < 0.9,
+                valid=chance.choice([None, True, True, False]),
                 prompt_tokens=chance.choice([None, chance.randrange(1_000)]),
                 completion_tokens=chance.randrange(300),
                 total_seconds=chance.lognormvariate(0, 1),
@@ -127,6 +127,8 @@ def recomputed(rows: list[Prediction]) -> dict[str, Any]:  # noqa: C901 - a list
     for row in rows:
         if row.outcome != "cancelled":
             shares["failed"].append((row, row.outcome != "finished"))
+            if row.valid is not None:
+                shares["valid"].append((row, row.valid))
     following: dict[str, Prediction] = {}
     for row in reversed(done):
         verdict = row.verdict or ""
@@ -180,7 +182,7 @@ async def test_figures_of_every_answer_are_those_recomputed_from_the_rows(world,
 
 
 async def test_a_page_more_or_less_changes_nothing(world, quality):
-    rows = traffic(2_300)  # Three pages.
+    rows = traffic(1_300)  # Three pages.
     await world.ship(rows)
     (first, _) = (await quality.report("acme", Where())).releases
     mine = [row for row in rows if row.release_name == first.release]
@@ -345,7 +347,8 @@ async def test_a_judge_of_all_answers_makes_the_interval_of_labels_narrower(worl
     chance = random.Random(9)
     right = [chance.random() < 0.6 for _ in range(600)]
     ids = await world.predict(600)
-    await judge_all(world, ids, [is_right if chance.random() < 0.85 else not is_right for is_right in right])
+    judged = [is_right if chance.random() < 0.85 else not is_right for is_right in right]
+    await judge_all(world, ids, judged)
     labelled = list(zip(ids, right, strict=True))[::2]
     await asyncio.gather(
         *(
@@ -357,6 +360,8 @@ async def test_a_judge_of_all_answers_makes_the_interval_of_labels_narrower(worl
     for name in ("right", "wrong"):
         share = found["class_share", name]
         plain = mean_score([is_right == (name == "right") for is_right in right[::2]])
+        truths, scores = ([each == (name == "right") for each in column] for column in (right[::2], judged))
+        assert_is(share, prediction_powered(truths, scores[::2], Moments.of(scores), [0.5] * 300))
         assert share.method == "prediction-powered"
         assert share.effective_n > share.n == 300
         assert share.high - share.low < 0.9 * (plain.high - plain.low)
@@ -413,58 +418,106 @@ async def test_every_figure_without_rows_says_so(world, quality):
     assert not math.isnan(found["failed", None].high)
 
 
-# --- on /metrics ---
+# --- several queues, and guesses ---
 
 
-async def test_metrics_show_the_shares_of_serving_releases_and_nothing_that_users_name(world):
-    await world.ship([prediction(release_name=f"hallmark@{n % 3 + 1}", user=f"u{n}") for n in range(30)])
-    await world.ship([prediction(tenant="other", verdict="abstained:nothing_relevant")])
-    await world.ship([made(NOW - timedelta(hours=25))])
-    for id_ in await world.predict(2, answer="billing"):
-        await label(world, id_, class_name="billing")
-    for tenant in ("acme", "other"):
-        await KeyStore(world.database).create(name="k", tenant=tenant, scopes=["chat"])
-    metrics = Metrics(version="0", process=False)
-
-    async def rollouts() -> list[Rollout]:
-        return [Rollout(name="hallmark", revision=1, stable=1, canary=3), Rollout(name="idle", revision=1, stable=1)]
-
-    await Gauges(Quality(world.database), rollouts=rollouts, show=metrics.judged).refresh()
-    families = {each.name: each for each in text_string_to_metric_families(metrics.render()[0].decode())}
-    shown = {
-        (each.labels["release"], each.labels["figure"]): each.value
-        for each in families["hallmark_quality_answers"].samples
+def labelled(session: int, chances: dict[str, float], *, is_right: bool, **facts: Any) -> Labelled:
+    """What is known of a labelled answer."""
+    given = {
+        "tenant": "acme",
+        "made_at": 0.0,
+        "signals": (0.0, 0.0, 0.0),
+        "true_class": "right" if is_right else "wrong",
     }
-    assert {release for release, _ in shown} == {"hallmark@1", "hallmark@3"}
-    assert all(set(each.labels) == {"release", "figure"} for each in families["hallmark_quality"].samples)
-    assert shown["hallmark@1", "abstained"] == 13  # Ten, one of the other tenant, two that are labelled.
-    assert shown["hallmark@1", "accuracy"] == 2
-    assert ("hallmark@1", "class_share") not in shown
-    values = {
-        (each.labels["release"], each.labels["figure"]): each.value for each in families["hallmark_quality"].samples
-    }
-    assert values["hallmark@1", "abstained"] == pytest.approx(1 / 13)
-    (at,) = families["hallmark_quality_timestamp_seconds"].samples
-    assert abs(at.value - datetime.now(UTC).timestamp()) < 60
+    given |= {"said": None, "exact": None, "f1": None, "judged": None, "delay_seconds": 0.0}
+    return Labelled(session=session, chances=chances, **{**given, **facts})
 
 
-async def test_metrics_are_computed_again_and_survive_an_outage():
-    outcomes = [Unavailable("The database is away.", retry_after_seconds=1.0), RuntimeError("a defect"), None]
-    shown = asyncio.Event()
+def test_answers_in_several_queues_are_weighed_so_that_the_mean_is_right_and_covered():
+    chance = np.random.default_rng(3)
+    covered, values = 0, []
+    for _ in range(300):
+        rows = []
+        for answer in range(1_500):
+            is_doubtful = chance.random() < 0.3
+            rates = {"even": 0.05, "doubtful": 0.4 if is_doubtful else 0.02}
+            taken = {queue: rate for queue, rate in rates.items() if chance.random() < rate}
+            if taken:
+                rows.append(labelled(answer, taken, is_right=chance.random() < (0.4 if is_doubtful else 0.9)))
+        (share,) = [each for each in label_figures(rows, 1_500, None).figures if each.class_name == "right"]
+        values.append(share.value)
+        covered += share.low <= 0.75 <= share.high
+    assert np.mean(values) == pytest.approx(0.75, abs=0.006)
+    assert covered / 300 >= 0.93
 
-    class Flaky(Quality):
-        async def of_releases(self, releases, *, window):
-            if not outcomes:
-                await asyncio.Event().wait()
-            if (failure := outcomes.pop(0)) is not None:
-                raise failure
-            return Report(since=NOW, until=NOW, computed_at=NOW, labels_are_cut=False, releases=[])
 
-    async def rollouts() -> list[Rollout]:
-        return []
+def test_a_queue_of_a_slice_is_left_out_beside_one_of_all_and_speaks_alone_for_its_slice():
+    of_all = [labelled(n, {"all": 0.1}, is_right=True) for n in range(10)]
+    of_slice = [labelled(10 + n, {}, is_right=False, chances_in_slices={"slice": 0.5}) for n in range(5)]
+    found = weighed([*of_all, *of_slice])
+    assert ([row.session for row in found.rows], found.left_out) == (list(range(10)), 5)
+    assert [row.probability for row in weighed(of_slice).rows] == [0.5] * 5
 
-    flaky = Flaky(Database("sqlite://"))
-    gauges = Gauges(flaky, rollouts=rollouts, show=lambda *_: shown.set(), every_seconds=0.0, first_after_seconds=0.0)
-    async with gauges:
-        await asyncio.wait_for(shown.wait(), 20)
-    assert outcomes == []
+
+async def test_a_queue_of_one_users_answers_says_nothing_of_all_and_what_waits_is_told(world, quality):
+    await world.queue()
+    await world.queue("slice", where=Where(since=EPOCH.since, user="u"))
+    await world.predict(3)
+    await world.predict(2, user="u")
+    await world.fill()
+    await world.review("anna", "right", count=5)
+    (leased,) = await world.lease("ben", 1, queue="slice")
+    await world.reviews.complete(person("ben"), leased.review.id, Finding(class_name="wrong"))
+    (release,) = (await quality.report("acme", Where())).releases
+    assert (release.sampled, release.labelled, release.labels_left_out) == (True, 5, 0)
+    found = by_name(release)
+    assert found["class_share", "wrong"].value == pytest.approx(1 / 5)
+    assert (found["reviewed", None].n, found["reviewed", None].value) == (7, pytest.approx(6 / 7))
+
+
+async def signalled(world: World, count: int, at: datetime, *, label_share: float, seed: int) -> list[tuple[str, bool]]:
+    """Answers whose support and retrieval score say something of whether they are right; some are labelled."""
+    chance = random.Random(seed)
+    rows, said = [], []
+    for number in range(count):
+        support, score = chance.random(), chance.random()
+        is_right = chance.random() < 0.15 + 0.4 * support + 0.4 * score
+        row = made(
+            at + timedelta(seconds=number),
+            verdict="answered",
+            answer="Four weeks to the end of a month.",
+            citations=[{"status": "supported", "support": support, "answer_start": 0, "answer_end": 10}],
+            passages=[{"dense_score": score}, {"dense_score": 0.0}],
+        )
+        rows.append(row)
+        said.append((row.id, is_right))
+    await world.ship(rows)
+    labels = [(id_, is_right) for id_, is_right in said if chance.random() < label_share]
+    await asyncio.gather(*(label(world, id_, class_name="right" if right else "wrong") for id_, right in labels))
+    return said
+
+
+async def test_answers_without_labels_are_guessed_from_labels_before_the_window(world, quality):
+    await signalled(world, 400, NOW - timedelta(days=5), label_share=1.0, seed=1)
+    said = await signalled(world, 500, NOW - timedelta(hours=1), label_share=0.02, seed=2)
+    found = await only_release(quality, since=NOW - timedelta(hours=2))
+    guess = found["class_share_guessed", "right"]
+    assert (guess.method, guess.n, guess.doubts) == ("calibrated", 500, [])
+    assert guess.low < sum(is_right for _, is_right in said) / 500 < guess.high
+    assert guess.high - guess.low < 0.5 * (found["class_share", "right"].high - found["class_share", "right"].low)
+    assert found["class_share_guessed", "wrong"].value == pytest.approx(1 - guess.value, abs=0.03)
+
+
+async def test_a_guess_says_when_it_may_be_wrong(world):
+    async def drifted(tenant, releases):
+        return [release for release in releases if (tenant, release) == ("acme", "hallmark@1")]
+
+    await signalled(world, 60, NOW - timedelta(hours=1), label_share=1.0, seed=1)
+    found = await only_release(Quality(Maker(world.database).make))
+    guess = found["class_share_guessed", "right"]
+    assert (guess.value, guess.low, guess.high, guess.doubts) == (None, 0.0, 1.0, ["too_few_labels"])
+    await signalled(world, 300, NOW - timedelta(days=40), label_share=1.0, seed=2)
+    found = await only_release(Quality(Maker(world.database, drifted=drifted).make))
+    guess = found["class_share_guessed", "right"]
+    assert guess.value is not None
+    assert guess.doubts == ["drifted", "outdated"]

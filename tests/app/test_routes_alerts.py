@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from app.alerts import DEFAULT_RULES, Evaluator, Notifier
 from app.cli import app
 from app.database import Database
-from app.quality import Quality
+from app.quality.making import Maker
 from app.worker import now
 from tests.fake_tgi import FakeTGI, Tokens
 from tests.service import CHAT, Service, live_service, until
@@ -69,7 +69,7 @@ async def look(service: Service, *, tells: bool = False) -> None:
     """What a worker does."""
     assert isinstance(service.database, Path)
     async with Database.of_file(service.database) as database:
-        evaluator = Evaluator(database, Quality(database), now, tells=tells)
+        evaluator = Evaluator(database, Maker(database).make, now, tells=tells)
         while await evaluator.step():
             pass
 

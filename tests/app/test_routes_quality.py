@@ -94,7 +94,7 @@ async def test_the_command_shows_a_table_for_each_release(service, api):
     shown = await run(service, api)
     assert shown.exit_code == 0, shown.output
     assert "hallmark@1: 4 answers" in shown.stdout
-    (line,) = [line for line in shown.stdout.splitlines() if "[b]right[/b]" in line]
+    (line,) = [line for line in shown.stdout.splitlines() if "[b]right[/b]" in line and "guessed" not in line]
     assert [part.strip() for part in line.split("│")[1:-1]] == [
         "class_share",
         "[b]right[/b]",
@@ -104,6 +104,7 @@ async def test_the_command_shows_a_table_for_each_release(service, api):
         "4",
         "wilson",
     ]
+    assert "calibrated, in doubt: too_few_labels" in shown.stdout
     assert "4 labelled answers, chosen nobody knows how" in shown.stdout
     report = json.loads((await run(service, api, "--json")).stdout)
     assert report["data"][0]["release"] == "hallmark@1"

@@ -101,6 +101,41 @@ async def test_work_that_fails_is_told_once_without_content_and_tried_again(data
     assert "what a user said" not in caplog.text
 
 
+class Counted(Leases):
+    """Leases that are lost after so many times."""
+
+    def __init__(self, *given, lasts: int) -> None:
+        super().__init__(*given)
+        self.lasts = lasts
+        self.taken = 0
+
+    async def take(self, work, *, seconds):
+        self.taken += 1
+        return self.taken <= self.lasts and await super().take(work, seconds=seconds)
+
+
+@pytest.mark.parametrize("lasts", [4, 2])
+async def test_a_long_step_keeps_its_lease_and_is_given_up_when_that_is_lost(database, lasts):
+    leases = Counted(database, "one", Clock(), lasts=lasts)
+    ended = []
+
+    async def step() -> bool:
+        try:
+            async with asyncio.timeout(20):
+                while leases.taken < 4:
+                    await asyncio.sleep(0.001)
+        except asyncio.CancelledError:
+            ended.append("given up")
+            raise
+        ended.append("done")
+        return True
+
+    # Renewed every few milliseconds.
+    worker = Worker(leases, {"a": step}, lease_seconds=0.015)
+    assert await worker.turn("a") is (lasts == 4)
+    assert ended == ["done" if lasts == 4 else "given up"]
+
+
 async def test_a_worker_that_is_stopped_gives_back_what_it_held(database):
     clock, job = Clock(), Job()
     working = asyncio.create_task(Worker(Leases(database, "one", clock), {"a": job}).run())
@@ -115,7 +150,8 @@ async def test_a_worker_that_is_stopped_gives_back_what_it_held(database):
 
 def test_the_worker_loads_neither_torch_nor_the_web_server():
     code = (
-        "import sys, app.worker; print([name for name in ('torch', 'transformers', 'fastapi') if name in sys.modules])"
+        "import sys, app.worker; heavy = ('torch', 'transformers', 'fastapi', 'scipy', 'sklearn'); "
+        "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=50)
     assert done.stdout.strip() == "[]", done.stderr

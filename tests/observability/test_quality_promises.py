@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import quality_statistics, simulated_canaries, simulated_drift, simulated_labels
+from tests.benchmarks import (
+    quality_statistics,
+    replayed_canaries,
+    simulated_canaries,
+    simulated_drift,
+    simulated_labels,
+)
 from tests.benchmarks.tables import Table, write_into
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -29,6 +35,19 @@ def test_the_promise_is_kept(promise):
     table = PROMISES[promise]()
     assert table.rows
     assert table.failures == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_of_a_thousand_equal_canaries_the_guards_roll_back_no_more_than_they_say_at_any_time():
+    found = replayed_canaries.equal_canaries(1_000, 300)
+    assert found["replays_that_differ"] == 0
+    assert found["rolled_back"] <= 10, found
+
+
+@pytest.mark.slow
+def test_the_guards_do_roll_back_a_worse_canary_in_the_same_traffic():
+    assert replayed_canaries.equal_canaries(20, 300, worse=0.3)["rolled_back"] >= 18
 
 
 @pytest.fixture(scope="module")
