@@ -336,7 +336,7 @@ async def test_a_new_topic_in_the_questions_raises_an_alert_that_names_examples(
 
         async def ask_all(count: int, topics: tuple[str, ...], words: str) -> None:
             first = len(tenant.answers)
-            asked = (f"{words} {topics[n % 8]} {n % 17} {topics[n % 3]}?" for n in range(count))
+            asked = (f"{words} {topics[n % 8]} {n % 17} {topics[n % 3]}?" for n in range(first, first + count))
             await asyncio.gather(*(ask(first + n, question) for n, question in enumerate(asked)))
 
         async def is_followed() -> bool:
