@@ -18,6 +18,7 @@ from rich.table import Table
 
 from app.alert_commands import alerts
 from app.client import Client
+from app.dataset_commands import datasets
 from app.drift_commands import drift
 from app.prediction_commands import predictions
 from app.quality_commands import quality
@@ -43,6 +44,7 @@ app.add_typer(releases, name="releases")
 app.add_typer(rollouts, name="rollouts")
 app.add_typer(review, name="review")
 app.add_typer(alerts, name="alerts")
+app.add_typer(datasets, name="datasets")
 app.add_typer(drift, name="drift")
 app.command("quality")(quality)
 

@@ -126,7 +126,15 @@ class Client:
         return msgspec.json.decode(response.content, type=dict[str, Any])
 
     def lines(self, path: str, **options: Any) -> Iterator[bytes]:
-        """Get a file of lines and give each as it comes, with its end.
+        """Get a file of lines and give each as it comes, with its end; raises as `pieces` does."""
+        rest = b""
+        for piece in self.pieces(path, **options):
+            *whole, rest = (rest + piece).split(b"\n")
+            for line in whole:
+                yield line + b"\n"
+
+    def pieces(self, path: str, **options: Any) -> Iterator[bytes]:
+        """Get a file and give it as it comes.
 
         Raises:
             ServiceFailure: the service cannot be reached, refuses, or broke off: then what came is not the whole.
@@ -136,11 +144,7 @@ class Client:
                 if response.status_code != 200:
                     response.read()
                     raise _failure(response)
-                rest = b""
-                for piece in response.iter_bytes():
-                    *whole, rest = (rest + piece).split(b"\n")
-                    for line in whole:
-                        yield line + b"\n"
+                yield from response.iter_bytes()
         except httpx.RemoteProtocolError as error:
             raise ServiceFailure(f"{self.url} broke off: {error}.") from error
         except httpx.HTTPError as error:

@@ -22,6 +22,7 @@ from app.access import Access
 from app.admission import Admission
 from app.alerts import AlertGauges, Alerts, OutboxReports, RuleSets
 from app.database import Database, own_directory
+from app.datasets import open_datasets
 from app.drift import Drift, DriftGauges, References
 from app.engine_wiring import Engines, open_engines, release_defaults
 from app.engines import Engine
@@ -41,6 +42,7 @@ from app.releases import Prompt, Release, RetrievalPlan
 from app.review import open_review
 from app.routes import (
     alerts,
+    datasets,
     documents,
     drift,
     errors,
@@ -172,6 +174,7 @@ async def open_service(
             trials=Trials(shared),
             review=await parts.enter_async_context(open_review(shared, history, label_log)),
             quality=Quality(Apart(shared.secret_url).make),
+            datasets=await parts.enter_async_context(open_datasets(shared, history, documents=retriever)),
             alerts=Alerts(shared, now),
             alert_rules=RuleSets(shared, now),
             drift=drifts,
@@ -250,6 +253,7 @@ def create_api(services: Services | None = None, *, max_body_bytes: int | None =
         review.routes,
         quality.routes,
         alerts.routes,
+        datasets.routes,
         drift.routes,
         releases.routes,
         rollouts.routes,

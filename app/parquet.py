@@ -1,19 +1,33 @@
-"""Predictions as Parquet, written in row groups: what has been written can be sent on before the rest is known.
+"""Parquet, written in row groups: what has been written can be sent on before the rest is known. And Parquet read.
 
-The main rule: columns and their types are fixed here, whatever the rows hold, so that every export fits every other;
-what is JSON is a column of its text. pyarrow comes with `hallmark[export]` and is loaded when it is first needed.
+The main rule: columns and their types are given beforehand, whatever the rows hold, so that every export fits every
+other; what is JSON is a column of its text. pyarrow comes with `hallmark[export]` and is loaded when first needed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import IO, Any, Literal
 
 import msgspec
 
 from app.errors import InvalidRequest
 
-_INTEGERS = frozenset({"prompt_tokens", "completion_tokens"})
-_JSON = frozenset({"metadata", "passages", "citations", "tool_calls", "request", "messages"})
+Kind = Literal["text", "json", "flag", "integer", "number", "moment"]
+
+PREDICTION_KINDS: Mapping[str, Kind] = {
+    **dict.fromkeys(("metadata", "passages", "citations", "tool_calls", "request", "messages"), "json"),
+    **dict.fromkeys(("stream", "store", "valid"), "flag"),
+    **dict.fromkeys(("prompt_tokens", "completion_tokens"), "integer"),
+    **dict.fromkeys(
+        ("retrieve_seconds", "queue_seconds", "first_token_seconds", "engine_seconds", "total_seconds"), "number"
+    ),
+    "created_at": "moment",
+}
+"""The columns of predictions that are no plain text."""
+
+
+class BadParquet(Exception):
+    """A file that is no Parquet, or is damaged."""
 
 
 class _Pending:
@@ -45,23 +59,25 @@ class _Pending:
 
 
 class ParquetWriter:
-    """Makes one Parquet file of predictions, given as `Prediction.as_dict` or its JSON has them."""
+    """Makes one Parquet file of rows as JSON has them, for a start of predictions as `Prediction.as_dict` gives them.
 
-    def __init__(self, columns: Sequence[str]) -> None:
+    Args:
+        columns: the columns, in their order.
+        kinds: what columns hold that is no plain text.
+    """
+
+    def __init__(self, columns: Sequence[str], *, kinds: Mapping[str, Kind] = PREDICTION_KINDS) -> None:
         """Raise InvalidRequest where pyarrow is missing."""
-        try:
-            import pyarrow
-            from pyarrow import parquet
-        except ModuleNotFoundError as error:
-            raise InvalidRequest("Parquet needs pyarrow: pip install 'hallmark[export]'.", param="format") from error
+        pyarrow, parquet = _loaded()
         self._arrow = pyarrow
+        self._kinds = kinds
         self._schema = pyarrow.schema([(name, self._type(name)) for name in columns])
         self._file = _Pending()
         self._writer = parquet.ParquetWriter(self._file, self._schema, compression="zstd")
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> bytes:
         """Write rows as a group of their own; give the bytes that the file has grown by."""
-        columns = [[_value(name, row.get(name)) for row in rows] for name in self._schema.names]
+        columns = [[_value(self._kinds.get(name), row.get(name)) for row in rows] for name in self._schema.names]
         arrays = [
             self._arrow.array(values, type=field.type) for values, field in zip(columns, self._schema, strict=True)
         ]
@@ -74,20 +90,62 @@ class ParquetWriter:
         return self._file.take()
 
     def _type(self, name: str) -> Any:
-        if name == "created_at":
-            return self._arrow.timestamp("ms", tz="UTC")
-        if name in ("stream", "store", "valid"):
-            return self._arrow.bool_()
-        if name in _INTEGERS:
-            return self._arrow.int64()
-        return self._arrow.float64() if name.endswith("_seconds") else self._arrow.string()
+        arrow = self._arrow
+        types = {
+            "moment": arrow.timestamp("ms", tz="UTC"),
+            "flag": arrow.bool_(),
+            "integer": arrow.int64(),
+            "number": arrow.float64(),
+        }
+        return types.get(self._kinds.get(name, "text"), arrow.string())
 
 
-def _value(name: str, value: Any) -> Any:
+def read_parquet(file: IO[bytes]) -> Iterator[dict[str, Any]]:
+    """Give the rows of a Parquet file; a class that Hugging Face's `datasets` wrote as a number by its name.
+
+    Raises:
+        InvalidRequest: pyarrow is missing.
+        BadParquet: the file cannot be read, also after some of its rows.
+    """
+    pyarrow, parquet = _loaded()
+    try:
+        reader = parquet.ParquetFile(file)
+        names = _class_names(reader.schema_arrow.metadata or {})
+        for batch in reader.iter_batches(batch_size=500):
+            for row in batch.to_pylist():
+                yield {key: _named(value, names.get(key)) for key, value in row.items()}
+    except (pyarrow.ArrowException, OSError, ValueError, NotImplementedError) as error:
+        raise BadParquet(f"it is no Parquet file that can be read ({type(error).__name__})") from error
+
+
+def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """The names of classes by column, where `datasets` has noted them."""
+    try:
+        features = msgspec.json.decode(metadata[b"huggingface"])["info"]["features"]
+        return {name: each["names"] for name, each in features.items() if isinstance(each.get("names"), list)}
+    except (KeyError, TypeError, AttributeError, msgspec.DecodeError):
+        return {}
+
+
+def _named(value: Any, names: list[str] | None) -> Any:
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return names[value] if names is not None and is_number and 0 <= value < len(names) else value
+
+
+def _loaded() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ModuleNotFoundError as error:
+        raise InvalidRequest("Parquet needs pyarrow: pip install 'hallmark[export]'.", param="format") from error
+    return pyarrow, parquet
+
+
+def _value(kind: Kind | None, value: Any) -> Any:
     if value is None:
         return None
-    if name in _JSON:
+    if kind == "json":
         return msgspec.json.encode(value).decode()
-    if name == "created_at" and isinstance(value, str):
+    if kind == "moment" and isinstance(value, str):
         return datetime.fromisoformat(value)
     return value

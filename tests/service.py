@@ -64,6 +64,8 @@ EVERYTHING = (
     "quality:read",
     "alerts:read",
     "alerts:write",
+    "datasets:read",
+    "datasets:write",
     "releases:read",
     "releases:write",
     "metrics",

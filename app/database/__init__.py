@@ -13,6 +13,14 @@ from app.database.alert_tables import (
     alerts,
     outboxes,
 )
+from app.database.dataset_tables import (
+    dataset_builds,
+    dataset_examples,
+    dataset_members,
+    dataset_series,
+    dataset_tags,
+    dataset_versions,
+)
 from app.database.drift_tables import (
     drift_followed,
     drift_reference_rows,
@@ -64,7 +72,13 @@ __all__ = [
     "alerts",
     "api_keys",
     "connect",
+    "dataset_builds",
+    "dataset_examples",
+    "dataset_members",
     "dataset_rows",
+    "dataset_series",
+    "dataset_tags",
+    "dataset_versions",
     "datasets",
     "drift_followed",
     "drift_reference_rows",

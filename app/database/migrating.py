@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import SQLAlchemyError
 
-SCHEMA_VERSION = "0011"
+SCHEMA_VERSION = "0012"
 """The revision that `app/migrations/versions` ends with."""
 
 # Any number will do, as long as every process asks for the same lock.

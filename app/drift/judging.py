@@ -7,11 +7,10 @@ there is too little of to tell anything is left out and says so by being None.
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-import msgspec
 import numpy as np
 
 from app.drift.facts import Outputs, Question
-from app.drift.states import Cluster, Inputs, Kind, Output
+from app.drift.states import Cluster, Inputs, Judged, Output
 from app.predictions.embeddings import Vectors, model_of, unpack
 from observability.drift import MIN_SESSIONS, Questions, question_drift
 from observability.permutations import holm
@@ -32,27 +31,6 @@ _NUMBERS: dict[str, Callable[[Outputs], float | None]] = {
     "top_score": lambda answer: answer.top_score,
     "support": lambda answer: answer.support,
 }
-
-
-class Judged(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found."""
-
-    inputs: Inputs | None
-    outputs: tuple[Output, ...]
-    clusters: tuple[Cluster, ...]
-
-    @classmethod
-    def nothing(cls) -> "Judged":
-        """What is found where nothing can be compared."""
-        return cls(inputs=None, outputs=(), clusters=())
-
-    @property
-    def p_values(self) -> dict[Kind, float | None]:
-        """What to compare with a level, by kind."""
-        return {
-            "inputs": self.inputs.p_value if self.inputs else None,
-            "outputs": min((each.p_value for each in self.outputs), default=None),
-        }
 
 
 def judge(reference: Sequence[Question], window: Sequence[Question], *, level: float, seed: int = 0) -> Judged:

@@ -70,7 +70,7 @@ class DriftState(msgspec.Struct, frozen=True, kw_only=True):
     """Of the oldest alarm, in milliseconds since 1970."""
     kinds: tuple[Kind, ...] = ()
     examples: tuple[str, ...] = ()
-    """Predictions of the largest cluster of new questions in the last window, where questions have changed."""
+    """Predictions of the largest cluster of new questions that was last found, where questions have changed."""
     windows: int = 0
     """How many were compared; with none, nothing is known."""
 
@@ -94,6 +94,27 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
     """Questions that have an embedding."""
     created_at: int
     created_by: str
+
+
+class Judged(msgspec.Struct, frozen=True, kw_only=True):
+    """What was found."""
+
+    inputs: Inputs | None
+    outputs: tuple[Output, ...]
+    clusters: tuple[Cluster, ...]
+
+    @classmethod
+    def nothing(cls) -> "Judged":
+        """What is found where nothing can be compared."""
+        return cls(inputs=None, outputs=(), clusters=())
+
+    @property
+    def p_values(self) -> dict[Kind, float | None]:
+        """What to compare with a level, by kind."""
+        return {
+            "inputs": self.inputs.p_value if self.inputs else None,
+            "outputs": min((each.p_value for each in self.outputs), default=None),
+        }
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,7 +170,8 @@ class Drift:
             examples: dict[str, tuple[str, ...]] = {}
             for stream in streams:
                 if any(each.kind == "inputs" for each in alarms_of(stream.alarms)):
-                    last = select(_w.clusters).where(_w.tenant == tenant, _w.release == stream.release)
+                    mine = (_w.tenant == tenant, _w.release == stream.release, _w.clusters != "[]")
+                    last = select(_w.clusters).where(*mine)
                     row = (await connection.execute(last.order_by(_w.number.desc()).limit(1))).one_or_none()
                     clusters = clusters_of(row.clusters) if row else ()
                     examples[stream.release] = clusters[0].examples if clusters else ()

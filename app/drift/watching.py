@@ -19,9 +19,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.database import Database, drift_followed, drift_streams, drift_windows, predictions
 from app.drift.facts import SESSION, Question, QuestionEmbedder, counted, questions_of
 from app.drift.following import DriftPlan, Noticed, OpenWindow, Stream, stream_of, values_of, windows_in_90_days
-from app.drift.judging import Judged, judge
 from app.drift.references import MIN_REFERENCE_SESSIONS, keep, newest, questions_in
-from app.drift.states import Alarm
+from app.drift.states import Alarm, Judged
 from app.predictions import History, Settled, created_at
 from observability.windows import level_for
 
@@ -219,7 +218,7 @@ class DriftWatcher:
         )
         seed = int.from_bytes(blake2b(f"{stream.release}/{stream.windows}".encode(), digest_size=4).digest())
         try:
-            judged = await asyncio.to_thread(judge, known, questions, level=level, seed=seed)
+            judged = await asyncio.to_thread(_judge, known, questions, level=level, seed=seed)
         except ValueError:
             # What one tenant has must not keep the worker from all others'.
             log.error("Window %d of %s cannot be compared with its reference", stream.windows + 1, stream.release)  # noqa: TRY400 - a traceback could show content.
@@ -298,6 +297,12 @@ class DriftWatcher:
                 for table in (drift_windows, drift_streams):
                     mine = (table.c.tenant == tenant, table.c.release == release)
                     await connection.execute(table.delete().where(*mine))
+
+
+def _judge(known: Sequence[Question], questions: Sequence[Question], *, level: float, seed: int) -> Judged:
+    from app.drift.judging import judge  # With scipy, which a worker does without until a window is full.
+
+    return judge(known, questions, level=level, seed=seed)
 
 
 def _row(

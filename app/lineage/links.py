@@ -70,6 +70,8 @@ class RowLink(Link, frozen=True, kw_only=True):
     prediction: Mention | None = None
     label_id: str | None
     label: LabelMention | None = None
+    erased: bool = False
+    """Whether its content was erased; its digests and its origin are kept."""
 
 
 class DocumentLink(Link, frozen=True, kw_only=True):

@@ -13,10 +13,20 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Annotated, Any
 
 import msgspec
-from sqlalchemy import Row, and_, or_, select
+from sqlalchemy import Row, Select, and_, null, or_, select
 from sqlalchemy.exc import IntegrityError
 
-from app.database import Database, dataset_rows, datasets, releases, training_runs
+from app.database import (
+    Database,
+    dataset_examples,
+    dataset_members,
+    dataset_rows,
+    dataset_series,
+    dataset_versions,
+    datasets,
+    releases,
+    training_runs,
+)
 from app.errors import Conflict, InvalidRequest, invalid_field
 from app.releases import Digest, Release
 
@@ -98,6 +108,30 @@ def row_digest(content_digest: str, prediction_id: str | None, label_id: str | N
 def dataset_digest(row_digests: Iterable[str]) -> str:
     """The digest of a dataset: that of its rows' digests, in whatever order they come."""
     return sha256("".join(f"{digest}\n" for digest in sorted(row_digests)))
+
+
+_members, _versions = dataset_members.c, dataset_versions.c
+_registered = (dataset_rows, null().label("erased_at"))
+
+
+def _built(tenant: str) -> Select[Any]:
+    """The rows of the versions that were built here, as rows that were registered."""
+    holds = and_(
+        _members.series_id == _versions.series_id,
+        _members.v_from <= _versions.number,
+        or_(_members.v_to.is_(None), _members.v_to > _versions.number),
+    )
+    belongs = and_(dataset_examples.c.tenant == tenant, dataset_examples.c.digest == _members.digest)
+    whose = and_(dataset_series.c.id == _versions.series_id, _versions.number <= dataset_series.c.revision)
+    columns = [dataset_examples.c[name] for name in ("digest", "content_digest", "prediction_id", "label_id")]
+    return (
+        select(_versions.tenant, _versions.digest.label("dataset_digest"), *columns, dataset_examples.c.erased_at)
+        .select_from(dataset_versions)
+        .join(dataset_series, whose)
+        .join(dataset_members, holds)
+        .join(dataset_examples, belongs)
+        .where(_versions.tenant == tenant)
+    )
 
 
 class Provenance:
@@ -184,13 +218,22 @@ class Provenance:
     async def datasets_with(self, tenant: str, digest: str) -> Sequence[Row[Any]]:
         """The rows of that digest of the tenant's datasets."""
         belongs = and_(dataset_rows.c.tenant == datasets.c.tenant, dataset_rows.c.dataset_digest == datasets.c.digest)
-        query = select(dataset_rows).join(datasets, belongs)
-        return await self._all(query.where(dataset_rows.c.tenant == tenant, dataset_rows.c.digest == digest))
+        query = select(*_registered).join(datasets, belongs)
+        found = await self._all(query.where(dataset_rows.c.tenant == tenant, dataset_rows.c.digest == digest))
+        built = _built(tenant).where(_members.digest == digest).order_by(_versions.created_at, _versions.number)
+        return [*found, *await self._all(built)]
 
     async def rows(self, tenant: str, digest: str) -> Sequence[Row[Any]]:
-        """All rows of a dataset, by their digests."""
+        """All rows of a dataset, by their digests: as it was built here, else as it was registered."""
+        which = select(_versions.series_id, _versions.number).where(
+            _versions.tenant == tenant, _versions.digest == digest
+        )
+        version = await self._first(which.order_by(_versions.created_at, _versions.number).limit(1))
+        if version is not None:
+            only = (_versions.series_id == version.series_id, _versions.number == version.number)
+            return await self._all(_built(tenant).where(*only).order_by(_members.digest))
         mine = (dataset_rows.c.tenant == tenant, dataset_rows.c.dataset_digest == digest)
-        return await self._all(select(dataset_rows).where(*mine).order_by(dataset_rows.c.digest))
+        return await self._all(select(*_registered).where(*mine).order_by(dataset_rows.c.digest))
 
     async def training_run(self, run_id: str) -> Row[Any] | None:
         """Find a training run."""

@@ -295,6 +295,7 @@ def _row_link(row: Row[Any], prediction: Mention | None, label: Label | None) ->
         prediction=prediction,
         label_id=row.label_id,
         label=_mention(label) if label else None,
+        erased=row.erased_at is not None,
         verified=not problems,
         problems=tuple(problems),
     )

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, Select, Table, func, or_, select
+from sqlalchemy import ColumnElement, Row, Select, Table, false, func, or_, select
 
-from app.database import Database, feedback, is_latest, labels, predictions
+from app.database import Database, feedback, is_latest, labels, predictions, review_items, review_queues
 from app.predictions.prediction import Outcome, Prediction
 from app.predictions.rows import COLUMNS, from_facts
 
@@ -47,6 +47,8 @@ class Where(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a label says what is true of it; one that was withdrawn says nothing."""
     feedback_state: FeedbackState | None = None
     """Whether anybody thinks something of it, and what: where several do, one of them is enough."""
+    review_queue: str | None = None
+    """The name of a review queue that has taken it."""
 
 
 ANY = Where()
@@ -103,11 +105,13 @@ class History:
         async with self._database.reading() as connection:
             return int((await connection.execute(query)).scalar_one())
 
-    async def pages(self, tenant: str, where: Where = ANY, *, page_rows: int = 500) -> AsyncIterator[list[Prediction]]:
+    async def pages(
+        self, tenant: str, where: Where = ANY, *more: ColumnElement[bool], page_rows: int = 500
+    ) -> AsyncIterator[list[Prediction]]:
         """Give all there are up to now, the oldest first, page by page; between two pages nothing is held open."""
-        until = datetime.now(UTC)
-        where = msgspec.structs.replace(where, until=min(where.until or until, until))
-        query = select(*_whole).where(*conditions(tenant, where)).order_by(_table.id).limit(page_rows)
+        now = datetime.now(UTC)
+        where = msgspec.structs.replace(where, until=min(_aware(where.until or now), now))
+        query = select(*_whole).where(*conditions(tenant, where), *more).order_by(_table.id).limit(page_rows)
         page = await self._read(query)
         while page:
             yield page
@@ -202,6 +206,22 @@ def conditions(tenant: str, where: Where) -> Iterator[ColumnElement[bool]]:
         yield labelled if where.label_state == "labelled" else ~labelled
     if where.feedback_state is not None:
         yield _FEEDBACK_STATES[where.feedback_state]
+    if where.review_queue is not None:
+        yield _is_taken_by(tenant, where.review_queue)
+
+
+def speaks_of(*, labelled: bool = True, corrected: bool = True) -> ColumnElement[bool]:
+    """The condition that somebody says now what is right in a prediction: by a label, or by a correction."""
+    said = [_is_spoken_of(labels)] * labelled + [_FEEDBACK_STATES["corrected"]] * corrected
+    return or_(false(), *said)
+
+
+def _is_taken_by(tenant: str, queue: str) -> ColumnElement[bool]:
+    """The condition that a prediction is in a review queue."""
+    named = select(review_queues.c.id).where(review_queues.c.tenant == tenant, review_queues.c.name == queue)
+    taken = select(review_items.c.id).where(review_items.c.prediction_id == _table.id)
+    mine = (review_items.c.tenant == tenant, review_items.c.queue_id == named.scalar_subquery())
+    return taken.where(*mine).exists()
 
 
 def _is_spoken_of(table: Table, *that: ColumnElement[bool]) -> ColumnElement[bool]:
@@ -226,6 +246,9 @@ _FEEDBACK_STATES: dict[FeedbackState, ColumnElement[bool]] = {
 
 def first_id(moment: datetime) -> str:
     """The smallest id that a prediction made at `moment` or later can have; without a time zone it is one in UTC."""
-    aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-    digits = f"{max(0, round(aware.timestamp() * 1000)):012x}"
+    digits = f"{max(0, round(_aware(moment).timestamp() * 1000)):012x}"
     return f"{digits[:8]}-{digits[8:]}-0000-0000-000000000000"
+
+
+def _aware(moment: datetime) -> datetime:
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

@@ -9,6 +9,7 @@ from contextlib import suppress
 import msgspec
 
 from app.database import Database
+from app.drift import Drift
 from app.errors import InvalidRequest, Unavailable
 from app.quality.apart import Order, Reply
 from app.quality.making import Maker
@@ -27,7 +28,8 @@ def main() -> None:
 async def _reply(order: Order) -> Reply:
     try:
         async with Database(order.url) as database:
-            return Reply(report=await Maker(database, rest=order.rest).make(order.asked))
+            maker = Maker(database, rest=order.rest, drifted=Drift(database).drifted)
+            return Reply(report=await maker.make(order.asked))
     except InvalidRequest as error:
         return Reply(refused=error.message, param=error.param)
     except Unavailable as error:

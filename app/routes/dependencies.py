@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 
 from app.access import Caller
 from app.alerts import Alerts, RuleSets
+from app.datasets import Datasets
 from app.drift import Drift, References
 from app.evaluations import Evaluations
 from app.feedback import FeedbackLog, LabelLog
@@ -44,6 +45,7 @@ class Services:
     quality: Quality
     alerts: Alerts
     alert_rules: RuleSets
+    datasets: Datasets
     drift: Drift
     drift_references: References
     defaults: Mapping[str, Any]

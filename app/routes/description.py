@@ -14,6 +14,7 @@ from app.chat import ChatRequest
 from app.lineage import Dataset, DatasetPage, Trace, TrainingRun, UsedBy
 from app.releases import Release
 from app.routes.completions import ChatCompletion, ChatCompletionChunk
+from app.routes.datasets import BuildRequest, ImportRequest
 from app.routes.dependencies import errors
 from app.routes.documents import UPLOAD_SCHEMAS
 from app.routes.front import CHAT_PATH, OPEN_PATHS
@@ -32,6 +33,7 @@ _TAGS = {
     "review": "People look at some of the answers, chosen by chance with known probability, and what they find.",
     "quality": "How good each release's answers are, every figure with its interval, and whether questions drift.",
     "alerts": "What got worse, the rules that say so, and who was told.",
+    "datasets": "Examples to train on and to measure by, built from predictions or imported, kept as versions.",
     "lineage": "What a prediction was made of, and what was made with it, every digest verified anew.",
     "releases": "What answers: immutable bundles of model, adapter, prompt, retrieval and defaults.",
     "rollouts": "Which release of a name answers whom.",
@@ -91,10 +93,13 @@ def _release_schemas() -> dict[str, Schema]:
 
 
 def _lineage_schemas() -> dict[str, Schema]:
-    """What goes into and comes out of the routes of lineage."""
+    """What goes into and comes out of the routes of lineage, and into those of datasets."""
     _, schemas = msgspec.json.schema_components(
-        [Dataset, DatasetPage, Registered, Trace, TrainingRun, UsedBy], ref_template=_REF
+        [Dataset, DatasetPage, Registered, Trace, TrainingRun, UsedBy, BuildRequest, ImportRequest], ref_template=_REF
     )
+    for each in schemas["ImportRequest"]["properties"]["files"].values():
+        if isinstance(each, dict):
+            each["format"] = "binary"
     plain: dict[str, Schema] = msgspec.json.decode(msgspec.json.encode(schemas))
     return plain
 

@@ -59,6 +59,9 @@ class Filters(BaseModel):
         description="Whether there is feedback about it, a rating that is `true` or `false`, or a correction; by one "
         "author at least. Needs the scope `feedback:read` too.",
     )
+    review_queue: Fact | None = Field(
+        None, description="The name of a review queue that has taken it. Needs the scope `review:read` too."
+    )
 
     def where(self, caller: Caller) -> Where:
         """The filters as the history takes them, if the caller may read what they tell.
@@ -71,6 +74,8 @@ class Filters(BaseModel):
             caller.require("labels:read")
         if self.feedback_state is not None:
             caller.require("feedback:read")
+        if self.review_queue is not None:
+            caller.require("review:read")
         return Where(**{name: getattr(self, name) for name in Where.__struct_fields__})
 
 

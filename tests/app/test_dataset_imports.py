@@ -1,0 +1,217 @@
+"""A team's own files: taken whole, or every bad line told with its field and its fix."""
+
+import io
+import json
+from collections.abc import AsyncIterator
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from app.datasets import Upload
+from app.datasets.files import split_of_name
+from app.errors import InvalidRequest, NotFound
+from tests.dataset_world import World, open_world
+
+
+@pytest.fixture(scope="module")
+def lite_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('imports') / 'hallmark.db'}"
+
+
+@pytest.fixture
+async def world(lite_url: str) -> AsyncIterator[World]:
+    async with open_world(lite_url, empty=True) as world:
+        yield world
+
+
+def jsonl(name: str, *rows: object) -> Upload:
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    return Upload(name, io.BytesIO("\n".join(lines).encode()))
+
+
+def text(name: str, content: str | bytes) -> Upload:
+    return Upload(name, io.BytesIO(content if isinstance(content, bytes) else content.encode()))
+
+
+def table(name: str, metadata: dict[bytes, bytes] | None = None, **columns: list) -> Upload:
+    file = io.BytesIO()
+    made = pa.table(columns)
+    parquet.write_table(made.replace_schema_metadata(metadata or {}), file)
+    file.seek(0)
+    return Upload(name, file)
+
+
+ROWS = [{"text": "Where is my card, please?", "label": "card"}, {"text": "I want my money back.", "label": "refund"}]
+
+
+@pytest.mark.parametrize(
+    "upload",
+    [
+        jsonl("data.jsonl", *ROWS),
+        text("data.csv", "text,label\nWhere is my card?,card\n\nI want my money back.,refund\n"),
+        text("data.csv", "\ufefftext,category\r\n\"Where is my\ncard?\",card\r\nI want my money back.,refund\r\n"),
+        table("data.parquet", text=[row["text"] for row in ROWS], label=[row["label"] for row in ROWS]),
+        jsonl("data.jsonl", *({"messages": [{"role": "system", "content": "Sort."},
+                                            {"role": "user", "content": row["text"]},
+                                            {"role": "assistant", "content": row["label"]}]} for row in ROWS)),
+    ],
+    ids=["jsonl", "csv", "csv-by-a-spreadsheet", "parquet", "chat"],
+)  # fmt: skip
+async def test_each_kind_of_file_gives_the_same_rows(world, upload):
+    build = await world.bring("data", [upload])
+    assert build.state == "done", build.error
+    rows = sorted(await world.rows(), key=lambda row: row["label"])
+    assert [row["label"] for row in rows] == ["card", "refund"]
+    assert rows[1]["question"] == "I want my money back."
+    assert [row["messages"][-1]["content"] for row in rows] == ["card", "refund"]
+    (noted,) = (await world.datasets.store.version("acme", "data", "1")).manifest["recipe"]["files"]
+    assert (noted["name"], noted["rows"], len(noted["sha256"])) == (upload.name, 2, 64)
+
+
+async def test_a_folder_as_hugging_face_lays_it_out_keeps_its_splits_and_class_names(world):
+    features = {"info": {"features": {"label": {"names": ["card", "refund"], "_type": "ClassLabel"}}}}
+    said = {b"huggingface": json.dumps(features).encode()}
+    uploads = [
+        table("data/train-00000-of-00002.parquet", said, text=["Where is my card?"], label=[0]),
+        table("data/train-00001-of-00002.parquet", said, text=["I want my money back."], label=[1]),
+        table("data/test-00000-of-00001.parquet", said, text=["When will it come at last?"], label=[0]),
+    ]
+    build = await world.bring("data", uploads)
+    assert build.state == "done", build.error
+    assert build.report["rows"] == {"train": {"card": 1, "refund": 1}, "heldout": {"card": 1}}
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        ("train.jsonl", "train"),
+        ("data/validation-00000-of-00001.parquet", "heldout"),
+        ("test/part.csv", "heldout"),
+        ("training_set.csv", "train"),
+        ("tested-train.csv", None),
+        ("everything.jsonl", None),
+    ],
+)
+def test_a_files_name_says_its_side(name, side):
+    assert split_of_name(name) == side
+
+
+async def test_every_bad_line_is_told_and_nothing_is_taken(world):
+    upload = jsonl("data.jsonl", ROWS[0], "{not json", "[1]", {"text": "No label here."}, {"label": "card"},
+                   {"text": "  ", "label": "card"}, {"text": "Odd.", "label": "other"}, {"text": "Odd.", "label": 3},
+                   {"text": "Odd.", "label": "card", "weight": -1}, {"text": "Odd.", "label": "card", "split": "some"},
+                   {"messages": [{"role": "tool", "content": "x"}], "label": "card"})  # fmt: skip
+    with pytest.raises(InvalidRequest) as refused:
+        await world.bring("data", [upload], classes=["card", "refund"])
+    first, *told = refused.value.message.split("\n")
+    assert first == "10 rows cannot be taken, so none was:"
+    expected = [
+        (2, "it is no JSON"), (3, "no JSON object"), (4, "`label` is missing: name the column in `columns.label`"),
+        (5, "`question` is missing"), (6, "`text`: must be a text"), (7, "`label`: it is none of"),
+        (8, "`label`: is the number 3"), (9, "`weight`: must be a number above 0"), (10, "`split`: must be `train`"),
+        (11, "`messages`: turns are plain text"),
+    ]  # fmt: skip
+    for line, (number, what) in zip(told, expected, strict=True):
+        assert line.startswith(f"data.jsonl line {number}: "), line
+        assert what in line
+    with pytest.raises(NotFound):
+        await world.rows()
+    assert await world.datasets.builds.find("acme", "data") == []
+
+
+async def test_not_all_of_very_many_bad_lines_are_told(world):
+    with pytest.raises(InvalidRequest) as refused:
+        await world.bring("data", [jsonl("data.jsonl", *[{"text": "x"}] * 50)])
+    assert refused.value.message.count("\n") == 21
+    assert refused.value.message.endswith("and 30 more")
+    with pytest.raises(InvalidRequest, match="1,000 rows or more"):
+        await world.bring("data", [jsonl("data.jsonl", *[{"text": "x"}] * 2_000)])
+
+
+@pytest.mark.parametrize(
+    ("upload", "what"),
+    [
+        (text("a.csv", "text,text\nx,y\n"), "line 1: the first line must name the columns"),
+        (text("a.csv", "text,label\nx,y,z\n"), "line 2: it has 3 fields where the first line names 2"),
+        (text("a.csv", 'text,label\n"x,y\n'), "it is no CSV"),
+        (text("a.csv", b"text,label\n\xff\xfe,y\n"), "line 2: it is not UTF-8"),
+        (text("a.jsonl", b'{"text": "\xff"}'), "line 1: it is no JSON"),
+        (text("a.jsonl", '{"text": "\\ud800", "label": "x"}'), "line 1: it is no JSON"),
+        (text("a.jsonl", "[" * 100_000), "line 1: it is no JSON"),
+        (text("a.json", '[\n{"text": "x"}]'), "line 1: the file is one JSON list"),
+        (text("a.parquet", b"PAR1 and nothing"), "line 1: it is no Parquet"),
+        (text("a.xlsx", b"x"), "'a.xlsx' is of no kind that is read"),
+    ],
+)
+async def test_a_file_that_cannot_be_read_is_told_by_name(world, upload, what):
+    with pytest.raises(InvalidRequest) as refused:
+        await world.bring("data", [upload])
+    assert what in refused.value.message
+    assert refused.value.param == "files"
+
+
+async def test_columns_say_what_fields_are_called(world):
+    row = {"utterance": "Where is it now, please?", "topic": "card", "text": "not this"}
+    build = await world.bring("data", [jsonl("a.jsonl", row)], columns={"question": "utterance", "label": "topic"})
+    assert build.state == "done", build.error
+    assert [(each["question"], each["label"]) for each in await world.rows()] == [("Where is it now, please?", "card")]
+    with pytest.raises(InvalidRequest) as refused:
+        await world.bring("data", [jsonl("a.jsonl", row)], columns={"qeustion": "utterance"})
+    assert refused.value.param == "columns"
+
+
+async def test_each_task_reads_its_fields(world):
+    passages = [{"id": "d/1", "text": "It is blue."}, {"id": "d/2", "text": "It is old."}]
+    answer = {"question": "What colour is it?", "answer": "Blue.", "passages": json.dumps(passages),
+              "citations": ["d/1"], "answerable": "true"}  # fmt: skip
+    assert (await world.bring("answers", [jsonl("a.jsonl", answer)], task="answer")).state == "done"
+    (row,) = await world.rows("answers")
+    assert (row["passages"][1]["text"], row["citations"], row["answerable"]) == ("It is old.", ["d/1"], True)
+    schema = {"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}}
+    data = {"text": "There are two of them.", "output": {"n": 2}}
+    build = await world.bring("data", [jsonl("a.jsonl", data)], task="extract", schema=schema)
+    assert build.state == "done", build.error
+    assert (await world.rows())[0]["messages"][-1]["content"] == '{"n":2}'
+    with pytest.raises(InvalidRequest, match="does not fit the recipe's `schema`"):
+        await world.bring("data", [jsonl("a.jsonl", {**data, "output": {}})], task="extract", schema=schema)
+    pair = {"prompt": [{"role": "user", "content": "Is it there?"}], "chosen": "Yes.",
+            "rejected": [{"role": "assistant", "content": "No."}]}  # fmt: skip
+    assert (await world.bring("pairs", [jsonl("a.jsonl", pair)], task="preference")).state == "done"
+    (row,) = await world.rows("pairs")
+    assert (row["prompt"], row["chosen"][0]["content"], row["rejected"][0]["content"]) == (
+        pair["prompt"],
+        "Yes.",
+        "No.",
+    )
+    with pytest.raises(InvalidRequest, match="same as `chosen`"):
+        await world.bring("pairs", [jsonl("a.jsonl", {**pair, "chosen": "No."})], task="preference")
+
+
+async def test_a_template_asks_as_a_release_does(world):
+    template = "Sort into\n{labels}\n\nText: {question}"
+    await world.bring("data", [jsonl("a.jsonl", ROWS[0])], classes=["card", "refund"], template=template)
+    (row,) = await world.rows()
+    assert row["messages"][0]["content"] == "Sort into\n- card\n- refund\n\nText: Where is my card, please?"
+    assert row["question"] == ROWS[0]["text"]
+
+
+async def test_an_export_imports_again_as_the_same_examples(world):
+    await world.bring("data", [jsonl("train.jsonl", *ROWS)])
+    exported = await world.file("data", "train.jsonl")
+    build = await world.bring("copy", [Upload("train.jsonl", io.BytesIO(exported))])
+    assert build.state == "done", build.error
+    same = [sorted((row["question"], row["label"]) for row in await world.rows(name)) for name in ("data", "copy")]
+    assert same[0] == same[1]
+
+
+async def test_the_same_files_again_in_whatever_order_change_nothing(world):
+    first = await world.bring("data", [jsonl("b.jsonl", ROWS[0]), jsonl("a.jsonl", ROWS[1], ROWS[1])])
+    assert next(step for step in first.report["steps"] if step["name"] == "same")["dropped"] == {"same_row": 1}
+    again = await world.bring("data", [jsonl("a.jsonl", ROWS[1]), jsonl("b.jsonl", ROWS[0])])
+    assert (again.state, again.step, again.version) == ("done", "unchanged", 1)
+
+
+async def test_an_evaluation_set_holds_out_all_its_rows(world):
+    await world.bring("gold", [jsonl("train.jsonl", *ROWS)], purpose="evaluation")
+    assert {row["split"] for row in await world.rows("gold")} == {"heldout"}
