@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,6 +20,7 @@ from starlette.types import ASGIApp
 
 from app.access import Access
 from app.admission import Admission
+from app.alerts import AlertGauges, Alerts, OutboxReports, RuleSets
 from app.database import Database, own_directory
 from app.datasets import open_datasets
 from app.drift import Drift, DriftGauges, References
@@ -39,6 +41,7 @@ from app.registry import Registry
 from app.releases import Prompt, Release, RetrievalPlan
 from app.review import open_review
 from app.routes import (
+    alerts,
     datasets,
     documents,
     drift,
@@ -111,6 +114,8 @@ async def open_service(
         retriever = await parts.enter_async_context(_retriever(settings, data_dir, parser, embedder))
         is_local = _is_file(shared, database)
         shipper = None if is_local else await parts.enter_async_context(Shipper(predictions, shared))
+        if shipper is not None:
+            await parts.enter_async_context(OutboxReports(shared, shipper, _replica(data_dir)))
         document_uses = await parts.enter_async_context(DocumentUses(shared, follows=is_local))
         history, provenance = History(shared), Provenance(shared)
         registry = await parts.enter_async_context(
@@ -150,6 +155,7 @@ async def open_service(
             engines=engines.samples,
         )
         await parts.enter_async_context(Gauges(Kept(shared), show=metrics.judged))
+        await parts.enter_async_context(AlertGauges(shared, metrics.alerted))
         drifts = Drift(shared)
         await parts.enter_async_context(DriftGauges(drifts, rollouts=registry.rollouts, show=metrics.drifted))
         public_url = settings.public_url.rstrip("/") if settings.public_url else None
@@ -169,8 +175,10 @@ async def open_service(
             review=await parts.enter_async_context(open_review(shared, history, label_log)),
             quality=Quality(Apart(shared.secret_url).make),
             datasets=await parts.enter_async_context(open_datasets(shared, history, documents=retriever)),
+            alerts=Alerts(shared, now),
+            alert_rules=RuleSets(shared, now),
             drift=drifts,
-            drift_references=References(shared, _milliseconds),
+            drift_references=References(shared, now),
             defaults=_defaults(settings),
             links=links,
             telemetry=telemetry,
@@ -244,6 +252,7 @@ def create_api(services: Services | None = None, *, max_body_bytes: int | None =
         lineage.routes,
         review.routes,
         quality.routes,
+        alerts.routes,
         datasets.routes,
         drift.routes,
         releases.routes,
@@ -315,9 +324,9 @@ def _admission(settings: Settings) -> Admission:
     )
 
 
-def _milliseconds() -> int:
-    """Since 1970."""
-    return time.time_ns() // 1_000_000
+def _replica(data_dir: Path) -> str:
+    """What this replica is called: the next process on the same data directory is the same."""
+    return f"{socket.gethostname()}:{data_dir}"
 
 
 def _is_file(database: Database, path: Path) -> bool:
@@ -391,3 +400,8 @@ def _checks(
         "retrieval": check_retrieval,
         "record": check_record,
     }
+
+
+def now() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000

@@ -15,8 +15,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from pathlib import Path
 
+from app.alerts import Evaluator, Notifier, Webhook
+from app.alerts.evaluating import EVERY_SECONDS
 from app.database import Database
-from app.drift import DriftPlan
+from app.drift import Drift, DriftPlan
 from app.drift.facts import QuestionEmbedder
 from app.drift.watching import DriftWatcher
 from app.errors import Unavailable
@@ -25,6 +27,7 @@ from app.leases import Leases
 from app.predictions import History
 from app.quality import Apart, Keeper
 from app.quality.keeping import REST
+from app.quality.making import Maker
 from app.review import Raising
 from observability import logs
 
@@ -35,6 +38,9 @@ LEASE_SECONDS = 3.0
 
 RENEW_SECONDS = 1.0
 POLL_SECONDS = 0.5
+
+REST_PER_WORK = 1.0
+"""Seconds of rest for each second in which alerts read pages of rows, so that others get at the database."""
 
 Step = Callable[[], Awaitable[bool]]
 """Does a piece of the work; tells whether there may be more at once."""
@@ -130,6 +136,8 @@ def run(
     database: Path | str,
     *,
     adapter_folders: Mapping[str, Path],
+    webhook: Webhook | None = None,
+    alerts_every_seconds: float = EVERY_SECONDS,
     drift: DriftPlan | None = None,
     embedding_model: str | None = None,
     embedding_threads: int = 1,
@@ -139,6 +147,7 @@ def run(
     """Work until SIGTERM or SIGINT; `database` is the one that the replicas share, by its path or URL.
 
     With an embedding model, kept questions that were searched for nothing are embedded here.
+    Without a `webhook` alerts are in the log and in the database alone.
 
     Raises:
         MigrationFailed: the database can never be used as it is.
@@ -146,7 +155,7 @@ def run(
     lines = logs.configure(log_level.upper(), log_format)
     try:
         embedder = _embedder(embedding_model, embedding_threads) if embedding_model else nullcontext()
-        asyncio.run(_work_until_stopped(database, adapter_folders, drift, embedder))
+        asyncio.run(_work_until_stopped(database, adapter_folders, drift, embedder, webhook, alerts_every_seconds))
     finally:
         lines.close()
 
@@ -156,6 +165,8 @@ async def _work_until_stopped(
     adapter_folders: Mapping[str, Path],
     drift: DriftPlan | None,
     embedding: AbstractAsyncContextManager[QuestionEmbedder | None],
+    webhook: Webhook | None,
+    alerts_every_seconds: float,
 ) -> None:
     holder = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
     async with (
@@ -167,8 +178,23 @@ async def _work_until_stopped(
         history = History(database)
         watcher = Watcher(database, history, now, adapter_folders=adapter_folders)
         drifts = DriftWatcher(database, history, now, plan=drift, embedder=embedder, on_alarm=Raising(database, now))
+        evaluator = Evaluator(
+            database,
+            Maker(database, rest=REST_PER_WORK, drifted=Drift(database).drifted).make,
+            now,
+            tells=webhook is not None,
+            drift=Drift(database),
+            every_seconds=alerts_every_seconds,
+        )
         keeper = Keeper(database, Apart(database.secret_url, rest=REST, idle=True).make, now)
-        work = {"guards": watcher.step, "quality": keeper.step, "drift": drifts.step}
+        work: dict[str, Step] = {
+            "guards": watcher.step,
+            "drift": drifts.step,
+            "quality": keeper.step,
+            "alerts": evaluator.step,
+        }
+        if webhook is not None:
+            work["notifications"] = Notifier(database, webhook, now).step
         worker = Worker(Leases(database, holder, now), work)
         working = asyncio.create_task(worker.run())
         for number in (signal.SIGTERM, signal.SIGINT):

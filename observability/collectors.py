@@ -13,6 +13,9 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
+MAX_ALERT_RELEASES = 50
+"""Releases with alerts of their own on `/metrics`; those of others are counted together."""
+
 
 class Outbox(Protocol):
     """What waits to be moved into the shared database."""
@@ -172,6 +175,61 @@ class Qualities(Collector):
                     family.add_metric(names, number)
         computed.add_metric((), self.computed_at_seconds)
         yield from (value, low, high, answers, computed)
+
+
+class AlertSample(NamedTuple):
+    """How many alerts of one kind there are of a release."""
+
+    kind: str
+    severity: str
+    state: str
+    """`pending` or `firing`."""
+    release: str
+    alerts: int
+
+
+class AlertTally(NamedTuple):
+    """The alerts that are not resolved, and how telling people of them stands."""
+
+    samples: Sequence[AlertSample]
+    waiting: int
+    dead: int
+    evaluated_at_seconds: float | None
+
+
+class AlertStates(Collector):
+    """The alerts of the deployment, as they were last read."""
+
+    def __init__(self) -> None:
+        self.tally: AlertTally | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        """Give the metrics as they are now."""
+        names = ("kind", "severity", "state", "release")
+        active = GaugeMetricFamily("hallmark_alerts", "Alerts that are pending or firing.", labels=names)
+        told = GaugeMetricFamily(
+            "hallmark_alert_notifications",
+            "Notifications that wait for the webhook, or were given up.",
+            labels=("state",),
+        )
+        evaluated = GaugeMetricFamily(
+            "hallmark_alerts_timestamp_seconds", "When a worker last looked at all rules, in seconds since 1970."
+        )
+        tally = self.tally
+        if tally is not None:
+            counts: dict[tuple[str, str, str, str], int] = {}
+            releases = sorted({sample.release for sample in tally.samples})[:MAX_ALERT_RELEASES]
+            for sample in tally.samples:
+                release = sample.release if sample.release in releases else "other"
+                key = (sample.kind, sample.severity, sample.state, release)
+                counts[key] = counts.get(key, 0) + sample.alerts
+            for key, count in counts.items():
+                active.add_metric(key, count)
+            told.add_metric(("waiting",), tally.waiting)
+            told.add_metric(("dead",), tally.dead)
+            if tally.evaluated_at_seconds is not None:
+                evaluated.add_metric((), tally.evaluated_at_seconds)
+        yield from (active, told, evaluated)
 
 
 class DriftSample(NamedTuple):

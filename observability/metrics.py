@@ -16,6 +16,8 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.process_collector import ProcessCollector
 
 from observability.collectors import (
+    AlertStates,
+    AlertTally,
     Drifts,
     DriftSample,
     Engines,
@@ -153,6 +155,8 @@ class Metrics:
         self.registry.register(self._engines)
         self._qualities = Qualities()
         self.registry.register(self._qualities)
+        self._alerts = AlertStates()
+        self.registry.register(self._alerts)
         self._drifts = Drifts()
         self.registry.register(self._drifts)
         self.fallbacks = self._counter(
@@ -266,6 +270,10 @@ class Metrics:
         """Show these figures from now on, and no others; the releases are those that serve."""
         self._qualities.samples = samples
         self._qualities.computed_at_seconds = computed_at_seconds
+
+    def alerted(self, tally: AlertTally) -> None:
+        """Show these alerts from now on, and no others."""
+        self._alerts.tally = tally
 
     def drifted(self, samples: Sequence[DriftSample]) -> None:
         """Show how these releases stand from now on, and no others."""

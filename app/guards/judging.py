@@ -20,10 +20,19 @@ _BURST_BAD = 9
 _STABLE_BAD = BURST // 2
 """With more bad ones on the stable side the cause is not the canary's."""
 
-HARD_GUARDS = {"error": "error_burst", "index_empty": "empty_index"}
+HARD_GUARDS = {"error": "error_burst", "index_empty": "empty_index", "degenerate": "degenerate_output"}
 """Guards that need no statistics, by the signal they count."""
 
+_BURST_WORDS = {
+    "error": "failed",
+    "index_empty": "found nothing in the index",
+    "degenerate": "were no text: one short pattern over and over, or tokens without any",
+}
+
 PATH_POINTS = 32
+
+STUCK_CHARACTERS = 24
+_PATTERN_CHARACTERS = 8
 
 # How models decline, at the beginning of an answer. Where passages are checked, the verdict says so in any language.
 _REFUSAL = re.compile(
@@ -55,6 +64,8 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     """Whether passages were searched, and the index gave not one."""
     opening: str | None
     """The first words of the answer, where it was kept."""
+    is_hollow: bool = False
+    """Whether the engine counted tokens, and there was neither text nor a call, where it was kept."""
 
 
 class Path(msgspec.Struct, frozen=True):
@@ -123,8 +134,20 @@ def signals(seen: Seen, plan: TrialPlan) -> dict[str, float]:
         "slow": (seen.total_seconds or 0.0) > plan.slow_seconds,
     }
     watched = {guard.name for guard in plan.bets.guards}
-    hard = {"error": is_error, "index_empty": seen.found_nothing}
+    is_degenerate = not is_error and (seen.is_hollow or is_stuck(seen.opening or ""))
+    hard = {"error": is_error, "index_empty": seen.found_nothing, "degenerate": is_degenerate}
     return {name: float(bad) for name, bad in {**found, **hard}.items() if name in watched or name in hard}
+
+
+def is_stuck(text: str) -> bool:
+    """Whether a text is one short pattern over and over: what an engine says whose numbers are not numbers.
+
+    With NaN for every score the same token is the best each time, as `!` of many vocabularies, or `<unk>`.
+    """
+    text = text.strip()
+    if len(text) < STUCK_CHARACTERS:
+        return False
+    return any(text[size:] == text[:-size] for size in range(1, _PATTERN_CHARACTERS + 1))
 
 
 def judge(state: State, arm: Arm, badness: Mapping[str, float]) -> tuple[State, Decision | None]:
@@ -160,10 +183,8 @@ def _burst(state: State) -> Decision | None:
         canary, stable = (state.recent.get(f"{signal} {arm}", "") for arm in ("canary", "stable"))
         if len(canary) == BURST and canary.count("1") >= _BURST_BAD and stable.count("1") <= _STABLE_BAD:
             bad, beside = canary.count("1"), f"{stable.count('1')} of {len(stable)}"
-            what = "failed" if signal == "error" else "found nothing in the index"
-            return Decision(
-                guard=guard, why=f"{bad} of the canary's last {BURST} sessions {what}, of the stable ones {beside}."
-            )
+            what = f"{bad} of the canary's last {BURST} sessions {_BURST_WORDS[signal]}"
+            return Decision(guard=guard, why=f"{what}, of the stable ones {beside}.")
     return None
 
 
