@@ -19,12 +19,9 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from app.database.migrating import MigrationFailed, is_current, upgrade
+from app.database.migrating import MIGRATION_SECONDS, MigrationFailed, is_current, upgrade
 from app.database.sqlite import BUSY_SECONDS
 from app.errors import Unavailable
-
-MIGRATION_SECONDS = 120.0
-"""How long a process waits for another one's migration, and how long its own may take."""
 
 _CONNECTIONS = 5
 _WRITES = "hallmark_writes"
