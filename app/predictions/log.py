@@ -63,6 +63,7 @@ class PredictionLog:
         self._is_open = False
         self._is_failing = False
         self._is_full = False
+        self._had_room = True  # As the writer's thread measured it last.
         self._undurable: dict[str, Job] = {}  # The latest row of each id that is not yet on the disk.
         self._lingering: dict[str, Job] = {}  # The opening rows among them that the writer has not been given.
         self._answering = 0  # Predictions opened and not yet closed.
@@ -266,16 +267,17 @@ class PredictionLog:
         with suppress(OSError, sqlite3.Error):  # A disk that does not tell will say so when it is written to.
             room = self._room_bytes(connection, self._path)
             # A little more than the reserve ends a shortage, so that it does not end with every row that goes.
-            enough = self._reserve_bytes * 9 // 8 if self._is_full else self._reserve_bytes
-            self._tell_loop(self._measured, room >= enough)
+            enough = self._reserve_bytes if self._had_room else self._reserve_bytes * 9 // 8
+            if (room >= enough) != self._had_room:
+                self._had_room = room >= enough
+                self._tell_loop(self._measured, self._had_room)  # Waking it costs more than measuring: only for news.
 
     def _measured(self, has_room: bool) -> None:
-        if has_room == self._is_full:
-            self._is_full = not has_room
-            if has_room:
-                log.warning("There is room for predictions again")
-            else:
-                log.error("Requests are refused: the disk has less than %d bytes left", self._reserve_bytes)
+        self._is_full = not has_room
+        if has_room:
+            log.warning("There is room for predictions again")
+        else:
+            log.error("Requests are refused: the disk has less than %d bytes left", self._reserve_bytes)
 
     async def _durable(self, job: Job) -> None:
         waiter = self._loop.create_future()
