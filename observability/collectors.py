@@ -1,8 +1,9 @@
-"""What the metrics are made of: a histogram that needs no lock, and values that are read when Prometheus asks."""
+"""What the metrics are made of: a histogram and a counter without locks, and values read when Prometheus asks."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
+from time import time
 from typing import NamedTuple, Protocol
 
 from prometheus_client.metrics_core import (
@@ -71,6 +72,44 @@ class LoopHistogram(Collector):
             # Prometheus wants how many were at most as large as each bound.
             buckets = list(zip(names, accumulate(timings.counts), strict=True))
             family.add_metric(values, buckets, timings.total)
+        yield family
+
+
+class Count:
+    """What one child of a counter has counted, and since when."""
+
+    __slots__ = ("created", "value")
+
+    def __init__(self) -> None:
+        self.value = 0.0
+        self.created = time()
+
+    def inc(self, amount: float = 1.0) -> None:
+        """Count."""
+        self.value += amount
+
+
+class LoopCounter(Collector):
+    """A counter for the event loop's thread alone, which needs no lock: counting costs a tenth."""
+
+    def __init__(self, name: str, documentation: str, *labels: str) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._label_names = labels
+        self._children: dict[tuple[str, ...], Count] = {}
+
+    def labels(self, *values: str) -> Count:
+        """The child of these labels, made at its first use."""
+        found = self._children.get(values)
+        if found is None:
+            found = self._children[values] = Count()
+        return found
+
+    def collect(self) -> Iterator[Metric]:
+        """Give the metrics as they are now."""
+        family = CounterMetricFamily(self._name, self._documentation, labels=self._label_names)
+        for values, count in list(self._children.items()):
+            family.add_metric(values, count.value, created=count.created)
         yield family
 
 

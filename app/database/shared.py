@@ -7,12 +7,13 @@ every request waits for, writes to its own SQLite by hand (`app.predictions`).
 """
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import URL, Table, event, func, make_url, select
+from sqlalchemy import URL, Select, Table, event, func, make_url, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -20,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError,
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from app.database.migrating import MIGRATION_SECONDS, MigrationFailed, is_current, upgrade
-from app.database.sqlite import BUSY_SECONDS
+from app.database.sqlite import BUSY_SECONDS, Glances
 from app.errors import Unavailable
 
 _CONNECTIONS = 5
@@ -60,11 +61,14 @@ class Database:
     async def __aenter__(self) -> Self:
         """Get ready to connect, which the first use does; raises MigrationFailed where the driver is not installed."""
         self._engine = self._make_engine(self._timeout_seconds)
+        self._glances = Glances(Path(self.url.database or ""), self._timeout_seconds) if self.kind == "sqlite" else None
         self._preparing = asyncio.Lock()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Close every connection."""
+        if self._glances is not None:
+            self._glances.close()
         await asyncio.shield(self._engine.dispose())
 
     async def prepare(self) -> None:
@@ -108,6 +112,20 @@ class Database:
         with _told():
             async with _transaction(self._engine) as connection:
                 yield connection
+
+    async def number(self, query: Select[int]) -> int:
+        """Read one number that is asked for again and again: on SQLite at a fifth of what `reading` it costs.
+
+        Raises:
+            Unavailable: as `reading` does.
+        """
+        await self._prepared()
+        with _told():
+            if self._glances is not None:
+                return await self._glances.number(query)
+            async with self._engine.connect() as connection:
+                found: int = (await connection.execute(query)).scalar_one()
+                return found
 
     async def one_at_a_time(self, connection: AsyncConnection, what: str) -> None:
         """Wait until no other transaction of any process does `what`, and keep others from it until this one ends.
@@ -211,7 +229,7 @@ def _told() -> Iterator[None]:
         yield
     except (IntegrityError, ProgrammingError, DataError):
         raise
-    except (SQLAlchemyError, OSError, TimeoutError) as error:
+    except (SQLAlchemyError, sqlite3.Error, OSError, TimeoutError) as error:
         # SQLAlchemy knows asyncpg's errors about data only by their code, of SQL's class 22.
         if isinstance(error, DBAPIError) and str(getattr(error.orig, "sqlstate", "")).startswith("22"):
             raise
