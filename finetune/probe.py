@@ -56,13 +56,15 @@ def probe(config: EvaluateConfig, *, key: str | None = None, tell: Tell = lambda
 def _fit(vectors: Floats, labels: Sequence[str]) -> Any:
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
+    from threadpoolctl import threadpool_limits
 
     folds = min(5, *(labels.count(label) for label in set(labels)))
     model = LogisticRegression(max_iter=1000)
-    if folds < 2:  # A class with one row cannot be both fitted and tested.
-        return model.set_params(C=STRENGTHS[1]).fit(vectors, labels)
-    search = GridSearchCV(model, {"C": list(STRENGTHS)}, cv=StratifiedKFold(folds, shuffle=True, random_state=0))
-    return search.fit(vectors, labels)
+    with threadpool_limits(1):  # The matrices are small: several threads would wait for each other most of the time.
+        if folds < 2:  # A class with one row cannot be both fitted and tested.
+            return model.set_params(C=STRENGTHS[1]).fit(vectors, labels)
+        search = GridSearchCV(model, {"C": list(STRENGTHS)}, cv=StratifiedKFold(folds, shuffle=True, random_state=0))
+        return search.fit(vectors, labels)
 
 
 def _embed(client: httpx.Client, arm: Arm, rows: Sequence[Row]) -> Floats:

@@ -53,7 +53,7 @@ def evaluation_markdown(found: Evaluation) -> str:
                for arm in found.arms]  # fmt: skip
     parts = [
         f"# Evaluation on {found.dataset}, {found.split}\n",
-        f"{found.rows} rows in {found.sessions} sessions. The score is the {SCORES[found.task]}; intervals are at 95 %.\n",
+        f"{found.rows} rows in {found.sessions} sessions. The score is the {SCORES[found.task]}; intervals at 95 %.\n",
         table(["arm", *(TITLES[name] for name in names)], figures),
         "## What it took\n",
         table(

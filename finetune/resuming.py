@@ -57,13 +57,13 @@ class Work:
         self.folder.mkdir(parents=True, exist_ok=True)
         if _first_process():
             self._lock = (self.folder / "lock").open("w", encoding="utf-8")
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                self._lock.close()
-                raise BadOutput(f"output: another run is at work in {self.folder}; choose another folder") from error
-        self._identify()
-        self._find_checkpoint()
+        try:
+            self._hold()
+            self._identify()
+            self._find_checkpoint()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
@@ -81,6 +81,13 @@ class Work:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+    def _hold(self) -> None:
+        if self._lock:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise BadOutput(f"output: another run is at work in {self.folder}; choose another folder") from error
 
     def _identify(self) -> None:
         file = self.folder / "run.json"

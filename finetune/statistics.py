@@ -69,9 +69,10 @@ def mean(values: Floats, sample: Sample) -> Estimate:
     value = float(np.average(values, weights=sample.weights))
     kish = float(sample.weights.sum() ** 2 / (sample.weights**2).sum())
     variance = _variance(values, value, sample)
-    effective = min(float(n), value * (1 - value) / variance) if variance > 0 and 0 < value < 1 else kish
     sessions = int(sample.sessions.max()) + 1
-    effective = min(effective, float(sessions)) if value in (0.0, 1.0) else effective
+    effective = value * (1 - value) / variance if variance > 0 and 0 < value < 1 else min(kish, float(sessions))
+    if np.isin(values, (0.0, 1.0)).all():
+        effective = min(effective, float(n))  # The few errors that were seen may be those that weigh little.
     low, high = _wilson(value, effective, _quantile(0.5 + CONFIDENCE / 2, sessions))
     return Estimate(value, low, high, n, effective)
 

@@ -5,6 +5,7 @@ one that learnt what the teams do does. The same seed gives the same bytes.
 """
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ HELDOUT = {
 }
 
 
-def ticket_rows(templates: dict[str, tuple[str, ...]], count: int, seed: int) -> list[dict[str, Any]]:
+def ticket_rows(templates: Mapping[str, tuple[str, ...]], count: int, seed: int) -> list[dict[str, Any]]:
     """Write `count` different tickets from templates, each team as often as the others, as rows of a data set."""
     draw, seen, rows = random.Random(f"tickets {seed}"), set(), list[dict[str, Any]]()  # noqa: S311 - no secret.
     while len(rows) < count:

@@ -48,7 +48,9 @@ def test_a_changed_file_is_told(write: Write) -> None:
 
 def test_a_changed_row_is_told_with_its_line_even_if_the_file_agrees(write: Write) -> None:
     folder = write([class_row(1, "red"), class_row(2, "red")])
-    changed = [line.replace(b"Ticket", b"Locket") if n else line for n, line in enumerate(lines(folder / "train.jsonl"))]
+    changed = [
+        line.replace(b"Ticket", b"Locket") if n else line for n, line in enumerate(lines(folder / "train.jsonl"))
+    ]
     resign(folder, changed)
     with pytest.raises(BadDataset, match=r"train\.jsonl line 2: `content_digest` is .*, its content has"):
         read_dataset(folder)
@@ -57,7 +59,7 @@ def test_a_changed_row_is_told_with_its_line_even_if_the_file_agrees(write: Writ
 def test_a_missing_row_is_told(write: Write) -> None:
     folder = write([class_row(1, "red"), class_row(2, "red")])
     resign(folder, lines(folder / "train.jsonl")[:1])
-    with pytest.raises(BadDataset, match="the manifest's digest is .*, its rows have"):
+    with pytest.raises(BadDataset, match=r"the manifest's digest is .*, its rows have"):
         read_dataset(folder)
 
 
@@ -106,7 +108,9 @@ def test_tickets_are_the_same_bytes_for_the_same_seed_and_share_no_sentence(tmp_
     dataset = read_dataset(tmp_path / "a")
     counts = {team: sum(row.label == team for row in dataset.split("train")) for team in TEAMS}
     assert counts == dict.fromkeys(TEAMS, 80)
-    assert not {text for texts in TRAIN.values() for text in texts} & {text for texts in HELDOUT.values() for text in texts}
+    assert not {text for texts in TRAIN.values() for text in texts} & {
+        text for texts in HELDOUT.values() for text in texts
+    }
 
 
 def lines(file: Path) -> list[bytes]:

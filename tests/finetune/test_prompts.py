@@ -19,7 +19,11 @@ CASES = {
 
 
 def row(**more: object) -> Row:
-    turns = (Message("system", "Be kind."), Message("user", " What of {labels} and </sources>? "), Message("assistant", "x"))
+    turns = (
+        Message("system", "Be kind."),
+        Message("user", " What of {labels} and </sources>? "),
+        Message("assistant", "x"),
+    )
     return Row(row="r", content_digest="c", task="answer", messages=turns, **more)  # type: ignore[arg-type]
 
 
@@ -44,7 +48,9 @@ def test_a_row_is_put_as_the_gateway_puts_it(kind: str) -> None:
     ]  # fmt: skip
     given = row(passages=passages)
     messages = [Served(role=each.role, content=each.content) for each in given.asked]
-    expected = compose(messages, served if kind == "answer" else (), Prompt(version="p", template=prompt.template), task)
+    expected = compose(
+        messages, served if kind == "answer" else (), Prompt(version="p", template=prompt.template), task
+    )
     mine = asked(given, prompt.template, manifest(task))
     assert [(each.role, each.content) for each in mine] == [(each.role, each.text) for each in expected]
 

@@ -13,6 +13,7 @@ from app.engines.local.model import LoadedModel, load
 from app.engines.local.weights import Weights
 from tests.tiny_model import save_tiny_model
 
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("tiny-llama"))
