@@ -24,8 +24,8 @@ def row(task: str, target: str, **more: Any) -> Row:
 
 @pytest.mark.parametrize(
     "text",
-    ["card", " card arrival\n", "Card arrival.", "**lost**", "card or lost", "the card", "top up", "TOP UP", "cards", "",
-     "Top-Up!", "card arrival, not card"],
+    ["card", " card arrival\n", "Card arrival.", "**lost**", "card or lost", "the card", "top up", "TOP UP", "cards",
+     "", "Top-Up!", "card arrival, not card"],
 )  # fmt: skip
 def test_labels_are_read_as_the_service_reads_them(text: str) -> None:
     try:
