@@ -101,11 +101,6 @@ class TrainConfig(BaseModel):
         return self
 
     @property
-    def base_revision_on_hub(self) -> str | None:
-        """The revision to ask a hub for; a folder has none to choose from."""
-        return None if Path(self.base).expanduser().is_dir() else self.base_revision
-
-    @property
     def recipe(self) -> dict[str, Any]:
         """What of it may influence the adapter: all but where things lie, what they are called and who watches."""
         elsewhere = {"dataset", "base", "base_model", "base_revision", "output", "licence", "report_to"}

@@ -23,15 +23,21 @@ _OPTIONAL = ("bitsandbytes", "deepspeed", "flash-attn")
 
 
 class Base:
-    """The base model: where it lies, what the engine calls it, and the digest of its files where they lie here."""
+    """The base model: where it is loaded from, what the engine calls it, and which it is exactly.
+
+    Raises:
+        BadConfig: there is no such model.
+    """
 
     def __init__(self, config: TrainConfig) -> None:
         folder = Path(config.base).expanduser()
-        self.location, self.revision, self.digest = config.base, config.base_revision, None
-        self.model = config.base_model or config.base
+        self.digest: str | None = None
+        """Of the model's files, where they lie here; on a hub the revision says which it is."""
+        self.revision_on_hub: str | None = None
         if not folder.is_dir():
-            if config.base.startswith((".", "/", "~")):
-                raise BadConfig(f"base: there is no folder {folder}; name a folder or an id on a model hub")
+            self.location = config.base
+            self.model = config.base_model or config.base
+            self.revision = self.revision_on_hub = _revision_on_hub(config)
             return
         if not (folder / "config.json").is_file():
             raise BadConfig(f"base: {folder} has no config.json; name a folder in Hugging Face's layout")
@@ -40,6 +46,20 @@ class Base:
         self.model = config.base_model or said.get("model_id") or folder.resolve().name
         self.revision = config.base_revision or said.get("gguf_sha256")
         self.digest = folder_sha256(folder)
+
+
+def _revision_on_hub(config: TrainConfig) -> str | None:
+    """The commit that a name and a revision stand for today, so that all is loaded from it and it can be named."""
+    if config.base.startswith((".", "/", "~")):
+        raise BadConfig(f"base: there is no folder {config.base}; name a folder or an id on a model hub")
+    from transformers import AutoConfig
+
+    try:
+        found = AutoConfig.from_pretrained(config.base, revision=config.base_revision)
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise BadConfig(f"base: {config.base} is no folder, and cannot be had from the hub: {reason}") from error
+    return getattr(found, "_commit_hash", None) or config.base_revision
 
 
 def folder_sha256(folder: Path) -> str:

@@ -74,59 +74,35 @@ def train(config: TrainConfig, watch: Watch = lambda _: None) -> dict[str, Any]:
     if finished:
         return finished
     from datasets import disable_progress_bars
-    from peft import LoraConfig
     from transformers import AutoTokenizer, PrinterCallback
     from transformers.utils import logging
 
     disable_progress_bars()
     logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(base.location, revision=config.base_revision_on_hub)
+    tokenizer = AutoTokenizer.from_pretrained(base.location, revision=base.revision_on_hub)
     examples = {
         name: _examples(dataset, name, config, tokenizer) for name in ("train", "heldout") if dataset.splits.get(name)
     }
     if not examples.get("train"):
         raise BadDataset(f"{dataset.folder}: there is nothing to train on; the split `train` has no rows that fit")
-    lora = LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        target_modules=list(config.targets),
-        task_type="CAUSAL_LM",
-    )
     with work, _torch_set_up(config):
         started = time.time()
-        trainer = _trainer(config, base, dataset, tokenizer, examples, lora, device, work, watch)
+        trainer = _trainer(config, base, tokenizer, examples, work, watch)
         trainer.remove_callback(PrinterCallback)  # Progress is told to `watch`.
         trainer.train(resume_from_checkpoint=work.checkpoint)
-        if config.patience == 0 and "heldout" in examples:
-            trainer.evaluate()
         trainer.save_model(str(work.folder / "adapter"))  # Every process takes part; the first one writes.
-        processes = trainer.accelerator.num_processes
         if not trainer.is_world_process_zero():
             return {}
         write_adapter(work.folder / "adapter", config.output, base)
         rows = loss_rows(trainer.state.log_history)
         write_curve(config.output / "loss.csv", rows)
         draw_curve(config.output / "loss.png", rows, trainer.state.best_global_step)
-        reasons = why_bytes_may_differ(config, processes)
         manifest = {
             "format": FORMAT,
             "run": work.run,
             "adapter_digest": adapter_digest(config.output),
             **inputs,
-            "dataset": {
-                "name": dataset.manifest.name,
-                "version": dataset.manifest.version,
-                "licence": dataset.manifest.licence,
-            },
-            "task": dataset.manifest.task,
-            "licence": config.licence,
-            "seeds": {"model": config.seed, "data": config.seed},
-            "rows": {name: len(found) for name, found in examples.items()},
-            "rows_dropped": {name: len(dataset.splits[name]) - len(found) for name, found in examples.items()},
-            "hardware": hardware(device, processes),
-            "same_bytes_again": not reasons,
-            "why_bytes_may_differ": reasons,
+            **_circumstances(config, dataset, examples, trainer.accelerator.num_processes),
             "metrics": _metrics(trainer.state, rows),
             "started_at": int(work.started_at),
             "seconds": round(time.time() - started, 1),
@@ -135,6 +111,25 @@ def train(config: TrainConfig, watch: Watch = lambda _: None) -> dict[str, Any]:
         write_manifest(config.output, manifest)
     work.clear()
     return manifest
+
+
+def _circumstances(
+    config: TrainConfig, dataset: Dataset, examples: dict[str, list[dict[str, Any]]], processes: int
+) -> dict[str, Any]:
+    """What else there is to say of a run: its rows, its machine, and whether it would give the same bytes again."""
+    reasons = why_bytes_may_differ(config, processes)
+    described = dataset.manifest
+    return {
+        "dataset": {"name": described.name, "version": described.version, "licence": described.licence},
+        "task": described.task,
+        "licence": config.licence,
+        "seeds": {"model": config.seed, "data": config.seed},
+        "rows": {name: len(found) for name, found in examples.items()},
+        "rows_dropped": {name: len(dataset.splits[name]) - len(found) for name, found in examples.items()},
+        "hardware": hardware(config.device, processes),
+        "same_bytes_again": not reasons,
+        "why_bytes_may_differ": reasons,
+    }
 
 
 def _device(config: TrainConfig) -> str:
@@ -239,20 +234,46 @@ def _example(row: Row, config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
 def _trainer(
     config: TrainConfig,
     base: Base,
-    dataset: Dataset,
     tokenizer: Any,
     examples: dict[str, list[dict[str, Any]]],
-    lora: Any,
-    device: str,
     work: Work,
     watch: Watch,
 ) -> Any:
     from datasets import Dataset as Table
+    from peft import LoraConfig
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-    heldout = bool(examples.get("heldout"))
-    on_cpu = device == "cpu"
-    arguments: dict[str, Any] = {
+    arguments = _arguments(config, base, work, heldout=bool(examples.get("heldout")))
+    if "chosen" in examples["train"][0]:
+        if config.packing:
+            raise BadConfig("packing: preference pairs are not packed; set it to false")
+        kind, settings = DPOTrainer, DPOConfig(**arguments, beta=config.beta)
+    else:
+        kind = SFTTrainer
+        settings = SFTConfig(**arguments, packing=config.packing, eval_packing=False, completion_only_loss=True)
+    heldout = examples.get("heldout", [])[: config.check_rows]
+    return kind(
+        model=base.location,
+        args=settings,
+        train_dataset=Table.from_list(examples["train"]),
+        eval_dataset=Table.from_list(heldout) if heldout else None,
+        processing_class=tokenizer,
+        peft_config=LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules=list(config.targets),
+            task_type="CAUSAL_LM",
+        ),
+        quantization_config=_four_bits() if config.quantize == "nf4" else None,
+        callbacks=callbacks(work, config.patience if heldout else 0, watch),
+    )
+
+
+def _arguments(config: TrainConfig, base: Base, work: Work, *, heldout: bool) -> dict[str, Any]:
+    """What both kinds of trainer are told."""
+    on_cpu = config.device == "cpu"
+    return {
         "output_dir": str(work.folder),
         "num_train_epochs": config.epochs,
         "max_steps": config.max_steps or -1,
@@ -271,7 +292,7 @@ def _trainer(
         # On a CPU the weights stay in 32 bits and bf16 is what it multiplies in: that was the faster of the two.
         "model_init_kwargs": {
             "dtype": "float32" if on_cpu or config.precision == "fp32" else "bfloat16",
-            "revision": config.base_revision_on_hub,
+            "revision": base.revision_on_hub,
         },
         "activation_checkpointing": config.activation_checkpointing,
         "activation_checkpointing_kwargs": {"use_reentrant": False},
@@ -291,24 +312,6 @@ def _trainer(
         "disable_tqdm": True,
         "dataloader_pin_memory": not on_cpu,
     }
-    is_preference = dataset.manifest.task == "preference"
-    if is_preference:
-        if config.packing:
-            raise BadConfig("packing: preference pairs are not packed; set it to false")
-        arguments["beta"] = config.beta
-    else:
-        arguments |= {"packing": config.packing, "eval_packing": False, "completion_only_loss": True}
-    kind, settings = (DPOTrainer, DPOConfig) if is_preference else (SFTTrainer, SFTConfig)
-    return kind(
-        model=base.location,
-        args=settings(**arguments),
-        train_dataset=Table.from_list(examples["train"]),
-        eval_dataset=Table.from_list(examples["heldout"][: config.check_rows]) if heldout else None,
-        processing_class=tokenizer,
-        peft_config=lora,
-        quantization_config=_four_bits() if config.quantize == "nf4" else None,
-        callbacks=callbacks(work, config.patience if heldout else 0, watch),
-    )
 
 
 def _four_bits() -> Any:
