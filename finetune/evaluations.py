@@ -16,7 +16,6 @@ from finetune.errors import BadConfig, BadDataset
 from finetune.scoring import Score
 from finetune.statistics import Difference, Estimate
 
-FORMAT = "hallmark-evaluation/1"
 RESULTS, SCORES, ANSWERS = "evaluation.json", "scores.jsonl", "answers.jsonl"
 
 
@@ -127,7 +126,7 @@ class Comparison(msgspec.Struct, frozen=True):
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """What an evaluation found."""
 
-    format: Literal["hallmark-evaluation/1"] = FORMAT
+    format: Literal["hallmark-evaluation/1"] = "hallmark-evaluation/1"
     dataset: str
     dataset_digest: str
     split: str

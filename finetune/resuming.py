@@ -124,25 +124,25 @@ def callbacks(work: Work, patience: int, watch: Callable[[dict[str, float]], Non
     from transformers import TrainerCallback
 
     class MarkWhole(TrainerCallback):
-        def on_save(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - the library's names.
             if state.is_world_process_zero:
                 with (work.folder / f"checkpoint-{state.global_step}" / WHOLE).open("w") as file:
                     os.fsync(file.fileno())
 
     class Tell(TrainerCallback):
-        def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any], **_: Any) -> None:
+        def on_log(self, args: Any, state: Any, control: Any, **told: Any) -> None:  # noqa: ARG002
             if state.is_world_process_zero:
                 known = {"loss": "loss", "eval_loss": "heldout_loss"}
-                told = {ours: float(logs[theirs]) for theirs, ours in known.items() if theirs in logs}
-                watch({"step": state.global_step, "last_step": state.max_steps, **told})
+                losses = {ours: float(told["logs"][theirs]) for theirs, ours in known.items() if theirs in told["logs"]}
+                watch({"step": state.global_step, "last_step": state.max_steps, **losses})
 
     class StopEarly(TrainerCallback):
         """It counts in the log that every checkpoint holds, so a run that went on stops where it would have."""
 
-        def on_evaluate(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
             self._decide(state, control)
 
-        def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
             self._decide(state, control)
 
         def _decide(self, state: Any, control: Any) -> None:

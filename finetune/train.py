@@ -244,12 +244,12 @@ def _trainer(
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
     arguments = _arguments(config, base, work, heldout=bool(examples.get("heldout")))
+    kind: Any = SFTTrainer
     if "chosen" in examples["train"][0]:
         if config.packing:
             raise BadConfig("packing: preference pairs are not packed; set it to false")
         kind, settings = DPOTrainer, DPOConfig(**arguments, beta=config.beta)
     else:
-        kind = SFTTrainer
         settings = SFTConfig(**arguments, packing=config.packing, eval_packing=False, completion_only_loss=True)
     heldout = examples.get("heldout", [])[: config.check_rows]
     return kind(
