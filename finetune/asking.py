@@ -53,7 +53,9 @@ def request_body(arm: Arm, row: Row, manifest: Manifest) -> dict[str, Any]:
     """What is sent for a row."""
     body: dict[str, Any] = {
         "model": arm.model,
-        "messages": [{"role": each.role, "content": each.content} for each in asked(row, arm.prompt, manifest)],
+        "messages": [
+            {"role": each.role, "content": each.content} for each in asked(row, arm.prompt, manifest, bare=arm.bare)
+        ],
         "max_tokens": arm.max_tokens,
         "temperature": 0,
     }

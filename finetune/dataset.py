@@ -54,6 +54,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     prompt: tuple[Message, ...] = ()
     chosen: tuple[Message, ...] = ()
     rejected: tuple[Message, ...] = ()
+    question: str | None = None
+    """The last question as it was asked, where `messages` has it in a template."""
     label: str | None = None
     passages: tuple[Passage, ...] = ()
     citations: tuple[str, ...] = ()

@@ -33,6 +33,8 @@ class Arm(BaseModel):
     """What to ask the gateway for; not sent by default, so that the release decides."""
     prompt: str | None = None
     """Wraps the question as a release would, where there is no release: for an engine asked directly."""
+    bare: bool = True
+    """Ask the question as it was asked, since the gateway's release has the template; false asks a row's messages."""
     choices: bool = False
     """Hold an engine that is asked directly to the labels, as a release that classifies does."""
     max_tokens: int = Field(64, ge=1)

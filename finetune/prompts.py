@@ -14,19 +14,22 @@ _SLOT = re.compile(r"\{(question|sources|labels|schema)\}")
 _FENCE = re.compile(r"<(?=\s*/?\s*sources\b)", re.IGNORECASE)
 
 
-def asked(row: Row, template: str | None, manifest: Manifest) -> tuple[Message, ...]:
-    """What the model is given for a row: its messages, the last one put into the template where there is one.
+def asked(row: Row, template: str | None, manifest: Manifest, *, bare: bool = False) -> tuple[Message, ...]:
+    """What the model is given for a row: its messages, the last question put into the template where there is one.
+
+    `bare` gives the question as it was asked, for a service that puts it into its release's template itself.
 
     Raises:
         BadDataset: the template needs a passage whose text is gone.
     """
+    question = row.asked[-1].content if row.question is None else row.question
     if template is None:
-        return row.asked
+        return (*row.asked[:-1], Message("user", question)) if bare else row.asked
     if "{sources}" in template and any(passage.text is None for passage in row.passages):
         raise BadDataset(f"row {row.row}: a passage has no text any more; leave such rows out of the dataset")
     schema = json.dumps(manifest.schema, separators=(",", ":"), ensure_ascii=False)
     slots = {
-        "question": row.asked[-1].content.strip(),
+        "question": question.strip(),
         "sources": "\n\n".join(_render(n, passage) for n, passage in enumerate(row.passages, start=1)),
         "labels": "\n".join(f"- {label}" for label in manifest.labels),
         "schema": schema if manifest.schema is not None else "",

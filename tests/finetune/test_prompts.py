@@ -59,6 +59,16 @@ def test_without_a_template_the_messages_are_as_they_are() -> None:
     assert asked(row(), None, manifest(Task())) == row().messages[:-1]
 
 
+def test_a_question_that_stands_in_a_template_is_asked_bare_or_put_into_another() -> None:
+    given = Row(row="r", content_digest="c", task="answer", question="Why?",
+                messages=(Message("user", "Q: Why?"), Message("assistant", "x")))  # fmt: skip
+    assert [asked(given, None, manifest(Task()), bare=bare)[-1].content for bare in (True, False)] == [
+        "Why?",
+        "Q: Why?",
+    ]
+    assert asked(given, "Now: {question}", manifest(Task()))[-1].content == "Now: Why?"
+
+
 def test_a_passage_whose_text_is_gone_is_told() -> None:
     with pytest.raises(BadDataset, match="a passage has no text any more"):
         asked(row(passages=(Passage(id="d/0"),)), ANSWER_PROMPT.template, manifest(Task()))
