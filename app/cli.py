@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Table
 
+from app.alert_commands import alerts
 from app.client import Client
 from app.dataset_commands import datasets
 from app.drift_commands import drift
@@ -29,6 +30,7 @@ from app.terminal import Key, Url, err, explained, load, out, show_sources
 
 if TYPE_CHECKING:
     from app.access import ApiKey
+    from app.alerts import Webhook
     from app.privacy_wiring import Privacy
 
 app = typer.Typer(
@@ -43,6 +45,7 @@ app.add_typer(predictions, name="predictions")
 app.add_typer(releases, name="releases")
 app.add_typer(rollouts, name="rollouts")
 app.add_typer(review, name="review")
+app.add_typer(alerts, name="alerts")
 app.add_typer(datasets, name="datasets")
 app.add_typer(drift, name="drift")
 app.add_typer(privacy, name="privacy")
@@ -119,7 +122,7 @@ def engine(context: typer.Context) -> None:
 
 @app.command()
 def worker(data_dir: DataDir = None) -> None:
-    """Do the periodic work beside the service: watch canaries and take back one that is worse, and look for drift."""
+    """Do the periodic work beside the service: watch canaries, take back a worse one, look for drift, raise alerts."""
     settings = load_settings(data_dir=data_dir)
     from app.database import MigrationFailed
     from app.drift import DriftPlan
@@ -138,6 +141,8 @@ def worker(data_dir: DataDir = None) -> None:
             embedding_model=settings.retrieval.embedding_model if embeds else None,
             embedding_threads=settings.retrieval.embedding_threads,
             privacy=_privacy(settings),
+            webhook=_webhook(settings),
+            alerts_every_seconds=settings.alerts.every_seconds,
             log_level=settings.log_level,
             log_format=settings.log_format,
         )
@@ -289,6 +294,26 @@ def openapi() -> None:
     from app.main import create_api
 
     sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(create_api().openapi()), indent=2) + b"\n")
+
+
+def _webhook(settings: Settings) -> "Webhook | None":
+    """The webhook of the settings; a setting that makes none is told by name and exits with 2."""
+    from app.alerts import Webhook, read_secret
+    from app.alerts.addresses import Policy
+
+    given = settings.alerts
+    if given.webhook_url is None:
+        return None
+    name = "webhook_allow"
+    try:
+        policy = Policy(given.webhook_allow)
+        name = "webhook_secret"
+        key = read_secret(given.webhook_secret.get_secret_value().strip() if given.webhook_secret else "")
+    except ValueError as error:
+        err.print(f"[red]setting alerts.{name}:[/] {escape(str(error))}")
+        raise typer.Exit(2) from None
+    url = given.webhook_url.get_secret_value().strip()
+    return Webhook(url, key, policy, timeout_seconds=given.webhook_timeout_seconds)
 
 
 def _now() -> int:

@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import os
 import secrets
 import socket
 import time
@@ -22,6 +21,7 @@ from starlette.types import ASGIApp
 
 from app.access import Access
 from app.admission import Admission
+from app.alerts import AlertGauges, Alerts, OutboxReports, RuleSets
 from app.database import Database, own_directory
 from app.datasets import open_datasets
 from app.drift import Drift, DriftGauges, References
@@ -45,6 +45,7 @@ from app.registry import Registry
 from app.releases import Prompt, Release, RetrievalPlan
 from app.review import open_review
 from app.routes import (
+    alerts,
     datasets,
     documents,
     drift,
@@ -120,9 +121,9 @@ async def open_service(
         parser = await parts.enter_async_context(Parser(limits, processes=settings.retrieval.parser_processes))
         retriever = await parts.enter_async_context(_retriever(settings, data_dir, parser, embedder))
         is_local = _is_file(shared, database)
-        shipper = None
-        if not is_local:
-            shipper = await parts.enter_async_context(Shipper(predictions, shared, keys=privacy.ring))
+        shipper = None if is_local else await parts.enter_async_context(Shipper(predictions, shared, keys=privacy.ring))
+        if shipper is not None:
+            await parts.enter_async_context(OutboxReports(shared, shipper, _replica(data_dir)))
         document_uses = await parts.enter_async_context(DocumentUses(shared, follows=is_local))
         keys = privacy.keys_of(shared, is_local=is_local)
         history, provenance = History(shared, keys=keys, pseudonym=privacy.pseudonym), Provenance(shared)
@@ -163,12 +164,13 @@ async def open_service(
             engines=engines.samples,
         )
         await parts.enter_async_context(Gauges(Kept(shared), show=metrics.judged))
+        await parts.enter_async_context(AlertGauges(shared, metrics.alerted))
         datasets_kept = await parts.enter_async_context(open_datasets(shared, history, documents=retriever, ring=keys))
         await parts.enter_async_context(
             ErasureFollower(
                 shared,
-                Eraser(shared, _milliseconds, shredder=keys, datasets=datasets_kept.changes),
-                Leases(shared, f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}", _milliseconds),
+                Eraser(shared, now, shredder=keys, datasets=datasets_kept.changes),
+                Leases(shared, f"{_replica(data_dir)}/{secrets.token_hex(4)}", now),
                 keys=privacy.ring,
             )
         )
@@ -191,9 +193,11 @@ async def open_service(
             review=await parts.enter_async_context(open_review(shared, history, label_log)),
             quality=Quality(Apart(shared.secret_url, keys=privacy.place(is_local=is_local)).make),
             datasets=datasets_kept,
+            alerts=Alerts(shared, now),
+            alert_rules=RuleSets(shared, now),
             drift=drifts,
-            erasures=Erasures(shared, _milliseconds, pseudonym=privacy.pseudonym),
-            drift_references=References(shared, _milliseconds, ring=keys),
+            erasures=Erasures(shared, now, pseudonym=privacy.pseudonym),
+            drift_references=References(shared, now, ring=keys),
             defaults=_defaults(settings),
             links=links,
             telemetry=telemetry,
@@ -267,6 +271,7 @@ def create_api(services: Services | None = None, *, max_body_bytes: int | None =
         lineage.routes,
         review.routes,
         quality.routes,
+        alerts.routes,
         datasets.routes,
         erasures.routes,
         drift.routes,
@@ -339,9 +344,9 @@ def _admission(settings: Settings) -> Admission:
     )
 
 
-def _milliseconds() -> int:
-    """Since 1970."""
-    return time.time_ns() // 1_000_000
+def _replica(data_dir: Path) -> str:
+    """What this replica is called: the next process on the same data directory is the same."""
+    return f"{socket.gethostname()}:{data_dir}"
 
 
 def _is_file(database: Database, path: Path) -> bool:
@@ -415,3 +420,8 @@ def _checks(
         "retrieval": check_retrieval,
         "record": check_record,
     }
+
+
+def now() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000

@@ -28,6 +28,10 @@ Short = Annotated[str, msgspec.Meta(max_length=512)]
 Text = Annotated[str, msgspec.Meta(max_length=100_000)]
 
 
+BESIDE = frozenset({"alerts"})
+"""What a release's file may say that is kept beside the release and is no part of its digest."""
+
+
 class BadRelease(ValueError):
     """A release that could not answer as it says."""
 
@@ -129,12 +133,7 @@ def read_release(content: bytes, *, is_toml: bool, defaults: Mapping[str, Any]) 
     Raises:
         InvalidRequest: names the field and what it should be.
     """
-    try:
-        decode = msgspec.toml.decode if is_toml else msgspec.json.decode
-        given = decode(content, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        kind = "TOML" if is_toml else "JSON"
-        raise InvalidRequest(f"The release is not valid {kind}: {error}.") from error
+    given = {name: value for name, value in parts_of(content, is_toml=is_toml).items() if name not in BESIDE}
     if "number" in given:
         raise InvalidRequest("`number` is given by the registry: leave it out.", param="number")
     try:
@@ -143,6 +142,17 @@ def read_release(content: bytes, *, is_toml: bool, defaults: Mapping[str, Any]) 
         raise invalid_field(error) from error
     _refuse_unknown(given, msgspec.to_builtins(release))
     return release
+
+
+def parts_of(content: bytes, *, is_toml: bool) -> dict[str, Any]:
+    """Read the file that describes a release as it is; raises InvalidRequest where it is no TOML or JSON."""
+    try:
+        decode = msgspec.toml.decode if is_toml else msgspec.json.decode
+        given: dict[str, Any] = decode(content, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        kind = "TOML" if is_toml else "JSON"
+        raise InvalidRequest(f"The release is not valid {kind}: {error}.") from error
+    return given
 
 
 def stored_release(number: int, canonical: str, digest: str) -> Release:

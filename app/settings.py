@@ -197,6 +197,20 @@ class TelemetrySettings(Section):
     )
 
 
+class AlertSettings(Section):
+    """Who is told when a release gets worse; read by the worker."""
+
+    webhook_url: SecretStr | None = Field(None, description="Where alerts are sent; unset: they are in the log alone.")
+    webhook_secret: SecretStr | None = Field(
+        None, description="What they are signed with: `whsec_` and Base64; `hallmark alerts secret` makes one."
+    )
+    webhook_allow: tuple[str, ...] = Field(
+        (), description="Hosts and networks the webhook may lead to although they are not public, or not https."
+    )
+    webhook_timeout_seconds: float = Field(10.0, gt=0, le=60)
+    every_seconds: float = Field(30.0, gt=0, description="From one look at all rules to the next.")
+
+
 class LimitSettings(Section):
     """What one request, and all of them together, may take."""
 
@@ -313,6 +327,7 @@ class Settings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     privacy: PrivacySettings = PrivacySettings()
+    alerts: AlertSettings = AlertSettings()
 
     @model_validator(mode="after")
     def _check_groups(self) -> Self:

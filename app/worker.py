@@ -15,9 +15,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from pathlib import Path
 
+from app.alerts import Evaluator, Webhook
+from app.alerts.evaluating import EVERY_SECONDS
 from app.database import Database
 from app.datasets import Changes, Store
-from app.drift import DriftPlan
+from app.drift import Drift, DriftPlan
 from app.drift.facts import QuestionEmbedder
 from app.drift.watching import DriftWatcher
 from app.erasure import Eraser, Retention
@@ -29,6 +31,7 @@ from app.predictions import Keeper as PredictionKeeper
 from app.privacy_wiring import Privacy
 from app.quality import Apart, Keeper
 from app.quality.keeping import REST
+from app.quality.making import Maker
 from app.review import Raising
 from observability import logs
 
@@ -39,6 +42,9 @@ LEASE_SECONDS = 3.0
 
 RENEW_SECONDS = 1.0
 POLL_SECONDS = 0.5
+
+REST_PER_WORK = 1.0
+"""Seconds of rest for each second in which alerts read pages of rows, so that others get at the database."""
 
 Step = Callable[[], Awaitable[bool]]
 """Does a piece of the work; tells whether there may be more at once."""
@@ -134,6 +140,8 @@ def run(
     database: Path | str,
     *,
     adapter_folders: Mapping[str, Path],
+    webhook: Webhook | None = None,
+    alerts_every_seconds: float = EVERY_SECONDS,
     drift: DriftPlan | None = None,
     embedding_model: str | None = None,
     embedding_threads: int = 1,
@@ -144,6 +152,7 @@ def run(
     """Work until SIGTERM or SIGINT; `database` is the one that the replicas share, by its path or URL.
 
     With an embedding model, kept questions that were searched for nothing are embedded here.
+    Without a `webhook` alerts are in the log and in the database alone.
 
     Raises:
         MigrationFailed: the database can never be used as it is.
@@ -152,7 +161,15 @@ def run(
     try:
         embedder = _embedder(embedding_model, embedding_threads) if embedding_model else nullcontext()
         asyncio.run(
-            _work_until_stopped(database, adapter_folders, drift, embedder, privacy or Privacy(PredictionKeeper()))
+            _work_until_stopped(
+                database,
+                adapter_folders,
+                drift,
+                embedder,
+                webhook,
+                alerts_every_seconds,
+                privacy or Privacy(PredictionKeeper()),
+            )
         )
     finally:
         lines.close()
@@ -163,6 +180,8 @@ async def _work_until_stopped(
     adapter_folders: Mapping[str, Path],
     drift: DriftPlan | None,
     embedding: AbstractAsyncContextManager[QuestionEmbedder | None],
+    webhook: Webhook | None,
+    alerts_every_seconds: float,
     privacy: Privacy,
 ) -> None:
     holder = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
@@ -178,12 +197,23 @@ async def _work_until_stopped(
         drifts = DriftWatcher(
             database, history, now, plan=drift, embedder=embedder, on_alarm=Raising(database, now), ring=ring
         )
+        evaluator = Evaluator(
+            database,
+            Maker(database, rest=REST_PER_WORK, keys=ring, drifted=Drift(database).drifted).make,
+            now,
+            tells=webhook is not None,
+            drift=Drift(database),
+            every_seconds=alerts_every_seconds,
+        )
         apart = Apart(database.secret_url, rest=REST, idle=True, keys=privacy.place(is_local=isinstance(where, Path)))
-        keeper = Keeper(database, apart.make, now)
-        eraser = Eraser(database, now, shredder=ring, datasets=Changes(Store(database)))
-        retention = Retention(database, now, privacy.terms)
-        work = {"guards": watcher.step, "quality": keeper.step, "drift": drifts.step, "erasure": eraser.step}
-        work["retention"] = retention.step
+        work: dict[str, Step] = {
+            "guards": watcher.step,
+            "drift": drifts.step,
+            "quality": Keeper(database, apart.make, now).step,
+            "alerts": evaluator.step,
+            "erasure": Eraser(database, now, shredder=ring, datasets=Changes(Store(database))).step,
+            "retention": Retention(database, now, privacy.terms).step,
+        }
         worker = Worker(Leases(database, holder, now), work)
         working = asyncio.create_task(worker.run())
         for number in (signal.SIGTERM, signal.SIGINT):

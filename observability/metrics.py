@@ -2,8 +2,8 @@
 
 Seconds, bytes and counts only. A label's values are few and ours: route templates, statuses, outcomes, releases; never
 a path, a model name a caller sent, a tenant or a document. One request is one call, which finds its children in a
-dictionary: looking labels up in the library costs more than counting, and so does the library's histogram, which takes
-two locks for each observation. docs/telemetry.md lists every name.
+dictionary: looking labels up in the library costs more than counting, and so do the library's histogram and counter,
+which take locks. docs/telemetry.md lists every name.
 """
 
 import platform
@@ -16,10 +16,14 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.process_collector import ProcessCollector
 
 from observability.collectors import (
+    AlertStates,
+    AlertTally,
+    Count,
     Drifts,
     DriftSample,
     Engines,
     GroupSample,
+    LoopCounter,
     LoopHistogram,
     Observed,
     Outbox,
@@ -60,9 +64,9 @@ class _Answers:
         self.completion = metrics.tokens.labels(release, "completion")
         self._requests = metrics.requests
         self._labels = route, release
-        self._outcomes: dict[tuple[int, str], Counter] = {}
+        self._outcomes: dict[tuple[int, str], Count] = {}
 
-    def outcome(self, status: int, outcome: str) -> Counter:
+    def outcome(self, status: int, outcome: str) -> Count:
         found = self._outcomes.get((status, outcome))
         if found is None:
             route, release = self._labels
@@ -84,7 +88,7 @@ class Metrics:
         if process:
             ProcessCollector(registry=self.registry)
         self._answers: dict[tuple[str, str], _Answers] = {}
-        self._ordinary: dict[tuple[str, int], tuple[Counter, Timings]] = {}
+        self._ordinary: dict[tuple[str, int], tuple[Count, Timings]] = {}
         self._releases: set[str] = set()
         self._requests_and_stages()
         self._answers_and_records()
@@ -93,7 +97,7 @@ class Metrics:
         build.labels(version, platform.python_version()).set(1)
 
     def _requests_and_stages(self) -> None:
-        self.requests = self._counter(
+        self.requests = self._loop_counter(
             "hallmark_requests", "Requests answered, by how they ended.", "route", "status", "outcome", "release"
         )
         self.request_seconds = self._histogram(
@@ -131,7 +135,7 @@ class Metrics:
         ).labels()
 
     def _answers_and_records(self) -> None:
-        self.tokens = self._counter("hallmark_tokens", "Tokens as the engine counted them.", "release", "kind")
+        self.tokens = self._loop_counter("hallmark_tokens", "Tokens as the engine counted them.", "release", "kind")
         self.citations = self._counter("hallmark_citations", "Citations by what the check said.", "release", "status")
         self.abstentions = self._counter(
             "hallmark_abstentions", "Answers withheld, by the machine-readable reason.", "release", "reason"
@@ -153,6 +157,8 @@ class Metrics:
         self.registry.register(self._engines)
         self._qualities = Qualities()
         self.registry.register(self._qualities)
+        self._alerts = AlertStates()
+        self.registry.register(self._alerts)
         self._drifts = Drifts()
         self.registry.register(self._drifts)
         self.fallbacks = self._counter(
@@ -267,6 +273,10 @@ class Metrics:
         self._qualities.samples = samples
         self._qualities.computed_at_seconds = computed_at_seconds
 
+    def alerted(self, tally: AlertTally) -> None:
+        """Show these alerts from now on, and no others."""
+        self._alerts.tally = tally
+
     def drifted(self, samples: Sequence[DriftSample]) -> None:
         """Show how these releases stand from now on, and no others."""
         self._drifts.samples = samples
@@ -327,6 +337,11 @@ class Metrics:
 
     def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
         return Counter(name, documentation, labels, registry=self.registry)
+
+    def _loop_counter(self, name: str, documentation: str, *labels: str) -> LoopCounter:
+        counter = LoopCounter(name, documentation, *labels)
+        self.registry.register(counter)
+        return counter
 
     def _histogram(self, name: str, documentation: str, bounds: tuple[float, ...], *labels: str) -> LoopHistogram:
         histogram = LoopHistogram(name, documentation, bounds, *labels)

@@ -33,20 +33,14 @@ def fuse(legs: Legs, method: Fusion) -> list[Fused]:
     sparse = {point: (rank, score) for rank, (point, score) in enumerate(legs.sparse, 1)}
     if dense and sparse:
         weigh = _dbsf if method == "dbsf" else _rrf
-        parts = (weigh(legs.dense), weigh(legs.sparse))
+        scores = weigh(legs.dense)
+        for point, score in weigh(legs.sparse).items():
+            scores[point] = scores.get(point, 0.0) + score
     else:
-        parts = (dict(legs.dense), dict(legs.sparse))
+        scores = dict(legs.dense or legs.sparse)
     nothing = (None, None)
-    fused = [
-        Fused(
-            point,
-            parts[0].get(point, 0.0) + parts[1].get(point, 0.0),
-            *dense.get(point, nothing),
-            *sparse.get(point, nothing),
-        )
-        for point in dense.keys() | sparse.keys()
-    ]
-    return sorted(fused, key=lambda one: (-one.score, one.point))
+    order = sorted([(-score, point) for point, score in scores.items()])
+    return [Fused(point, -score, *dense.get(point, nothing), *sparse.get(point, nothing)) for score, point in order]
 
 
 def _rrf(leg: list[tuple[int, float]]) -> dict[int, float]:

@@ -50,12 +50,14 @@ _TASK_WORDS = word_set(
 class Reading:
     """A passage, read once: its sentences, and the vocabulary of its text and of its title and headings.
 
-    `near` holds for each sentence its own words with those of its neighbours and of the headings, `sections` the
-    heading inside the passage that it stands under, `tables` the row that names the cells of a table's row.
+    `own` holds for each sentence its words with those of the title and headings, `near` also those of its neighbours,
+    `sections` the heading inside the passage that it stands under, `tables` the row that names the cells of a table's
+    row.
     """
 
     spans: tuple[tuple[int, int], ...]
     sentences: tuple[Terms, ...]
+    own: tuple[frozenset[str], ...]
     near: tuple[frozenset[str], ...]
     sections: tuple[str, ...]
     tables: tuple[str, ...]
@@ -125,7 +127,8 @@ def read(passage: Passage) -> Reading:
         head.union(each.vocabulary, *beside[max(0, place - 1) : place + 2], under[sections[place]])
         for place, each in enumerate(said)
     )
-    return Reading(spans, said, near, sections, tables, head, head.union(*near))
+    own = tuple(each.vocabulary | head for each in said)
+    return Reading(spans, said, own, near, sections, tables, head, head.union(*near))
 
 
 def _table_heads(texts: Sequence[str], heading_path: Sequence[str]) -> tuple[str, ...]:
@@ -160,6 +163,11 @@ def _sections(texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def subject_of(question: str) -> frozenset[str]:
+    """The words of what a question is about."""
+    return frozenset(terms(_CALLED.sub(" ", question)).words) - _TASK_WORDS
+
+
 class Evidence:
     """The passages found for one question, ready to be asked what they support."""
 
@@ -168,8 +176,7 @@ class Evidence:
         self.hits = hits
         self.readings = [read(hit.passage) for hit in hits]
         self.question = terms(question)
-        self.subject = frozenset(terms(_CALLED.sub(" ", question)).words) - _TASK_WORDS
-        """What the question is about."""
+        self.subject = subject_of(question)
         literal = self.question.names if polar else self.question.names | self.question.hard
         purpose = _PURPOSE.search(question)
         self._must_stand = self.subject & literal.union(terms(purpose[0]).words if purpose else ())
@@ -179,6 +186,7 @@ class Evidence:
             said = self._documents.get(hit.passage.document_id, frozenset())
             self._documents[hit.passage.document_id] = said | reading.vocabulary
         self._weights = self._rarity()
+        self._total_weight = sum(self._weights.values())
         self._candidates: list[Candidate] | None = None
         by_score = sorted(range(len(hits)), key=lambda hit: -hits[hit].score)
         self._rank = {hit: rank for rank, hit in enumerate(by_score)}
@@ -222,7 +230,7 @@ class Evidence:
         here = frozenset().union(*(reading.sentences[i].vocabulary for i in places))
         near = frozenset().union(*(reading.near[i] for i in places))
         shares = [_sum(self._weights, words & self.subject) for words in (here, near, reading.vocabulary)]
-        total = sum(self._weights.values())
+        total = self._total_weight
         words = (shares[0] / 4 + shares[1] / 4 + shares[2] / 2) / total
         words -= _ABSENT_NAME * len(self._must_stand - self._documents[self.hits[hit].passage.document_id])
         known = [each for each in (self._dense_score(hit), cosine) if each is not None]
@@ -277,7 +285,7 @@ class Evidence:
         text = self.hits[hit].passage.text[start:end]
         here = reading.sentences[place].vocabulary
         near = reading.near[place]
-        total = sum(self._weights.values()) or 1.0
+        total = self._total_weight or 1.0
         suits = self.asked.suits(text, reading.sentences[place])
         score = (
             0.6 * _sum(self._weights, here & self.subject) + 0.35 * _sum(self._weights, near & self.subject)
@@ -293,7 +301,7 @@ class Evidence:
         if not total or not reading.spans:
             return Support(hit, 0.0, 0, 0, frozenset(), claim.hard)
         words = frozenset(weights)
-        singles = [words & (each.vocabulary | reading.head) for each in reading.sentences]
+        singles = [words & each for each in reading.own]
         shares = [_sum(weights, each) / total for each in singles]
         first = last = max(range(len(shares)), key=lambda i: (shares[i], -i))
         covered, share = singles[first], shares[first]
@@ -324,7 +332,7 @@ class Evidence:
 
     def _rarity(self) -> dict[str, float]:
         """Weigh the question's words by how few of the found sentences have them (inverse document frequency)."""
-        everything = [each.vocabulary | reading.head for reading in self.readings for each in reading.sentences]
+        everything = [each for reading in self.readings for each in reading.own]
         seen = Counter(word for each in everything for word in each & self.subject)
         return {word: log((len(everything) + 1) / (seen[word] + 0.5)) for word in sorted(self.subject)}
 

@@ -62,6 +62,8 @@ EVERYTHING = (
     "review:write",
     "review:manage",
     "quality:read",
+    "alerts:read",
+    "alerts:write",
     "datasets:read",
     "datasets:write",
     "privacy:manage",

@@ -16,6 +16,7 @@ from app.access.keys import ApiKey
 from app.database import Database, api_keys, key_ring
 from app.errors import NotFound
 
+_VERSION = select(key_ring.c.version)
 _COLUMNS = [column for column in api_keys.c if column.name != "secret_sha256"]
 
 
@@ -92,10 +93,10 @@ class KeyStore:
 
     async def read(self, known: int) -> tuple[int, list[StoredKey] | None]:
         """Read the version of the key ring, and all keys unless that is the one `known`."""
+        if known and await self._database.number(_VERSION) == known:
+            return known, None
         async with self._database.reading() as connection:
-            version: int = (await connection.execute(select(key_ring.c.version))).scalar_one()
-            if version == known:
-                return version, None
+            version: int = (await connection.execute(_VERSION)).scalar_one()
             rows = await connection.execute(select(*_COLUMNS, api_keys.c.secret_sha256))
             return version, [StoredKey(row.secret_sha256, _key(row)) for row in rows]
 

@@ -4,6 +4,15 @@ The tables are declared here once, and a database is brought to the current sche
 may use one database; the data directory around it has one owner.
 """
 
+from app.database.alert_tables import (
+    alert_events,
+    alert_notifications,
+    alert_rounds,
+    alert_rules,
+    alert_silences,
+    alerts,
+    outboxes,
+)
 from app.database.dataset_tables import (
     dataset_builds,
     dataset_examples,
@@ -57,6 +66,12 @@ __all__ = [
     "Id",
     "MigrationFailed",
     "SchemaTooNew",
+    "alert_events",
+    "alert_notifications",
+    "alert_rounds",
+    "alert_rules",
+    "alert_silences",
+    "alerts",
     "api_keys",
     "connect",
     "dataset_builds",
@@ -82,6 +97,7 @@ __all__ = [
     "leases",
     "metadata",
     "migrate",
+    "outboxes",
     "own_directory",
     "prediction_documents",
     "predictions",

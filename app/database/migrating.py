@@ -13,6 +13,9 @@ from sqlalchemy.exc import SQLAlchemyError
 SCHEMA_VERSION = "0013"
 """The revision that `app/migrations/versions` ends with."""
 
+MIGRATION_SECONDS = 120.0
+"""How long a process waits for another one's migration, and how long its own may take."""
+
 # Any number will do, as long as every process asks for the same lock.
 _MIGRATION_LOCK = 0x6861_6C6C
 
@@ -35,7 +38,7 @@ def migrate(url: str | URL) -> None:
         SchemaTooNew: it is ahead of this code.
     """
     parsed = make_url(url)
-    engine = create_engine(parsed)
+    engine = create_engine(parsed, connect_args={"timeout": MIGRATION_SECONDS})
     _serialise_sqlite(engine)
     try:
         with engine.begin() as connection:

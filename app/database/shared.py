@@ -13,19 +13,16 @@ from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import URL, Table, event, func, make_url, select
+from sqlalchemy import URL, Select, Table, event, func, make_url, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from app.database.migrating import MigrationFailed, is_current, upgrade
-from app.database.sqlite import BUSY_SECONDS
+from app.database.migrating import MIGRATION_SECONDS, MigrationFailed, is_current, upgrade
+from app.database.sqlite import BUSY_SECONDS, Glances
 from app.errors import Unavailable
-
-MIGRATION_SECONDS = 120.0
-"""How long a process waits for another one's migration, and how long its own may take."""
 
 _CONNECTIONS = 5
 _WRITES = "hallmark_writes"
@@ -64,11 +61,14 @@ class Database:
     async def __aenter__(self) -> Self:
         """Get ready to connect, which the first use does; raises MigrationFailed where the driver is not installed."""
         self._engine = self._make_engine(self._timeout_seconds)
+        self._glances = Glances(Path(self.url.database or ""), self._timeout_seconds) if self.kind == "sqlite" else None
         self._preparing = asyncio.Lock()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Close every connection."""
+        if self._glances is not None:
+            self._glances.close()
         await asyncio.shield(self._engine.dispose())
 
     async def prepare(self) -> None:
@@ -132,6 +132,20 @@ class Database:
             return await asyncio.to_thread(checkpoint)
         except sqlite3.Error as error:
             raise _unavailable() from error
+
+    async def number(self, query: Select[int]) -> int:
+        """Read one number that is asked for again and again: on SQLite at a fifth of what `reading` it costs.
+
+        Raises:
+            Unavailable: as `reading` does.
+        """
+        await self._prepared()
+        with _told():
+            if self._glances is not None:
+                return await self._glances.number(query)
+            async with self._engine.connect() as connection:
+                found: int = (await connection.execute(query)).scalar_one()
+                return found
 
     async def one_at_a_time(self, connection: AsyncConnection, what: str) -> None:
         """Wait until no other transaction of any process does `what`, and keep others from it until this one ends.
@@ -236,7 +250,7 @@ def _told() -> Iterator[None]:
         yield
     except (IntegrityError, ProgrammingError, DataError):
         raise
-    except (SQLAlchemyError, OSError, TimeoutError) as error:
+    except (SQLAlchemyError, sqlite3.Error, OSError, TimeoutError) as error:
         # SQLAlchemy knows asyncpg's errors about data only by their code, of SQL's class 22.
         if isinstance(error, DBAPIError) and str(getattr(error.orig, "sqlstate", "")).startswith("22"):
             raise

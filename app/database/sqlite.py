@@ -1,10 +1,13 @@
 """SQLite as the service uses it: every commit on the disk, readers that never wait for a writer."""
 
+import asyncio
 import os
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from sqlalchemy import URL
+from sqlalchemy import URL, Select
+from sqlalchemy.dialects import sqlite
 
 from app.database.migrating import SCHEMA_VERSION, MigrationFailed, migrate
 
@@ -27,6 +30,38 @@ def connect(path: Path) -> sqlite3.Connection:
     connection.close()
     migrate(URL.create("sqlite", database=str(path)))
     return _open(path)
+
+
+class Glances:
+    """Reads single numbers of the database at `path` by a connection of its own, in a thread of its own."""
+
+    def __init__(self, path: Path, timeout_seconds: float) -> None:
+        self._path = path
+        self._timeout_seconds = timeout_seconds
+        self._connection: sqlite3.Connection | None = None
+        self._statements: dict[Select[int], str] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="glances")
+
+    async def number(self, query: Select[int]) -> int:
+        """Read the one number that a query without parameters gives; raises sqlite3.Error."""
+        statement = self._statements.get(query)
+        if statement is None:
+            statement = self._statements[query] = str(query.compile(dialect=sqlite.dialect()))
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._read, statement)
+
+    def close(self) -> None:
+        """Close the connection, when the thread has done what it is at."""
+        self._thread.submit(self._close)
+        self._thread.shutdown(wait=False)
+
+    def _read(self, statement: str) -> int:
+        if self._connection is None:
+            self._connection = sqlite3.connect(self._path, timeout=self._timeout_seconds, isolation_level=None)
+        return int(self._connection.execute(statement).fetchone()[0])
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
 
 
 def room_bytes(connection: sqlite3.Connection, path: Path) -> int:

@@ -116,6 +116,7 @@ predictions = Table(
     # What figures need of content that may be sealed, made as it was written: see `app.predictions.derived`.
     Column("answer_characters", Integer),
     Column("declines", Boolean),
+    Column("stuck", Boolean),
     Column("called_tools", Boolean),
     Column("question_digest", LargeBinary),
     Column("metadata", Json),

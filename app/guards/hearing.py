@@ -46,9 +46,19 @@ _SEEN = (
         _p.retrieval_outcome.in_(("empty", "irrelevant"))
         & (func.coalesce(func.length(sql_cast(_p.passages, Text)), 2) <= 2)
     ).label("found_nothing"),
-    # Noted when the answer was written; of records from before it was, the answer itself says it.
+    # Noted when the answer was written; of records from before they were, the answer itself says it.
     _p.declines,
+    _p.stuck,
     case((_p.answer_characters.is_(None), func.substr(_p.answer, 1, OPENING_CHARACTERS))).label("opening"),
+    (
+        (_p.outcome == "finished")
+        & _p.store
+        & _p.verdict.is_(None)
+        & _p.tool_calls.is_(None)
+        & _p.called_tools.is_(None)
+        & (func.coalesce(_p.answer_characters, func.length(_p.answer), 0) == 0)
+        & (func.coalesce(_p.completion_tokens, 0) > 0)
+    ).label("is_hollow"),
 )
 
 
@@ -123,7 +133,8 @@ def _answers(trial: TrialRecord, rows: Sequence[Row[Any]], share: float) -> list
     for row in rows:
         facts = row._asdict()
         del facts["row"]
-        seen = Seen(**{**facts, "is_wordless": bool(row.is_wordless), "found_nothing": bool(row.found_nothing)})
+        truths = {name: bool(facts[name]) for name in ("is_wordless", "found_nothing", "is_hollow")}
+        seen = Seen(**{**facts, **truths})
         session, badness = session_of(trial.id, seen), signals(seen, trial.plan)
         if badness and session not in words and _is_heard(session, seen.arm, share):
             words[session] = Word("answer", session, seen.arm, seen.id, badness)

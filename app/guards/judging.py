@@ -9,7 +9,7 @@ from hashlib import blake2b
 
 import msgspec
 
-from app.predictions.derived import declines
+from app.predictions.derived import declines, is_stuck
 from app.trial_plans import TrialPlan
 from observability.sequential import Arm, Observation, Trial
 
@@ -20,8 +20,14 @@ _BURST_BAD = 9
 _STABLE_BAD = BURST // 2
 """With more bad ones on the stable side the cause is not the canary's."""
 
-HARD_GUARDS = {"error": "error_burst", "index_empty": "empty_index"}
+HARD_GUARDS = {"error": "error_burst", "index_empty": "empty_index", "degenerate": "degenerate_output"}
 """Guards that need no statistics, by the signal they count."""
+
+_BURST_WORDS = {
+    "error": "failed",
+    "index_empty": "found nothing in the index",
+    "degenerate": "were no text: one short pattern over and over, or tokens without any",
+}
 
 PATH_POINTS = 32
 
@@ -44,9 +50,13 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     found_nothing: bool
     """Whether passages were searched, and the index gave not one."""
     opening: str | None
-    """The first words of the answer, where it was kept and `declines` was not noted."""
+    """The first words of the answer, where it was kept, and the next two were not noted."""
     declines: bool | None = None
     """Whether the answer began as models do when they decline."""
+    stuck: bool | None = None
+    """Whether it began with one short pattern over and over."""
+    is_hollow: bool = False
+    """Whether the engine counted tokens, and there was neither text nor a call, where it was kept."""
 
 
 class Path(msgspec.Struct, frozen=True):
@@ -115,7 +125,8 @@ def signals(seen: Seen, plan: TrialPlan) -> dict[str, float]:
         "slow": (seen.total_seconds or 0.0) > plan.slow_seconds,
     }
     watched = {guard.name for guard in plan.bets.guards}
-    hard = {"error": is_error, "index_empty": seen.found_nothing}
+    is_degenerate = not is_error and (seen.is_hollow or bool(seen.stuck) or is_stuck(seen.opening or ""))
+    hard = {"error": is_error, "index_empty": seen.found_nothing, "degenerate": is_degenerate}
     return {name: float(bad) for name, bad in {**found, **hard}.items() if name in watched or name in hard}
 
 
@@ -152,10 +163,8 @@ def _burst(state: State) -> Decision | None:
         canary, stable = (state.recent.get(f"{signal} {arm}", "") for arm in ("canary", "stable"))
         if len(canary) == BURST and canary.count("1") >= _BURST_BAD and stable.count("1") <= _STABLE_BAD:
             bad, beside = canary.count("1"), f"{stable.count('1')} of {len(stable)}"
-            what = "failed" if signal == "error" else "found nothing in the index"
-            return Decision(
-                guard=guard, why=f"{bad} of the canary's last {BURST} sessions {what}, of the stable ones {beside}."
-            )
+            what = f"{bad} of the canary's last {BURST} sessions {_BURST_WORDS[signal]}"
+            return Decision(guard=guard, why=f"{what}, of the stable ones {beside}.")
     return None
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import Row, select
+from sqlalchemy import Row, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.database import Database, trial_observations, trials
@@ -18,6 +18,8 @@ Status = Literal["running", "rolled_back", "ended"]
 """`rolled_back` by a guard; `ended` by a person, who promoted it, rolled it back, or began another."""
 
 Kind = Literal["answer", "feedback"]
+
+MAX_RECENT = 1_000
 
 _t, _o = trials.c, trial_observations.c
 
@@ -76,6 +78,13 @@ class Trials:
                 param="name",
             )
         return record_of(row)
+
+    async def recent(self, ended_since: int) -> list[TrialRecord]:
+        """List the trials that run, and those that ended since then, the oldest first."""
+        wanted = or_(_t.status == "running", _t.updated_at >= ended_since)
+        query = select(trials).where(wanted).order_by(_t.started_at, _t.id).limit(MAX_RECENT)
+        async with self._database.reading() as connection:
+            return [record_of(row) for row in await connection.execute(query)]
 
     async def heard(self, trial_id: str, *, after: int = 0, limit: int = 1_000) -> list[Heard]:
         """List a trial's observations in their order, those with a number above `after`."""

@@ -13,6 +13,9 @@ from app.privacy.sealing import DataKey
 OPENING_CHARACTERS = 80
 """Of an answer that are looked at for how it begins."""
 
+STUCK_CHARACTERS = 24
+_PATTERN_CHARACTERS = 8
+
 # How models decline, at the beginning of an answer. Where passages are checked, the verdict says so in any language.
 _REFUSAL = re.compile(
     r"""\W*(
@@ -27,6 +30,17 @@ _REFUSAL = re.compile(
 def declines(answer: str) -> bool:
     """Whether an answer begins as models do when they decline."""
     return _REFUSAL.match(answer[:OPENING_CHARACTERS]) is not None
+
+
+def is_stuck(text: str) -> bool:
+    """Whether a text is one short pattern over and over: what an engine says whose numbers are not numbers.
+
+    With NaN for every score the same token is the best each time, as `!` of many vocabularies, or `<unk>`.
+    """
+    text = text.strip()
+    if len(text) < STUCK_CHARACTERS:
+        return False
+    return any(text[size:] == text[:-size] for size in range(1, _PATTERN_CHARACTERS + 1))
 
 
 def question_digest(question: str, key: DataKey) -> bytes:

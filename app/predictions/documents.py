@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, Self
 
 import msgspec
-from sqlalchemy import Row, or_, select
+from sqlalchemy import Row, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.database import Database, followed, prediction_documents, predictions
@@ -21,6 +21,9 @@ from app.errors import Unavailable
 from app.predictions.history import LAST_ID
 
 log = logging.getLogger(__name__)
+
+MAX_ROWS_PASSED = 4_000
+"""How many predictions one transaction may pass that were given no documents: some milliseconds' worth."""
 
 MAX_BATCHES_AT_ONCE = 50
 """How far behind the table may be for a question to wait for it."""
@@ -80,7 +83,7 @@ class DocumentUses:
     Args:
         database: where the predictions are.
         follows: whether the log writes there itself; with a shipper they are noted as they arrive.
-        batch_rows: predictions looked at in one transaction, which the log's writer has to wait for.
+        batch_rows: predictions with documents noted in one transaction, which the log's writer has to wait for.
         poll_seconds: how often new ones are looked for.
     """
 
@@ -165,7 +168,7 @@ class DocumentUses:
             await asyncio.sleep(pause)
 
     async def _step(self) -> int:
-        """Note what is new, for at most `batch_rows` predictions; give how many rows were new."""
+        """Note what is new; give how many predictions that were, or `batch_rows` where there may be more."""
         async with self._following:
             async with self._database.reading() as connection:
                 state = (await connection.execute(select(followed))).one()
@@ -187,18 +190,35 @@ class DocumentUses:
     async def _advance(self, connection: AsyncConnection) -> int:
         state = (await connection.execute(select(followed))).one()
         after, still_open = state.row, json.loads(state.still_open)
-        seen = select(predictions.c.id).where(predictions.c.row == after)
-        if after and (await connection.execute(seen)).scalar_one_or_none() != state.prediction_id:
+        if after and await _id_of(connection, after) != state.prediction_id:
             after, still_open = 0, []  # It was erased, and SQLite may have given its number to another.
-        new = select(*_looked_at).where(predictions.c.row > after).order_by(predictions.c.row).limit(self._batch_rows)
-        fresh = (await connection.execute(new)).all()
+        fresh, end = await self._met(connection, after)
         rows = [*(await _rows(connection, still_open)), *fresh]
         await note_uses(self._database, connection, [row._asdict() for row in rows if row.outcome != "open"])
         values: dict[str, Any] = {"still_open": json.dumps([row.row for row in rows if row.outcome == "open"])}
-        if fresh:
-            values |= {"row": fresh[-1].row, "prediction_id": fresh[-1].id}
+        if end > after:
+            values |= {"row": end, "prediction_id": await _id_of(connection, end)}
         await connection.execute(followed.update().values(values))
-        return len(fresh)
+        return self._batch_rows if end - after >= MAX_ROWS_PASSED else len(fresh)
+
+    async def _met(self, connection: AsyncConnection, after: int) -> tuple[Sequence[Any], int]:
+        """The next predictions to look at, and the row up to which there are no others.
+
+        What was given no documents is passed in the database: sqlite3 takes Python's lock anew for every row it brings,
+        which costs the event loop's thread as much as an answer does.
+        """
+        passed = select(_table.row).where(_table.row > after).order_by(_table.row).limit(MAX_ROWS_PASSED).subquery()
+        last = (await connection.execute(select(func.max(passed.c.row)))).scalar_one()
+        if last is None:
+            return [], after
+        told = or_(_table.outcome == "open", _table.passages.is_not(None), _table.citations.is_not(None))
+        met = select(*_looked_at).where(_table.row > after, _table.row <= last, told).order_by(_table.row)
+        fresh = (await connection.execute(met.limit(self._batch_rows))).all()
+        return fresh, fresh[-1].row if len(fresh) == self._batch_rows else last
+
+
+async def _id_of(connection: AsyncConnection, row: int) -> str | None:
+    return (await connection.execute(select(_table.id).where(_table.row == row))).scalar_one_or_none()
 
 
 async def _rows(connection: AsyncConnection, numbers: Sequence[int]) -> list[Row[Any]]:

@@ -30,7 +30,7 @@ class PredictionLog:
     Args:
         path: the SQLite file, made if absent. One log at a time may have it open.
         capacity: rows that may wait for the disk before `open` refuses more.
-        linger_seconds: how long an opening row nobody waits for may wait for its closing one.
+        linger_seconds: how long an opening row nobody waits for waits for its closing one; at most twice as long.
         commit_seconds: how long a caller waits for the disk before it is told that the record is unavailable.
         drain_seconds: how long closing the log may take to write what is left.
         max_bytes: a size the database may not outgrow, treated like a full disk.
@@ -71,8 +71,11 @@ class PredictionLog:
         self._is_open = False
         self._is_failing = False
         self._is_full = False
+        self._had_room = True  # As the writer's thread measured it last.
         self._undurable: dict[str, Job] = {}  # The latest row of each id that is not yet on the disk.
-        self._lingering: dict[str, Job] = {}  # The opening rows among them that the writer has not been given.
+        # The opening rows among them that the writer has not been given: those since the timer rang, and those before.
+        self._lingering: dict[str, Job] = {}
+        self._lingering_longer: dict[str, Job] = {}
         self._answering = 0  # Predictions opened and not yet closed.
         self._linger_timer: asyncio.TimerHandle | None = None
         self._watch_timer: asyncio.TimerHandle | None = None
@@ -99,6 +102,8 @@ class PredictionLog:
         for timer in (self._linger_timer, self._watch_timer):
             if timer:
                 timer.cancel()
+        self._lingering_longer |= self._lingering
+        self._lingering = {}
         self._linger_over()
         self._writer.stop(self._drain_seconds)
         await asyncio.shield(asyncio.to_thread(self._finish))
@@ -151,7 +156,7 @@ class PredictionLog:
         job = self._undurable.get(prediction.id)
         if job is None:
             return
-        if self._lingering.pop(prediction.id, None):
+        if self._stop_lingering(prediction.id):
             self._writer.put([_opening(job)])
         await self._durable(job)
 
@@ -164,8 +169,8 @@ class PredictionLog:
         if prediction.outcome == "open":
             prediction.outcome = "interrupted"
         # The closing row says all that an opening one would have.
-        lingering = self._lingering.pop(prediction.id, None)
-        job = self._undurable[prediction.id] = Job(copy(prediction), is_first=lingering is not None)
+        is_first = self._stop_lingering(prediction.id)
+        job = self._undurable[prediction.id] = Job(copy(prediction), is_first=is_first)
         self._writer.put([job])
 
     async def close(self, prediction: Prediction) -> None:
@@ -254,11 +259,18 @@ class PredictionLog:
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, argument)
 
+    def _stop_lingering(self, prediction_id: str) -> bool:
+        """Take an opening row out of those that linger; say whether it was there."""
+        found = self._lingering.pop(prediction_id, None) or self._lingering_longer.pop(prediction_id, None)
+        return found is not None
+
     def _linger_over(self) -> None:
-        self._linger_timer = None
-        if self._lingering:
-            self._writer.put([_opening(job) for job in self._lingering.values()])
-            self._lingering.clear()
+        """Hand over the rows that the timer meets for the second time: those that just came linger all their time."""
+        if self._lingering_longer:
+            self._writer.put([_opening(job) for job in self._lingering_longer.values()])
+        self._lingering_longer, self._lingering = self._lingering, {}
+        is_over = not self._lingering_longer
+        self._linger_timer = None if is_over else self._loop.call_later(self._linger_seconds, self._linger_over)
 
     def _committed(self, jobs: list[Job]) -> None:
         if self._is_failing:
@@ -281,16 +293,17 @@ class PredictionLog:
         with suppress(OSError, sqlite3.Error):  # A disk that does not tell will say so when it is written to.
             room = self._room_bytes(connection, self._path)
             # A little more than the reserve ends a shortage, so that it does not end with every row that goes.
-            enough = self._reserve_bytes * 9 // 8 if self._is_full else self._reserve_bytes
-            self._tell_loop(self._measured, room >= enough)
+            enough = self._reserve_bytes if self._had_room else self._reserve_bytes * 9 // 8
+            if (room >= enough) != self._had_room:
+                self._had_room = room >= enough
+                self._tell_loop(self._measured, self._had_room)  # Waking it costs more than measuring: only for news.
 
     def _measured(self, has_room: bool) -> None:
-        if has_room == self._is_full:
-            self._is_full = not has_room
-            if has_room:
-                log.warning("There is room for predictions again")
-            else:
-                log.error("Requests are refused: the disk has less than %d bytes left", self._reserve_bytes)
+        self._is_full = not has_room
+        if has_room:
+            log.warning("There is room for predictions again")
+        else:
+            log.error("Requests are refused: the disk has less than %d bytes left", self._reserve_bytes)
 
     async def _durable(self, job: Job) -> None:
         waiter = self._loop.create_future()

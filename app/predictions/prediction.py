@@ -18,8 +18,8 @@ Kept = Level | Literal["erased", "expired", "unreadable"]
 is sealed, and was changed since, or this process has no keys. `expired`: it was kept for as long as it may be."""
 
 _UNTOLD = frozenset(
-    {"answer_characters", "declines", "called_tools", "question_digest", "question_embedding", "sealed", "handed_over"}
-    | {"subject_key"}
+    {"answer_characters", "declines", "stuck", "called_tools", "question_digest", "question_embedding"}
+    | {"subject_key", "sealed", "handed_over"}
 )
 
 _id_lock = threading.Lock()
@@ -113,9 +113,11 @@ class Prediction(msgspec.Struct, kw_only=True):
     subject_key: str | None = None
     """The key that its content is sealed by."""
     answer_characters: int | None = None
-    """How long the answer is; this and the next three are made of the content as it is written, and told to nobody."""
+    """How long the answer is; this and the next four are made of the content as it is written, and told to nobody."""
     declines: bool | None = None
     """Whether it begins as models do when they decline."""
+    stuck: bool | None = None
+    """Whether it begins with one short pattern over and over."""
     called_tools: bool | None = None
     question_digest: bytes | None = None
     """Of a sealed question, what the same one has too."""

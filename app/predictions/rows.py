@@ -11,7 +11,7 @@ from uuid import UUID
 import msgspec
 
 from app import database
-from app.predictions.derived import declines, question_digest
+from app.predictions.derived import OPENING_CHARACTERS, declines, is_stuck, question_digest
 from app.predictions.prediction import Prediction
 from app.predictions.sealed import SEALED, opened, seal
 from app.privacy.sealing import DataKey
@@ -21,8 +21,8 @@ _JSON_COLUMNS = tuple(COLUMNS.index(name) for name in ("metadata", "passages", "
 _REQUEST, _STREAM, _STORE, _VALID, _EMBEDDING = (
     COLUMNS.index(name) for name in ("request", "stream", "store", "valid", "question_embedding")
 )
-_CHARACTERS, _DECLINES, _CALLED, _DIGEST = (
-    COLUMNS.index(name) for name in ("answer_characters", "declines", "called_tools", "question_digest")
+_CHARACTERS, _DECLINES, _STUCK, _CALLED, _DIGEST = (
+    COLUMNS.index(name) for name in ("answer_characters", "declines", "stuck", "called_tools", "question_digest")
 )
 _CONTENT_COLUMNS = tuple(
     COLUMNS.index(name) for name in ("tool_calls", "request", "messages", "question", "answer", "question_embedding")
@@ -122,6 +122,7 @@ def _derive(row: Row, prediction: Prediction) -> None:
     if (answer := prediction.answer) is not None:
         row[_CHARACTERS] = len(answer)
         row[_DECLINES] = int(declines(answer)) or None
+        row[_STUCK] = int(is_stuck(answer[:OPENING_CHARACTERS])) or None
     if prediction.tool_calls is not None:
         row[_CALLED] = 1
 
@@ -159,7 +160,7 @@ def from_facts(facts: dict[str, Any], keys: Mapping[str, DataKey] | None = None)
     """Make a prediction of its columns by name, the id and JSON as text, opened by the keys there are."""
     facts = opened(facts, keys)
     facts["stream"], facts["store"] = bool(facts["stream"]), bool(facts["store"])
-    for name in ("valid", "declines", "called_tools"):
+    for name in ("valid", "declines", "stuck", "called_tools"):
         facts[name] = None if facts[name] is None else bool(facts[name])
     for column in _JSON_COLUMNS:
         name = COLUMNS[column]

@@ -36,7 +36,7 @@ REFUSED_SECONDS = 600.0
 
 _JSON = frozenset({"metadata", "passages", "citations", "tool_calls", "messages", "request"})
 _INTEGERS = frozenset({"prompt_tokens", "completion_tokens", "answer_characters"})
-_TRUTHS = frozenset({"stream", "store", "valid", "declines", "called_tools"})
+_TRUTHS = frozenset({"stream", "store", "valid", "declines", "stuck", "called_tools"})
 _LARGEST_INTEGER = (1 << 31) - 1
 
 Facts = dict[str, Any]

@@ -35,6 +35,10 @@ GATHER_SECONDS = 0.001
 ROOM_SECONDS = 0.5
 """How often the room on the disk is looked at while nothing is written: others may take it, or give it back."""
 
+WRITTEN_ROOM_SECONDS = 0.02
+"""How often while rows are written, which after every commit would be dearer than a row. What a disk can take in that
+time is a part of the reserve: 20 MB at a gigabyte a second."""
+
 
 class Job:
     """A row on its way to the disk, and who waits for it there."""
@@ -87,7 +91,7 @@ class Writer:
     ) -> None:
         """All callbacks are called in the writer's thread; `in_flight` counts the predictions open.
 
-        `look_for_room` is called after every commit, and where there is none every `ROOM_SECONDS`.
+        `look_for_room` is called every `ROOM_SECONDS`, and after commits every `WRITTEN_ROOM_SECONDS`.
         """
         self._connection = connection
         self._committed = committed
@@ -126,14 +130,15 @@ class Writer:
     def _write_until_stopped(self) -> None:
         batch: list[Job] = []
         retry_at, pause, refused = 0.0, 0.05, 0
-        look_at = 0.0
+        looked_at = look_at = 0.0
         stopped = False
         while not stopped or (batch and time.monotonic() < self._give_up_at):
             wake_at = retry_at if batch or self._removals else look_at
             stopped |= self._receive(batch, max(0.0, wake_at - time.monotonic()))
             if time.monotonic() >= look_at:
                 self._look_for_room()
-                look_at = time.monotonic() + ROOM_SECONDS
+                looked_at = time.monotonic()
+                look_at = looked_at + ROOM_SECONDS
             if not (batch or self._removals) or time.monotonic() < retry_at:
                 continue
             opening = sum(job.prediction.outcome == "open" for job in batch)
@@ -156,7 +161,8 @@ class Writer:
                 if self._tally is not None and batch:
                     closed = sum(job.prediction.outcome != "open" for job in batch)
                     self._tally.recorded(closed, time.perf_counter() - started)
-                batch, retry_at, pause, refused, look_at = [], 0.0, 0.05, 0, 0.0
+                batch, retry_at, pause, refused = [], 0.0, 0.05, 0
+                look_at = looked_at + WRITTEN_ROOM_SECONDS
         if batch:
             self._count_unrecorded("dropped", len(batch))
             log.critical("The prediction log was closed with %d records not on the disk", len(batch))

@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 SETTINGS = "settings"
 """Who made a change that followed from the settings."""
 
+_VERSION = select(registry.c.version)
+
 Vet = Callable[[Release], Awaitable[list[str]]]
 """Says what keeps a release from serving; raises ServiceError where that cannot be found out."""
 
@@ -294,12 +296,12 @@ class Registry:
             self._is_stale = False
 
     async def _refresh(self) -> None:
-        """Take over what has changed; costs one row where nothing has."""
+        """Take over what has changed; costs one number where nothing has."""
         async with self._following:
+            if self._version and await self._database.number(_VERSION) == self._version:
+                return
             async with self._database.reading() as connection:
-                version = (await connection.execute(select(registry.c.version))).scalar_one()
-                if version == self._version:
-                    return
+                version = (await connection.execute(_VERSION)).scalar_one()
                 fit = and_(releases.c.approved_at.is_not(None), releases.c.deleted_at.is_(None))
                 rows = await connection.execute(select(releases.c.name, releases.c.number).where(fit))
                 keys = {(name, number) for name, number in rows}

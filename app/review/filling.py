@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 ITEMS_AT_ONCE = 100
 
+_QUEUES = select(func.count()).select_from(review_queues)
 _p = predictions.c
 
 
@@ -126,6 +127,8 @@ class Filler:
         Raises:
             Unavailable: the database does not answer.
         """
+        if not await self._database.number(_QUEUES):
+            return False
         async with self._database.reading() as connection:
             queues = {queue.id: queue for queue in await self._queues.fillable(connection)}
             boosts = await self._queues.boosts_of(connection, list(queues))

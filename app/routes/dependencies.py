@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from app.access import Caller
+from app.alerts import Alerts, RuleSets
 from app.datasets import Datasets
 from app.drift import Drift, References
 from app.erasure import Erasures
@@ -43,6 +44,8 @@ class Services:
     trials: Trials
     review: ReviewQueue
     quality: Quality
+    alerts: Alerts
+    alert_rules: RuleSets
     datasets: Datasets
     drift: Drift
     drift_references: References

@@ -33,6 +33,7 @@ _TAGS = {
     "labels": "What is true of an answer, as those state who can know.",
     "review": "People look at some of the answers, chosen by chance with known probability, and what they find.",
     "quality": "How good each release's answers are, every figure with its interval, and whether questions drift.",
+    "alerts": "What got worse, the rules that say so, and who was told.",
     "datasets": "Examples to train on and to measure by, built from predictions or imported, kept as versions.",
     "lineage": "What a prediction was made of, and what was made with it, every digest verified anew.",
     "privacy": "Have a person or a conversation erased from all that is kept.",
@@ -86,6 +87,9 @@ def _release_schemas() -> dict[str, Schema]:
     _, schemas = msgspec.json.schema_components([Release], ref_template=_REF)
     schemas["Release"]["required"] = ["name"]
     del schemas["Release"]["properties"]["number"]
+    rules = {"type": "array", "items": {"$ref": _REF.format(name="RuleObject")}}
+    # Kept beside the release, and no part of its digest.
+    schemas["Release"]["properties"]["alerts"] = {"description": "The rules of its alerts.", **rules}
     plain: dict[str, Schema] = msgspec.json.decode(msgspec.json.encode(schemas))  # A default may be a tuple.
     return plain
 

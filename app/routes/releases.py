@@ -5,8 +5,10 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from app.access import Caller
+from app.alerts import BadRules, Rule, rules_in
 from app.errors import PayloadTooLarge
-from app.releases import NAME_PATTERN, Release, differences, read_release
+from app.releases import NAME_PATTERN, Release, differences, parts_of, read_release
+from app.routes.alert_schemas import bad_rules
 from app.routes.dependencies import CallerDep, ServicesDep, errors
 from app.routes.registry_schemas import ReleaseDeleted, ReleaseDiff, ReleaseList, ReleaseObject
 
@@ -36,7 +38,8 @@ async def create_release(
 ) -> ReleaseObject:
     """Create a release from its description; it is vetted, and has no share of anything until it is rolled out.
 
-    The same content again is the same release, and is vetted again. The description can also be sent as TOML, with
+    The same content again is the same release, and is vetted again. Rules under `alerts` are kept beside the release,
+    for which the key needs `alerts:write`, and hold before it serves. The description can also be sent as TOML, with
     the content type `application/toml`.
     """
     caller.require("releases:write")
@@ -45,7 +48,12 @@ async def create_release(
         raise PayloadTooLarge(f"The description of a release may have {MAX_RELEASE_BYTES} bytes.")
     is_toml = "toml" in request.headers.get("content-type", "")
     release = read_release(content, is_toml=is_toml, defaults=services.defaults)
+    rules = _rules(content, is_toml=is_toml)
+    if rules is not None:
+        caller.require("alerts:write")
     entry, is_new = await services.registry.create(release, who=author(caller))
+    if rules is not None:
+        await services.alert_rules.set(entry.release.label, rules, who=author(caller), why="set with the release")
     if not is_new:
         response.status_code = 200
     return ReleaseObject.of(entry)
@@ -93,6 +101,14 @@ async def delete_release(services: ServicesDep, caller: CallerDep, release: Labe
     caller.require("releases:write")
     await services.registry.delete(release)
     return ReleaseDeleted(id=release)
+
+
+def _rules(content: bytes, *, is_toml: bool) -> tuple[Rule, ...] | None:
+    """The rules of its alerts that a release's file brings along."""
+    try:
+        return rules_in(parts_of(content, is_toml=is_toml))
+    except BadRules as error:
+        raise bad_rules(error) from error
 
 
 def author(caller: Caller) -> str:

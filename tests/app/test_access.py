@@ -244,6 +244,13 @@ class Flaky(Database):
             raise Unavailable("The database does not answer.")
         return super().reading()
 
+    async def number(self, query: Any) -> int:
+        if self.hangs:
+            await asyncio.Event().wait()
+        if self.away:
+            raise Unavailable("The database does not answer.")
+        return await super().number(query)
+
 
 @contextlib.asynccontextmanager
 async def _hanging() -> AsyncIterator[None]:

@@ -213,6 +213,26 @@ async def count(shared: Database) -> int:
         return int((await connection.execute(select(func.count()).select_from(database.api_keys))).scalar_one())
 
 
+async def test_a_number_is_as_the_last_transaction_left_it(database_url):
+    query = select(func.count()).select_from(database.api_keys)
+    async with Database(database_url) as shared:
+        assert await shared.number(query) == 0
+        async with shared.writing() as connection:
+            await connection.execute(database.api_keys.insert(), KEY)
+            assert await shared.number(query) == 0
+        assert await shared.number(query) == 1
+
+
+async def test_a_number_that_sqlite_cannot_give_is_unavailable(tmp_path):
+    path = tmp_path / "hallmark.db"
+    async with Database.of_file(path) as shared:
+        await shared.prepare()
+        with closing(sqlite3.connect(path)) as other:
+            other.execute("DROP TABLE api_keys")
+        with pytest.raises(Unavailable):
+            await shared.number(select(func.count()).select_from(database.api_keys))
+
+
 async def test_the_first_use_makes_exactly_the_tables_that_the_code_declares(empty_database_url):
     async with Database(empty_database_url) as shared:
         async with shared.reading() as connection:

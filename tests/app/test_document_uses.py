@@ -113,6 +113,21 @@ async def test_a_crash_between_two_steps_leaves_nothing_out_and_notes_nothing_tw
     assert await ids(uses(database)) == expected
 
 
+async def test_what_was_given_no_documents_is_passed(log, database):
+    found = uses(database, batch_rows=2)
+    slow = Prediction(id=uuid7(), tenant="acme")
+    log.open(slow)
+    await log.opened(slow)
+    plain = [Prediction(id=uuid7(), tenant="acme", outcome="finished") for _ in range(5)]
+    await record(log, *plain)
+    assert await ids(found) == []
+    assert (await _state(database))["prediction_id"] in {each.id for each in plain}
+    slow.passages, slow.outcome = [{"document_id": "d1", "document_version": "v1"}], "finished"
+    await log.close(slow)
+    await record(log, Prediction(id=uuid7(), tenant="acme", outcome="finished"))
+    assert await ids(found) == [slow.id]
+
+
 @pytest.mark.parametrize("erased", [1, 4, 5])
 async def test_numbers_that_sqlite_gives_a_second_time_are_not_missed(log, database, erased):
     found = uses(database)

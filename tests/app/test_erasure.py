@@ -473,10 +473,10 @@ async def test_figures_and_references_are_made_of_what_is_sealed(world, tmp_path
     async with world.database.reading() as connection:
         row = (await connection.execute(select(predictions))).one()
     assert (row.answer, row.question, row.answer_characters, row.called_tools) == (None, None, len(made.answer), True)
-    (page,) = [page async for page in Rows(world.database, ring).labelled("acme", EPOCH)]
-    assert (page[0][0].answer, page[0][0].right_answer) == (made.answer, made.answer)
-    (page,) = [page async for page in Rows(world.database).labelled("acme", EPOCH)]
-    assert (page[0][0].answer, page[0][0].right_answer) == (None, None)
+    for opens, expected in ((ring, made.answer), (None, None)):
+        pages = [page async for page in Rows(world.database, opens).labelled("acme", EPOCH)]
+        ((found,),) = [group for page in pages for group in page]
+        assert (found.answer, found.right_answer) == (expected, expected)
     (question,) = await questions_of(world.database, "acme", "hallmark@1", [row.row], ring=ring)
     assert (question.embedding, question.key) == (VECTOR, row.subject_key)
     held = await sealing_keys(ring, [question])

@@ -45,6 +45,9 @@ BODIES: dict[str, Any] = {
     "roll_back": {},
     "pause_rollout": {},
     "resume_rollout": {},
+    "set_alert_rules": {"rules": []},
+    "silence_alerts": {"rule": "r", "seconds": 1},
+    "acknowledge_alert": {},
 }
 SCOPES = {
     "create_chat_completion": "chat",
@@ -118,14 +121,30 @@ SCOPES = {
     "get_review_boost": "review:read",
     "export_review_tasks": "review:read",
     "get_quality": "quality:read",
+    "list_alerts": "alerts:read",
+    "get_alert": "alerts:read",
+    "acknowledge_alert": "alerts:write",
+    "list_alert_rules": "alerts:read",
+    "get_alert_rules": "alerts:read",
+    "list_alert_rule_revisions": "alerts:read",
+    "set_alert_rules": "alerts:write",
+    "remove_alert_rules": "alerts:write",
+    "list_alert_silences": "alerts:read",
+    "silence_alerts": "alerts:write",
+    "end_alert_silence": "alerts:write",
+    "list_alert_notifications": "alerts:read",
+    "test_alert_notification": "alerts:write",
     "metrics": "metrics",
 }
 
 
 def concrete(path: str) -> str:
     values = {"document_id": "doc", "n": "1", "prediction_id": "0" * 8 + "-0000-7000-8000-" + "0" * 12, "model": "x"}
-    values |= dict.fromkeys(("feedback_id", "label_id", "review_id", "item_id", "boost_id"), values["prediction_id"])
-    values |= {"release": "other@1", "name": "other", "queue": "other", "digest": "0" * 64}
+    values |= dict.fromkeys(
+        ("feedback_id", "label_id", "review_id", "item_id", "boost_id", "alert_id", "silence_id"),
+        values["prediction_id"],
+    )
+    values |= {"release": "other@1", "name": "other", "queue": "other", "target": "other", "digest": "0" * 64}
     path += "?a=other@1&b=other@1" if path.endswith("/diff") else ""
     return re.sub(r"\{(\w+)\}", lambda name: values[name[1]], path)
 

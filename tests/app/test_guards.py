@@ -57,11 +57,18 @@ async def replayed(world: Guarded):
         ({"total_seconds": 30.5}, {"slow"}),
         ({"total_seconds": None}, set()),
         ({"found_nothing": True}, {"index_empty"}),
+        ({"is_hollow": True}, {"degenerate"}),
+        ({"opening": "!" * 80}, {"degenerate"}),
+        ({"opening": " the the the the the the the the the the"}, {"degenerate"}),
+        ({"opening": "<unk>" * 16}, {"degenerate"}),
+        ({"opening": "!" * 23}, set()),
+        ({"opening": "----------------------------- and then it says something"}, set()),
+        ({"opening": "No, no, no, that is not what the contract says at all."}, set()),
     ],
 )
 def test_an_answer_speaks_to_every_guard_that_needs_no_label(facts, bad):
     said = signals(msgspec.structs.replace(SEEN, **facts), TrialPlan())
-    assert said.keys() == {"failed", "refused", "unsupported", "slow", "error", "index_empty"}
+    assert said.keys() == {"failed", "refused", "unsupported", "slow", "error", "index_empty", "degenerate"}
     assert {name for name, value in said.items() if value} == bad
 
 
@@ -193,6 +200,40 @@ async def test_an_index_that_gives_the_canary_nothing_is_noticed(world):
     await world.answer("canary", 9, retrieval_outcome="empty", passages=[])
     await world.watch()
     assert (await world.last_change()).who == "guard:empty_index"
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [{"answer": "!" * 200}, {"answer": None, "completion_tokens": 64}, {"answer": "", "completion_tokens": 64}],
+)
+async def test_an_engine_whose_numbers_are_no_numbers_is_taken_back_after_ten_sessions(world, nonsense):
+    await world.canary()
+    await world.answer("stable", 10)
+    await world.answer("canary", 9, **nonsense)
+    await world.watch()
+    assert (await world.rollout()).canary == 2
+    await world.answer("canary", 1, **nonsense)
+    await world.watch()
+    assert (await world.last_change()).who == "guard:degenerate_output"
+    trial, (state, decision, _) = await replayed(world)
+    assert (state, decision) == (trial.state, trial.decision)
+    assert "one short pattern over and over" in trial.decision.why
+
+
+@pytest.mark.parametrize(
+    "sense",
+    [
+        {"answer": None, "completion_tokens": 64, "store": False},
+        {"answer": None, "completion_tokens": 64, "tool_calls": [{"id": "c", "type": "function"}]},
+        {"answer": None, "completion_tokens": 0, "verdict": "abstained:nothing_relevant"},
+    ],
+)
+async def test_what_was_not_kept_or_is_a_call_is_no_nonsense(world, sense):
+    await world.canary()
+    await world.answer("stable", 10)
+    await world.answer("canary", 12, **sense)
+    await world.watch()
+    assert (await world.rollout()).canary == 2
 
 
 async def test_a_session_is_heard_once_however_much_it_says(world):

@@ -6,6 +6,11 @@ and gateway are interleaved, and medians are reported. CPU is the gateway proces
 threads included. The last line is JSON.
 
     python -m tests.benchmarks.gateway [--requests 8000] [--rounds 5] [--passages 20000] [--sampled 0.01]
+                                       [--against ../another-checkout]
+
+On a machine that others use too, figures of two runs say nothing about two versions. `--against` starts the gateway of
+another checkout beside this one, in this environment; in every round both are measured, in turn, and the medians of the
+rounds' ratios are reported: many short rounds (`--rounds 30 --requests 1000`) say more than few long ones.
 """
 
 import argparse
@@ -127,15 +132,20 @@ async def load(target: Target, requests: list[bytes], concurrency: int) -> list[
 
 
 def cpu_seconds(process: psutil.Process) -> float:
+    """User and system time so far; by Linux' clock of the process, since what psutil gives has steps of 10 ms."""
+    if sys.platform == "linux":
+        return time.clock_gettime((~process.pid << 3) | 2)  # clock_getcpuclockid(3) of another process.
     times = process.cpu_times()
     return times.user + times.system
 
 
 @contextlib.contextmanager
-def child(*command: str, env: dict[str, str] | None = None) -> Iterator[tuple[str, psutil.Process]]:
-    """Run a child that prints its address first."""
+def child(
+    *command: str, env: dict[str, str] | None = None, cwd: Path | None = None
+) -> Iterator[tuple[str, psutil.Process]]:
+    """Run a child that prints its address first, from the code in `cwd`."""
     with subprocess.Popen(
-        [sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
+        [sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}, cwd=cwd
     ) as process:
         try:
             assert process.stdout is not None
@@ -166,26 +176,38 @@ async def collector() -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
+@dataclass
+class Served:
+    """A gateway under test, and what was measured of it: for each kind of request its rounds."""
+
+    target: Target
+    process: psutil.Process
+    rounds: dict[str, list[dict[str, float]]]
+
+
 async def measure(given: argparse.Namespace) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        async with collector() as sink:
-            env = {
-                "OTEL_EXPORTER_OTLP_ENDPOINT": sink,
-                "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
-                "OTEL_TRACES_SAMPLER_ARG": str(given.sampled),
-            }
-            with contextlib.ExitStack() as stack:
-                engine_url, _ = stack.enter_context(child("tests.fake_tgi", "--answer", ANSWER))
+    checkouts = {"this": Path.cwd()} | ({"against": given.against.resolve()} if given.against else {})
+    async with collector() as sink:
+        env = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": sink,
+            "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+            "OTEL_TRACES_SAMPLER_ARG": str(given.sampled),
+        }
+        with contextlib.ExitStack() as stack:
+            engine_url, _ = stack.enter_context(child("tests.fake_tgi", "--answer", ANSWER))
+            served = {}
+            for name, checkout in checkouts.items():
+                folder = stack.enter_context(tempfile.TemporaryDirectory())
                 serve = ("tests.benchmarks.gateway", "--serve", folder, "--engine", engine_url)
-                line, process = stack.enter_context(child(*serve, "--passages", str(given.passages), env=env))
+                line, process = stack.enter_context(
+                    child(*serve, "--passages", str(given.passages), env=env, cwd=checkout)
+                )
                 started = json.loads(line)
-                gateway = Target(started["url"], started["key"], "hallmark")
-                return await compare(given, Target(engine_url, None, "tgi"), gateway, process)
+                served[name] = Served(Target(started["url"], started["key"], "hallmark"), process, {})
+            return await compare(given, Target(engine_url, None, "tgi"), served)
 
 
-async def compare(
-    given: argparse.Namespace, direct: Target, gateway: Target, process: psutil.Process
-) -> dict[str, Any]:
+async def compare(given: argparse.Namespace, direct: Target, served: dict[str, Served]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     numbers = iter(range(10**9))  # No question is asked twice: a cached vector costs nothing.
     for name, stream, retrieval in (
@@ -196,37 +218,58 @@ async def compare(
     ):
         if retrieval and not given.passages:
             continue
-        count = given.requests if not retrieval else max(200, given.requests // 8)
-        rows: dict[str, list[float]] = {"direct_p50": [], "p50": [], "p99": [], "cpu": [], "cpu1": [], "rate": []}
-        for _ in range(given.rounds):
-            few = max(100, count // 8)
-            alone = await load(direct, batch(direct, few, stream=stream), 1)
-            rows["direct_p50"].append(statistics.median(alone) * 1e3)
-            before = cpu_seconds(process)
-            one = await load(gateway, batch(gateway, few, stream=stream, retrieval=retrieval, numbers=numbers), 1)
-            rows["cpu1"].append((cpu_seconds(process) - before) / few * 1e6)
-            rows["p50"].append(statistics.median(one) * 1e3)
-            await load(direct, batch(direct, few, stream=stream), given.concurrency)
-            requests = batch(gateway, count, stream=stream, retrieval=retrieval, numbers=numbers)
-            before, started = cpu_seconds(process), time.perf_counter()
-            many = await load(gateway, requests, given.concurrency)
-            rows["rate"].append(count / (time.perf_counter() - started))
-            rows["cpu"].append((cpu_seconds(process) - before) / count * 1e6)
-            rows["p99"].append(statistics.quantiles(many, n=100)[98] * 1e3)
-        median = {key: statistics.median(values) for key, values in rows.items()}
-        found[name] = {
-            "cpu_us": round(median["cpu"], 1),
-            "cpu_us_one_caller": round(median["cpu1"], 1),
-            "added_p50_ms": round(
-                statistics.median(p - d for p, d in zip(rows["p50"], rows["direct_p50"], strict=True)), 3
-            ),
-            "p50_ms": round(median["p50"], 3),
-            "direct_p50_ms": round(median["direct_p50"], 3),
-            "p99_ms": round(median["p99"], 2),
-            "requests_per_second": round(median["rate"]),
-        }
+        for number in range(given.rounds):
+            for gateway in list(served.values())[:: 1 if number % 2 else -1]:
+                one = await one_round(given, direct, gateway, stream, retrieval, numbers)
+                gateway.rounds.setdefault(name, []).append(one)
+        found[name] = summary(served["this"].rounds[name])
+        if "against" in served:
+            theirs = served["against"].rounds[name]
+            ratios = [
+                {key: ours[key] / their[key] for key in ("cpu_us", "cpu_us_one_caller", "p50_ms")}
+                for ours, their in zip(served["this"].rounds[name], theirs, strict=True)
+            ]
+            found[name] |= {"against": summary(theirs), "ratio": summary(ratios)}
         print(name, found[name], flush=True)
     return found
+
+
+async def one_round(
+    given: argparse.Namespace,
+    direct: Target,
+    gateway: Served,
+    stream: bool,
+    retrieval: bool,
+    numbers: Iterator[int],
+) -> dict[str, float]:
+    """Measure one gateway, and the engine without it, with one caller and with many."""
+    target, process = gateway.target, gateway.process
+    count = given.requests if not retrieval else max(200, given.requests // 8)
+    few = max(100, count // 8)
+    alone = statistics.median(await load(direct, batch(direct, few, stream=stream), 1)) * 1e3
+    before = cpu_seconds(process)
+    one = await load(target, batch(target, few, stream=stream, retrieval=retrieval, numbers=numbers), 1)
+    one_caller = (cpu_seconds(process) - before) / few * 1e6
+    await load(direct, batch(direct, few, stream=stream), given.concurrency)
+    requests = batch(target, count, stream=stream, retrieval=retrieval, numbers=numbers)
+    before, started = cpu_seconds(process), time.perf_counter()
+    many = await load(target, requests, given.concurrency)
+    seconds = time.perf_counter() - started
+    p50 = statistics.median(one) * 1e3
+    return {
+        "cpu_us": (cpu_seconds(process) - before) / count * 1e6,
+        "cpu_us_one_caller": one_caller,
+        "added_p50_ms": p50 - alone,
+        "p50_ms": p50,
+        "direct_p50_ms": alone,
+        "p99_ms": statistics.quantiles(many, n=100)[98] * 1e3,
+        "requests_per_second": count / seconds,
+    }
+
+
+def summary(rounds: list[dict[str, float]]) -> dict[str, float]:
+    """The median of each figure."""
+    return {key: round(statistics.median(one[key] for one in rounds), 3) for key in rounds[0]}
 
 
 def batch(
@@ -313,6 +356,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--passages", type=int, default=20_000)
     parser.add_argument("--sampled", type=float, default=0.01)
+    parser.add_argument("--against", type=Path, help="another checkout, to be measured in turn with this one")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--engine", help=argparse.SUPPRESS)
     given = parser.parse_args()

@@ -36,6 +36,10 @@ class Picked:
     rivals: tuple[tuple[int, float], ...] = ()
 
 
+NOT_A_NUMBER = Picked(-1)
+"""No token: the model's scores are no numbers, and whatever were picked of them would look like an answer."""
+
+
 class Sampler:
     """The picking state of one request."""
 
@@ -113,7 +117,12 @@ def _nucleus(probabilities: torch.Tensor, top_p: float) -> tuple[torch.Tensor, t
 
 def pick_all(samplers: list[Sampler], logits: torch.Tensor) -> list[Picked]:
     """Pick one token per row, the plain greedy rows in one go."""
-    largest = logits.argmax(-1).tolist()
-    return [
-        Picked(largest[row]) if sampler.is_argmax else sampler.pick(logits[row]) for row, sampler in enumerate(samplers)
-    ]
+    scores, largest = logits.max(-1)
+    tokens, are_numbers = largest.tolist(), scores.isfinite().tolist()
+    return [_pick(sampler, logits[row], tokens[row], are_numbers[row]) for row, sampler in enumerate(samplers)]
+
+
+def _pick(sampler: Sampler, logits: torch.Tensor, largest: int, is_number: bool) -> Picked:
+    if not is_number:  # The largest of numbers among which one is NaN is NaN.
+        return NOT_A_NUMBER
+    return Picked(largest) if sampler.is_argmax else sampler.pick(logits)

@@ -20,7 +20,7 @@ from app.engines.local.metrics import Metrics
 from app.engines.local.model import Batch, Prefill
 from app.engines.local.protocol import Fault
 from app.engines.local.reader import Reader
-from app.engines.local.sampler import Picked, Sampler, SamplingOptions, pick_all
+from app.engines.local.sampler import NOT_A_NUMBER, Picked, Sampler, SamplingOptions, pick_all
 from app.engines.local.text import TextStream
 
 log = logging.getLogger(__name__)
@@ -256,7 +256,7 @@ class Scheduler:
         return True
 
     def _begin(self, job: Job, prefill: Prefill, logits: torch.Tensor) -> None:
-        if self._advance(job, job.sampler.pick(logits[0])):
+        if self._advance(job, pick_all([job.sampler], logits[:1])[0]):
             return
         batch, jobs = self._batches.setdefault(id(job.model), (Batch(job.model), []))
         batch.join(prefill)
@@ -280,6 +280,9 @@ class Scheduler:
 
     def _advance(self, job: Job, picked: Picked) -> bool:
         """Account for a new token and post its text; return whether the job is done."""
+        if picked is NOT_A_NUMBER:
+            self._fail([job], FloatingPointError("the model's scores are no numbers"))
+            return True
         job.tokens += 1
         job.next_token = picked.token
         if job.options.top_logprobs is not None:

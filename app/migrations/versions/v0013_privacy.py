@@ -17,6 +17,7 @@ def upgrade() -> None:
         sa.Column("subject_key", sa.Text()),
         sa.Column("answer_characters", sa.Integer()),
         sa.Column("declines", sa.Boolean()),
+        sa.Column("stuck", sa.Boolean()),
         sa.Column("called_tools", sa.Boolean()),
         sa.Column("question_digest", sa.LargeBinary()),
     )
@@ -77,6 +78,7 @@ def downgrade() -> None:
             "sealed",
             "question_digest",
             "called_tools",
+            "stuck",
             "declines",
             "answer_characters",
             "subject_key",

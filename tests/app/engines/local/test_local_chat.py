@@ -1,5 +1,6 @@
 """Chat through the live server with the tiny model."""
 
+import copy
 import dataclasses
 import http.client
 import json
@@ -12,6 +13,7 @@ from typing import Any
 import httpx
 import jsonschema
 import pytest
+import torch
 from tiny_engine import chat, metric, running_service, text_of, until
 
 from app.engines.local.model import LoadedModel
@@ -330,6 +332,19 @@ def test_a_client_that_leaves_the_queue_frees_its_place(serve_slow: Callable[...
             until(lambda: metric(client, 'tgi_request_failure{err="dropped"}') == 1)
             assert metric(client, "tgi_queue_size") == 0
         assert text_of(client)
+
+
+def test_scores_that_are_no_numbers_are_a_424_and_no_answer(tiny: LoadedModel) -> None:
+    model = copy.deepcopy(tiny.model)
+    weights = next(iter(model.parameters()))
+    with running_service(dataclasses.replace(tiny, model=model)) as client:
+        assert text_of(client)
+        with torch.no_grad():
+            weights.fill_(float("nan"))
+        failed = client.post("/v1/chat/completions", json=chat())
+        assert (failed.status_code, failed.json()["error_type"]) == (424, "generation")
+        assert "FloatingPointError" in failed.json()["error"]
+        assert metric(client, "tgi_batch_current_size") == 0
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.engines.local.sampler import Sampler, SamplingOptions, pick_all
+from app.engines.local.sampler import NOT_A_NUMBER, Sampler, SamplingOptions, pick_all
 
 LOGITS = torch.randn(3000, generator=torch.Generator().manual_seed(3)) * 3
 
@@ -106,3 +106,16 @@ def test_choices_of_one_request_are_none_of_its_neighbours() -> None:
     samplers = [Sampler(SamplingOptions(temperature=0)), Sampler(SamplingOptions(temperature=0, choices=CHOICES))]
     logits = torch.arange(20.0).repeat(2, 1)
     assert [picked.token for picked in pick_all(samplers, logits)] == [19, 9]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("scores", [[1.0, float("nan"), 0.0], [float("nan")] * 3, [0.0, float("inf"), 1.0]])
+def test_scores_that_are_no_numbers_give_no_token_and_their_neighbours_are_picked(
+    temperature: float, scores: list[float]
+) -> None:
+    options = SamplingOptions(temperature=temperature, seed=1)
+    picks = pick_all(
+        [Sampler(options), Sampler(SamplingOptions(temperature=0.0))], torch.tensor([scores, [0.0, 9.0, 1.0]])
+    )
+    assert picks[0] is NOT_A_NUMBER
+    assert picks[1].token == 1
