@@ -38,7 +38,8 @@ def is_stuck(text: str) -> bool:
     With NaN for every score the same token is the best each time, as `!` of many vocabularies, or `<unk>`.
     """
     text = text.strip()
-    if len(text) < STUCK_CHARACTERS:
+    # What repeats every few characters has its beginning again that soon: most texts do not, and are done with here.
+    if len(text) < STUCK_CHARACTERS or text.find(text[:_PATTERN_CHARACTERS], 1, 2 * _PATTERN_CHARACTERS) < 0:
         return False
     return any(text[size:] == text[:-size] for size in range(1, _PATTERN_CHARACTERS + 1))
 
