@@ -155,22 +155,27 @@ def _show(
             }
         )
         return
-    columns = ("answers/s", "tokens/s", "good/s", "good", "ttft p50", "p95", "tpot p50", "p95", "late p99")
-    table = Table(name, *(Column(column, justify="right", no_wrap=True) for column in columns), "others")
+    headers = (name, "answers/s", "good/s", "good", "ttft p50", "p95", "tpot p50", "p95", "late p99")
+    table = Table(
+        *(Column(header, justify="right", no_wrap=True) for header in headers), box=None, padding=(0, 1), pad_edge=False
+    )
     for point in points:
         figures = point.figures
-        rates = (figures[f"{kind}_per_second"] for kind in ("requests", "tokens", "goodput"))
         times = [figures[kind][at] for kind in ("ttft_seconds", "tpot_seconds") for at in ("p50", "p95")]
-        others = {outcome: count for outcome, count in figures["outcomes"].items() if outcome != "ok"}
         table.add_row(
             f"{point.value:g}",
-            *(f"{each:.2f}" for each in rates),
+            f"{figures['requests_per_second']:.2f}",
+            f"{figures['goodput_per_second']:.2f}",
             f"{figures['good_share'] * 100:.1f} %",
             *(_time(each) for each in (*times, figures["late_seconds"]["p99"])),
-            ", ".join(f"{count} {outcome}" for outcome, count in others.items()),
             style="bold" if point is best else None,
         )
     out.print(table)
+    for point in points:
+        failed = {outcome: count for outcome, count in point.figures["outcomes"].items() if outcome != "ok"}
+        if failed:
+            counts = ", ".join(f"{count} {outcome}" for outcome, count in failed.items())
+            out.print(f"[red]not answered[/] at {name} {point.value:g}: {counts}", soft_wrap=True)
     wanted = f"ttft <= {objective.ttft_seconds:g} s and tpot <= {objective.tpot_seconds:g} s"
     out.print(f"good: {wanted}; wanted of {objective.share * 100:g} % of all requests", soft_wrap=True)
     if bend is not None:

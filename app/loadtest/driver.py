@@ -108,7 +108,7 @@ def _body(target: Target, arrival: Arrival, chance: random.Random) -> bytes:
         "stream_options": {"include_usage": True},
         **target.extra,
     }
-    return json.dumps(body).encode()
+    return json.dumps(body, separators=(",", ":")).encode()
 
 
 async def _ask(client: httpx.AsyncClient, target: Target, body: bytes, due: float) -> Sample:
@@ -127,6 +127,8 @@ async def _ask(client: httpx.AsyncClient, target: Target, body: bytes, due: floa
         ):
             if response.status_code != 200:
                 return Sample(str(response.status_code), late)
+            if not response.headers.get("content-type", "").startswith("text/event-stream"):
+                return Sample("no_stream", late)
             return await _read(response, due, late)
     except TimeoutError:
         return Sample("timeout", late)

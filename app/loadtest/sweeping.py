@@ -50,7 +50,8 @@ def knee(points: list[Point]) -> Point | None:
         for x, y in zip(across, up, strict=True)
     ]
     best = max(range(len(known)), key=gains.__getitem__)
-    return known[best] if gains[best] > 0.05 else None
+    # At an end nothing bends: latency has not begun to grow, or has grown from the start.
+    return known[best] if 0 < best < len(known) - 1 and gains[best] > 0.05 else None
 
 
 @contextlib.asynccontextmanager

@@ -127,6 +127,7 @@ async def test_callers_that_wait_are_timed_from_when_they_send():
         (Reply(b"data: [1]\n\n", content_type="text/event-stream"), "garbage"),
         (Reply(b"x" * (1 << 21), content_type="text/event-stream"), "garbage"),
         (Reply(b"data: [DONE]\n\n", content_type="text/event-stream"), "empty"),
+        (Reply(b"{}"), "no_stream"),
         (Reply(b"", status=302, headers={"location": "http://127.0.0.1:1/"}), "302"),
         (Hang(), "timeout"),
     ],
@@ -276,6 +277,8 @@ def test_the_knee_is_where_latency_starts_to_outgrow_throughput():
     assert knee(FRONTIER[:2]) is None
     straight = [point(n, float(n), float(n), good=1.0, meets=True) for n in (1, 2, 3)]
     assert knee(straight) is None
+    falling = [point(n, float(n), 1.0 / n, good=1.0, meets=True) for n in (1, 2, 3)]
+    assert knee(falling) is None
 
 
 # --- the command ---
@@ -341,6 +344,14 @@ async def test_a_trace_is_replayed_and_an_objective_missed_exits_with_1(tmp_path
         assert len(tgi.bodies) == 3
     assert done.exit_code == 1, done.output
     assert "no value meets the objective" in done.stdout
+    assert "not answered" not in done.stdout
+
+
+async def test_what_was_not_answered_is_told_by_kind():
+    async with FakeTGI(Refuse(429, "full", "overloaded", in_stream=False)) as tgi:
+        done = await served(tgi, "--concurrency", "1", "--requests", "4", "--ttft-seconds", "60", "--share", "0.5")
+    assert done.exit_code == 0, done.output
+    assert "not answered at concurrency 1: 1 429" in done.stdout
 
 
 # --- a server that is started for each value ---

@@ -100,5 +100,6 @@ def test_importing_the_service_loads_no_model_library() -> None:
         "sklearn",
         "scipy",
         "finetune",
+        "matplotlib",
     }
     assert heavy.isdisjoint(done.stdout.split())
