@@ -25,6 +25,9 @@ from app.loadtest import (
 )
 from app.terminal import err, explained, out
 
+_BUSY = 0.7
+"""The share of one processor above which the driver is taken to be part of what it measures."""
+
 Tokens = Annotated[int, typer.Option(min=1, help="For --rate and --concurrency; a trace brings its own.")]
 Count = Annotated[int | None, typer.Option(min=1, help="Stop after so many; 50 for each caller of --concurrency.")]
 
@@ -155,7 +158,7 @@ def _show(
             }
         )
         return
-    headers = (name, "answers/s", "good/s", "good", "ttft p50", "p95", "tpot p50", "p95", "late p99")
+    headers = (name, "ok/s", "good/s", "good", "ttft p50", "p95", "tpot p50", "p95", "late")
     table = Table(
         *(Column(header, justify="right", no_wrap=True) for header in headers), box=None, padding=(0, 1), pad_edge=False
     )
@@ -173,6 +176,13 @@ def _show(
     out.print(table)
     for point in points:
         failed = {outcome: count for outcome, count in point.figures["outcomes"].items() if outcome != "ok"}
+        if point.figures["driver_busy_share"] > _BUSY:
+            busy = f"{point.figures['driver_busy_share'] * 100:.0f} %"
+            out.print(
+                f"[yellow]warning:[/] at {name} {point.value:g} this driver was busy for {busy} of the time: times are "
+                "partly its own. Send less, or from several machines.",
+                soft_wrap=True,
+            )
         if failed:
             counts = ", ".join(f"{count} {outcome}" for outcome, count in failed.items())
             out.print(f"[red]not answered[/] at {name} {point.value:g}: {counts}", soft_wrap=True)

@@ -6,12 +6,15 @@ count from its due time, and how late it was is reported. No more than `in_fligh
 """
 
 import asyncio
+import contextlib
 import ipaddress
 import json
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import httpx
@@ -70,23 +73,20 @@ async def drive(
         raise InvalidRequest(f"`--in-flight`: {in_flight} is not above 0.", param="in-flight")
     loop = asyncio.get_running_loop()
     measures, places, chance = Measures(objective), asyncio.Semaphore(in_flight), random.Random(seed)  # noqa: S311
-    headers = {"authorization": f"Bearer {target.key}"} if target.key else {}
-    limits = httpx.Limits(max_connections=in_flight, max_keepalive_connections=in_flight)
 
     async def one(due: float, body: bytes) -> None:
         try:
-            sample = await _ask(client, target, body, due)
+            with clients.lent() as client:
+                sample = await _ask(client, target, body, due)
         finally:
             places.release()
         measures.add(sample)
         measures.seconds = loop.time() - start
+        measures.driver_seconds = time.process_time() - used
         on_sample(sample)
 
-    async with (
-        httpx.AsyncClient(timeout=None, limits=limits, headers=headers, trust_env=False) as client,  # noqa: S113
-        asyncio.TaskGroup() as tasks,
-    ):
-        start = loop.time()
+    async with _Clients(target.key) as clients, asyncio.TaskGroup() as tasks:
+        start, used = loop.time(), time.process_time()
         for arrival in arrivals:
             body = _body(target, arrival, chance)
             due = start + arrival.due_seconds
@@ -95,6 +95,48 @@ async def drive(
             await places.acquire()
             tasks.create_task(one(due if paced else loop.time(), body))
     return measures
+
+
+class _Clients:
+    """A client with one connection for each request that is out at once, used again by later ones.
+
+    One client with many connections looks at all of them for each request: with 64 that was 14 ms of processor time a
+    request, against 4 so, and would have been put down to the server.
+    """
+
+    def __init__(self, key: str | None) -> None:
+        self._headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._tls = ssl.create_default_context()
+        self._free: list[httpx.AsyncClient] = []
+        self._open = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        await self._open.__aenter__()
+        return self
+
+    async def __aexit__(self, *raised: Any) -> None:
+        await self._open.__aexit__(*raised)
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[httpx.AsyncClient]:
+        """A client that nobody else has."""
+        client = self._free.pop() if self._free else self._made()
+        try:
+            yield client
+        finally:
+            self._free.append(client)
+
+    def _made(self) -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=1)
+        client = httpx.AsyncClient(
+            timeout=None,  # noqa: S113 - `_ask` has one for the whole answer.
+            limits=limits,
+            headers=self._headers,
+            verify=self._tls,
+            trust_env=False,
+        )
+        self._open.push_async_callback(client.aclose)
+        return client
 
 
 def _body(target: Target, arrival: Arrival, chance: random.Random) -> bytes:

@@ -85,6 +85,8 @@ class Measures:
     late: Times = field(default_factory=Times)
     seconds: float = 0.0
     """From the start of the run to its last answer."""
+    driver_seconds: float = 0.0
+    """Processor time of the driver in it: near `seconds`, the driver is what is measured."""
 
     def add(self, sample: Sample) -> None:
         """Count one request."""
@@ -121,6 +123,7 @@ class Measures:
             "goodput_per_second": self.good / seconds,
             "good_share": self.share_good,
             "meets_objective": self.requests > 0 and self.share_good >= self.objective.share,
+            "driver_busy_share": self.driver_seconds / seconds,
             "outcomes": dict(sorted(self.outcomes.items())),
             "ttft_seconds": self.ttft.described(),
             "tpot_seconds": self.tpot.described(),

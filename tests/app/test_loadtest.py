@@ -332,6 +332,7 @@ async def test_a_sweep_recommends_and_draws(tmp_path):
     report = json.loads(done.stdout)
     assert [each["value"] for each in report["points"]] == [1.0, 2.0]
     assert report["points"][0]["outcomes"] == {"ok": 6}
+    assert 0.0 < report["points"][0]["driver_busy_share"] < 1.1
     assert report["recommended"] in (1.0, 2.0)
     assert png.read_bytes().startswith(b"\x89PNG")
 
