@@ -17,9 +17,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from app.alert_commands import alerts
+from app.capacity_commands import capacity
 from app.client import Client
 from app.dataset_commands import datasets
 from app.drift_commands import drift
+from app.loadtest_commands import loadtest
 from app.prediction_commands import predictions
 from app.privacy_commands import privacy
 from app.quality_commands import quality
@@ -50,6 +52,8 @@ app.add_typer(datasets, name="datasets")
 app.add_typer(drift, name="drift")
 app.add_typer(privacy, name="privacy")
 app.command("quality")(quality)
+app.command("capacity")(capacity)
+app.command("loadtest")(loadtest)
 
 KeyId = Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.")]
 DataDir = Annotated[Path | None, typer.Option(help="The service's data directory.")]

@@ -7,10 +7,10 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from tiny_engine import running_service
 
 from app.engines.local.model import LoadedModel, load
 from app.engines.local.weights import Weights
+from tests.app.engines.local.tiny_engine import running_service
 from tests.tiny_model import save_tiny_model
 
 

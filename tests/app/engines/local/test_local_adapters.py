@@ -9,7 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
-from tiny_engine import chat, text_of
+
+from tests.app.engines.local.tiny_engine import chat, text_of
 
 # peft asks transformers by a name that transformers has deprecated: nothing of ours to mend.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -14,9 +14,9 @@ import httpx
 import jsonschema
 import pytest
 import torch
-from tiny_engine import chat, metric, running_service, text_of, until
 
 from app.engines.local.model import LoadedModel
+from tests.app.engines.local.tiny_engine import chat, metric, running_service, text_of, until
 
 SPECIFICATION = Path(__file__).parents[5] / "shared" / "data" / "tgi-openapi.json"
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tiny_engine import chat, until
 
 from app.engines.local import EngineSettings
 from app.engines.local.__main__ import settings_from
 from app.engines.supervisor import LocalEngineSupervisor
+from tests.app.engines.local.tiny_engine import chat, until
 
 ENGINE = (sys.executable, "-m", "app.engines.local")
 PARENT = """

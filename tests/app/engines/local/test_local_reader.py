@@ -7,10 +7,10 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from tiny_engine import chat, running_service, until
 
 from app.engines.local.model import LoadedModel
 from app.engines.local.reader import Head, Reader
+from tests.app.engines.local.tiny_engine import chat, running_service, until
 
 LAYER = 1
 QUESTION = "What jumps?"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tiny_engine import running_service, text_of
 
 from app.engines.local import DEFAULT_MODEL
 from app.engines.local.weights import find_weights
+from tests.app.engines.local.tiny_engine import running_service, text_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

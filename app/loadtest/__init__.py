@@ -1,0 +1,31 @@
+"""Load tests of any endpoint that speaks OpenAI's chat API: replay a trace or sweep a setting, open loop.
+
+`drive` sends and measures; what is measured is held in bounded memory. Nothing here knows the service's own parts.
+"""
+
+from app.loadtest.arrivals import Arrival, at_rate, back_to_back, read_trace
+from app.loadtest.driver import Target, check_host, drive
+from app.loadtest.loads import Load
+from app.loadtest.measures import Measures, Objective, Sample, Times
+from app.loadtest.plotting import draw_frontier
+from app.loadtest.sweeping import Point, knee, recommended, started
+
+__all__ = [
+    "Arrival",
+    "Load",
+    "Measures",
+    "Objective",
+    "Point",
+    "Sample",
+    "Target",
+    "Times",
+    "at_rate",
+    "back_to_back",
+    "check_host",
+    "draw_frontier",
+    "drive",
+    "knee",
+    "read_trace",
+    "recommended",
+    "started",
+]
