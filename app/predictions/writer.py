@@ -7,7 +7,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, Protocol
 
@@ -32,9 +31,6 @@ class Tally(Protocol):
 
 GATHER_SECONDS = 0.001
 """How long a commit waits for others when answers are in flight: two rows a commit cost twice what ten do."""
-
-FIRST_PAUSE_SECONDS = 0.05
-"""Before a refused commit is tried again; each further pause is twice as long."""
 
 ROOM_SECONDS = 0.5
 """How often the room on the disk is looked at while nothing is written: others may take it, or give it back."""
@@ -133,7 +129,7 @@ class Writer:
 
     def _write_until_stopped(self) -> None:
         batch: list[Job] = []
-        retry_at, pause, refused = 0.0, FIRST_PAUSE_SECONDS, 0
+        retry_at, pause, refused = 0.0, 0.05, 0
         looked_at = look_at = 0.0
         stopped = False
         while not stopped or (batch and time.monotonic() < self._give_up_at):
@@ -154,16 +150,12 @@ class Writer:
                 self._commit(batch)
             except sqlite3.Error as error:
                 self._failed(error)
-                # A disk that is full has no room to overwrite what is removed: that it goes comes first.
-                self._overwrite("FAST")
                 self._count_unrecorded("failed", len(batch) - refused)
                 refused = len(batch)
                 retry_at, pause = time.monotonic() + pause, min(2 * pause, 1.0)
             else:
                 self._tell(batch, time.perf_counter() - started)
-                if pause > FIRST_PAUSE_SECONDS:
-                    self._overwrite("ON")
-                batch, retry_at, pause, refused = [], 0.0, FIRST_PAUSE_SECONDS, 0
+                batch, retry_at, pause, refused = [], 0.0, 0.05, 0
                 look_at = looked_at + WRITTEN_ROOM_SECONDS
         if batch:
             self._count_unrecorded("dropped", len(batch))
@@ -177,13 +169,9 @@ class Writer:
         if self._removals:
             self._removed(self._removals)
             self._removals = []
+            self._connection.execute("PRAGMA secure_delete=ON")
         if self._tally is not None and batch:
             self._tally.recorded(sum(job.prediction.outcome != "open" for job in batch), seconds)
-
-    def _overwrite(self, how: Literal["ON", "FAST"]) -> None:
-        """Have what is removed overwritten, or only where that writes nothing more."""
-        with suppress(sqlite3.Error):
-            self._connection.execute(f"PRAGMA secure_delete={how}")
 
     def _count_unrecorded(self, result: Literal["failed", "dropped"], rows: int) -> None:
         if self._tally is not None and rows:
@@ -206,6 +194,9 @@ class Writer:
     def _commit(self, batch: list[Job]) -> None:
         jobs = {job.prediction.id: job for job in batch}.values()
         rows = self._rows(jobs)
+        if self._removals:
+            # Overwriting what goes takes room, which a full disk has not: that it goes comes first.
+            self._connection.execute("PRAGMA secure_delete=FAST")
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             try:

@@ -134,6 +134,9 @@ SCOPES = {
     "end_alert_silence": "alerts:write",
     "list_alert_notifications": "alerts:read",
     "test_alert_notification": "alerts:write",
+    "create_erasure": "privacy:manage",
+    "list_erasures": "privacy:manage",
+    "get_erasure": "privacy:manage",
     "metrics": "metrics",
 }
 
