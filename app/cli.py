@@ -23,6 +23,7 @@ from app.dataset_commands import datasets
 from app.drift_commands import drift
 from app.loadtest_commands import loadtest
 from app.prediction_commands import predictions
+from app.privacy_commands import privacy
 from app.quality_commands import quality
 from app.release_commands import releases, rollouts
 from app.review_commands import review
@@ -32,6 +33,7 @@ from app.terminal import Key, Url, err, explained, load, out, show_sources
 if TYPE_CHECKING:
     from app.access import ApiKey
     from app.alerts import Webhook
+    from app.privacy_wiring import Privacy
 
 app = typer.Typer(
     name="hallmark",
@@ -48,6 +50,7 @@ app.add_typer(review, name="review")
 app.add_typer(alerts, name="alerts")
 app.add_typer(datasets, name="datasets")
 app.add_typer(drift, name="drift")
+app.add_typer(privacy, name="privacy")
 app.command("quality")(quality)
 app.command("capacity")(capacity)
 app.command("loadtest")(loadtest)
@@ -141,6 +144,7 @@ def worker(data_dir: DataDir = None) -> None:
             drift=DriftPlan(**wanted),
             embedding_model=settings.retrieval.embedding_model if embeds else None,
             embedding_threads=settings.retrieval.embedding_threads,
+            privacy=_privacy(settings),
             webhook=_webhook(settings),
             alerts_every_seconds=settings.alerts.every_seconds,
             log_level=settings.log_level,
@@ -326,6 +330,17 @@ def _limits(key: "ApiKey") -> list[str]:
     limits = ((key.requests_per_minute, "requests/min"), (key.tokens_per_minute, "tokens/min"))
     priority = [f"{key.priority} priority"] if key.priority != "normal" else []
     return priority + [f"{limit} {kind}" for limit, kind in limits if limit is not None]
+
+
+def _privacy(settings: Settings) -> "Privacy":
+    """What a process needs to read what is sealed; a wrong key exits with 2."""
+    from app.privacy_wiring import BadPrivacy, open_privacy
+
+    try:
+        return open_privacy(settings.privacy, settings.data_dir)
+    except BadPrivacy as error:
+        err.print(f"[red]setting:[/] {escape(str(error))}")
+        raise typer.Exit(2) from None
 
 
 def _database(data_dir: Path | None) -> Path | str:

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -26,13 +27,16 @@ from app.datasets import open_datasets
 from app.drift import Drift, DriftGauges, References
 from app.engine_wiring import Engines, open_engines, release_defaults
 from app.engines import Engine
+from app.erasure import Eraser, ErasureFollower, Erasures
 from app.evaluations import Evaluations
 from app.feedback import FeedbackLog, LabelLog
 from app.gateway import Gateway
 from app.guards import Trials
+from app.leases import Leases
 from app.lineage import Provenance, Tracer, Uses
 from app.links import PassageLinks, load_secret
 from app.predictions import DocumentUses, History, PredictionLog, Shipper
+from app.privacy_wiring import open_privacy
 from app.prompts import ANSWER_PROMPT, CLASSIFY_PROMPT, EXTRACT_PROMPT
 from app.quality import Apart, Gauges, Kept, Quality
 from app.rates import RATE_HEADERS, RateLimits
@@ -45,6 +49,7 @@ from app.routes import (
     datasets,
     documents,
     drift,
+    erasures,
     errors,
     feedback,
     health,
@@ -102,8 +107,11 @@ async def open_service(
         parts.push_async_callback(telemetry.aclose)
         metrics = Metrics(version=VERSION)
         reserve_bytes = settings.limits.disk_reserve_bytes
+        privacy = open_privacy(settings.privacy, data_dir, parts)
         predictions = await parts.enter_async_context(
-            PredictionLog(database, reserve_bytes=reserve_bytes, tally=metrics)
+            PredictionLog(
+                database, reserve_bytes=reserve_bytes, keeper=privacy.keeper, keys=privacy.ring, tally=metrics
+            )
         )
         shared = await parts.enter_async_context(_shared_database(settings, database))
         access = await parts.enter_async_context(Access(shared, memory=data_dir / "keys.json"))
@@ -113,11 +121,12 @@ async def open_service(
         parser = await parts.enter_async_context(Parser(limits, processes=settings.retrieval.parser_processes))
         retriever = await parts.enter_async_context(_retriever(settings, data_dir, parser, embedder))
         is_local = _is_file(shared, database)
-        shipper = None if is_local else await parts.enter_async_context(Shipper(predictions, shared))
+        shipper = None if is_local else await parts.enter_async_context(Shipper(predictions, shared, keys=privacy.ring))
         if shipper is not None:
             await parts.enter_async_context(OutboxReports(shared, shipper, _replica(data_dir)))
         document_uses = await parts.enter_async_context(DocumentUses(shared, follows=is_local))
-        history, provenance = History(shared), Provenance(shared)
+        keys = privacy.keys_of(shared, is_local=is_local)
+        history, provenance = History(shared, keys=keys, pseudonym=privacy.pseudonym), Provenance(shared)
         registry = await parts.enter_async_context(
             Registry(
                 shared,
@@ -141,7 +150,7 @@ async def open_service(
             timeout_seconds=min(SHADOW_SECONDS, settings.limits.request_timeout_seconds),
         )
         parts.push_async_callback(shadows.aclose)
-        label_log = await parts.enter_async_context(LabelLog(shared))
+        label_log = await parts.enter_async_context(LabelLog(shared, words=privacy.words(keys)))
         evaluations = await parts.enter_async_context(Evaluations(telemetry, history, label_log))
         metrics.watch(
             record_queue_depth=lambda: predictions.backlog,
@@ -156,6 +165,15 @@ async def open_service(
         )
         await parts.enter_async_context(Gauges(Kept(shared), show=metrics.judged))
         await parts.enter_async_context(AlertGauges(shared, metrics.alerted))
+        datasets_kept = await parts.enter_async_context(open_datasets(shared, history, documents=retriever, ring=keys))
+        await parts.enter_async_context(
+            ErasureFollower(
+                shared,
+                Eraser(shared, now, shredder=keys, datasets=datasets_kept.changes),
+                Leases(shared, f"{_replica(data_dir)}/{secrets.token_hex(4)}", now),
+                keys=privacy.ring,
+            )
+        )
         drifts = Drift(shared)
         await parts.enter_async_context(DriftGauges(drifts, rollouts=registry.rollouts, show=metrics.drifted))
         public_url = settings.public_url.rstrip("/") if settings.public_url else None
@@ -163,7 +181,7 @@ async def open_service(
         services = Services(
             retriever=retriever,
             predictions=predictions,
-            feedback=await parts.enter_async_context(FeedbackLog(shared)),
+            feedback=await parts.enter_async_context(FeedbackLog(shared, words=privacy.words(keys))),
             labels=label_log,
             evaluations=evaluations,
             history=history,
@@ -173,12 +191,13 @@ async def open_service(
             registry=registry,
             trials=Trials(shared),
             review=await parts.enter_async_context(open_review(shared, history, label_log)),
-            quality=Quality(Apart(shared.secret_url).make),
-            datasets=await parts.enter_async_context(open_datasets(shared, history, documents=retriever)),
+            quality=Quality(Apart(shared.secret_url, keys=privacy.place(is_local=is_local)).make),
+            datasets=datasets_kept,
             alerts=Alerts(shared, now),
             alert_rules=RuleSets(shared, now),
             drift=drifts,
-            drift_references=References(shared, now),
+            erasures=Erasures(shared, now, pseudonym=privacy.pseudonym),
+            drift_references=References(shared, now, ring=keys),
             defaults=_defaults(settings),
             links=links,
             telemetry=telemetry,
@@ -254,6 +273,7 @@ def create_api(services: Services | None = None, *, max_body_bytes: int | None =
         quality.routes,
         alerts.routes,
         datasets.routes,
+        erasures.routes,
         drift.routes,
         releases.routes,
         rollouts.routes,

@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from app.database import CONNECT_ERRORS, DataDirectoryBusy
 from app.errors import ServiceError
 from app.main import open_service
+from app.privacy_wiring import BadPrivacy
 from app.releases import BadRelease
 from app.settings import Settings
 from observability import logs
@@ -112,6 +113,7 @@ async def serve_until_stopped(settings: Settings) -> None:
         finally:
             listener.close()
     except (
+        BadPrivacy,
         BadRelease,
         DataDirectoryBusy,
         ServiceError,

@@ -14,6 +14,9 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, StringConstraints, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from app.privacy.policies import Level
+from app.privacy.redaction import KINDS, Kind
+
 
 def _http_url(url: str) -> str:
     parts = urlsplit(url)
@@ -257,6 +260,30 @@ class DriftSettings(Section):
     )
 
 
+class PrivacySettings(Section):
+    """How much of what was said is kept, and how."""
+
+    content: Level = Field(
+        "full",
+        description="`full` as it was said, `redacted` without personal data and secrets, `metadata` nothing of it.",
+    )
+    tenants: dict[str, Level] = Field({}, description="For tenants that are not to have `content`.")
+    redact: tuple[Kind, ...] = Field(KINDS, description="What is taken out where content is redacted.")
+    share: float = Field(1.0, ge=0, le=1, description="Of conversations whose content is kept at all, by chance.")
+    master_key: SecretStr | None = Field(
+        None, description="Seals content, each subject's by a key of its own: `id:base64`, several with commas."
+    )
+    master_key_file: Path | None = Field(
+        None, description="The same, a key a line; `hallmark privacy new-key` makes one."
+    )
+    pseudonyms: bool = Field(True, description="With a master key: users are kept by a keyed hash of their name.")
+    content_days: float | None = Field(None, gt=0, description="How long what was said is kept; unset: for ever.")
+    predictions_days: float | None = Field(None, gt=0, description="How long whole records of predictions are kept.")
+    feedback_days: float | None = Field(None, gt=0, description="How long words of feedback and labels are kept.")
+    embeddings_days: float | None = Field(None, gt=0, description="How long questions' embeddings are kept.")
+    review_days: float | None = Field(None, gt=0, description="How long items of review queues are kept.")
+
+
 class Settings(BaseSettings):
     """The whole configuration of one process."""
 
@@ -299,6 +326,7 @@ class Settings(BaseSettings):
     drift: DriftSettings = DriftSettings()
     limits: LimitSettings = LimitSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+    privacy: PrivacySettings = PrivacySettings()
     alerts: AlertSettings = AlertSettings()
 
     @model_validator(mode="after")

@@ -15,16 +15,20 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from pathlib import Path
 
-from app.alerts import Evaluator, Notifier, Webhook
+from app.alerts import Evaluator, Webhook
 from app.alerts.evaluating import EVERY_SECONDS
 from app.database import Database
+from app.datasets import Changes, Store
 from app.drift import Drift, DriftPlan
 from app.drift.facts import QuestionEmbedder
 from app.drift.watching import DriftWatcher
+from app.erasure import Eraser, Retention
 from app.errors import Unavailable
 from app.guards import Watcher
 from app.leases import Leases
 from app.predictions import History
+from app.predictions import Keeper as PredictionKeeper
+from app.privacy_wiring import Privacy
 from app.quality import Apart, Keeper
 from app.quality.keeping import REST
 from app.quality.making import Maker
@@ -141,6 +145,7 @@ def run(
     drift: DriftPlan | None = None,
     embedding_model: str | None = None,
     embedding_threads: int = 1,
+    privacy: Privacy | None = None,
     log_level: str = "info",
     log_format: logs.Format = "auto",
 ) -> None:
@@ -155,7 +160,17 @@ def run(
     lines = logs.configure(log_level.upper(), log_format)
     try:
         embedder = _embedder(embedding_model, embedding_threads) if embedding_model else nullcontext()
-        asyncio.run(_work_until_stopped(database, adapter_folders, drift, embedder, webhook, alerts_every_seconds))
+        asyncio.run(
+            _work_until_stopped(
+                database,
+                adapter_folders,
+                drift,
+                embedder,
+                webhook,
+                alerts_every_seconds,
+                privacy or Privacy(PredictionKeeper()),
+            )
+        )
     finally:
         lines.close()
 
@@ -167,6 +182,7 @@ async def _work_until_stopped(
     embedding: AbstractAsyncContextManager[QuestionEmbedder | None],
     webhook: Webhook | None,
     alerts_every_seconds: float,
+    privacy: Privacy,
 ) -> None:
     holder = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
     async with (
@@ -175,26 +191,29 @@ async def _work_until_stopped(
     ):
         with suppress(Unavailable):
             await database.prepare()
-        history = History(database)
+        ring = privacy.keys_of(database, is_local=isinstance(where, Path))
+        history = History(database, keys=ring, pseudonym=privacy.pseudonym)
         watcher = Watcher(database, history, now, adapter_folders=adapter_folders)
-        drifts = DriftWatcher(database, history, now, plan=drift, embedder=embedder, on_alarm=Raising(database, now))
+        drifts = DriftWatcher(
+            database, history, now, plan=drift, embedder=embedder, on_alarm=Raising(database, now), ring=ring
+        )
         evaluator = Evaluator(
             database,
-            Maker(database, rest=REST_PER_WORK, drifted=Drift(database).drifted).make,
+            Maker(database, rest=REST_PER_WORK, keys=ring, drifted=Drift(database).drifted).make,
             now,
             tells=webhook is not None,
             drift=Drift(database),
             every_seconds=alerts_every_seconds,
         )
-        keeper = Keeper(database, Apart(database.secret_url, rest=REST, idle=True).make, now)
+        apart = Apart(database.secret_url, rest=REST, idle=True, keys=privacy.place(is_local=isinstance(where, Path)))
         work: dict[str, Step] = {
             "guards": watcher.step,
             "drift": drifts.step,
-            "quality": keeper.step,
+            "quality": Keeper(database, apart.make, now).step,
             "alerts": evaluator.step,
+            "erasure": Eraser(database, now, shredder=ring, datasets=Changes(Store(database))).step,
+            "retention": Retention(database, now, privacy.terms).step,
         }
-        if webhook is not None:
-            work["notifications"] = Notifier(database, webhook, now).step
         worker = Worker(Leases(database, holder, now), work)
         working = asyncio.create_task(worker.run())
         for number in (signal.SIGTERM, signal.SIGINT):

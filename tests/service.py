@@ -66,6 +66,7 @@ EVERYTHING = (
     "alerts:write",
     "datasets:read",
     "datasets:write",
+    "privacy:manage",
     "releases:read",
     "releases:write",
     "metrics",

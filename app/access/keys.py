@@ -19,7 +19,7 @@ from app.messages import Priority
 SCOPES = frozenset(
     {"chat", "documents:read", "documents:write", "predictions:read", "releases:read", "releases:write", "metrics"}
     | {"feedback:read", "feedback:write", "labels:read", "labels:write", "admin"}
-    | {"review:read", "review:write", "review:manage", "quality:read"}
+    | {"review:read", "review:write", "review:manage", "quality:read", "privacy:manage"}
     | {"alerts:read", "alerts:write", "datasets:read", "datasets:write"}
 )
 """What a key may be allowed; `admin` includes all the others."""

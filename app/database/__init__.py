@@ -28,6 +28,7 @@ from app.database.drift_tables import (
     drift_streams,
     drift_windows,
 )
+from app.database.erasure_tables import erasures, retention_positions
 from app.database.migrating import SCHEMA_VERSION, MigrationFailed, SchemaTooNew, migrate
 from app.database.ownership import DataDirectoryBusy, exclusive, own_directory
 from app.database.quality_tables import quality_reports
@@ -51,6 +52,7 @@ from app.database.tables import (
     releases,
     rollout_changes,
     rollouts,
+    subject_keys,
     training_runs,
 )
 from app.database.trial_tables import leases, trial_observations, trials
@@ -85,6 +87,7 @@ __all__ = [
     "drift_references",
     "drift_streams",
     "drift_windows",
+    "erasures",
     "exclusive",
     "feedback",
     "followed",
@@ -101,6 +104,7 @@ __all__ = [
     "quality_reports",
     "registry",
     "releases",
+    "retention_positions",
     "review_boosts",
     "review_items",
     "review_queues",
@@ -108,6 +112,7 @@ __all__ = [
     "rollout_changes",
     "rollouts",
     "room_bytes",
+    "subject_keys",
     "training_runs",
     "trial_observations",
     "trials",

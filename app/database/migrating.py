@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import SQLAlchemyError
 
-SCHEMA_VERSION = "0012"
+SCHEMA_VERSION = "0013"
 """The revision that `app/migrations/versions` ends with."""
 
 MIGRATION_SECONDS = 120.0

@@ -111,6 +111,14 @@ predictions = Table(
     Column("engine_seconds", Float),
     Column("total_seconds", Float),
     Column("trace_id", Text),
+    Column("kept", Text),
+    Column("subject_key", Text),
+    # What figures need of content that may be sealed, made as it was written: see `app.predictions.derived`.
+    Column("answer_characters", Integer),
+    Column("declines", Boolean),
+    Column("stuck", Boolean),
+    Column("called_tools", Boolean),
+    Column("question_digest", LargeBinary),
     Column("metadata", Json),
     Column("passages", Json),
     Column("citations", Json),
@@ -121,6 +129,8 @@ predictions = Table(
     Column("answer", Text),
     # What `app.predictions.embeddings` packs: content like the question itself.
     Column("question_embedding", LargeBinary),
+    # All that was said, in place of the columns it is from, where content is sealed: see `app.predictions.sealed`.
+    Column("sealed", LargeBinary),
     # One index both keeps an id unique and lists a tenant's predictions by time.
     Index("ix_predictions_tenant_id", "tenant", "id", unique=True),
     # What a release has answered. Every index costs the log's one writer a twentieth of its time: this one is paid.
@@ -139,6 +149,21 @@ Index(
     predictions.c.row,
     sqlite_where=predictions.c.outcome == "open",
     postgresql_where=predictions.c.outcome == "open",
+)
+
+# The keys that sealed content of predictions is under, each wrapped by a master key. Where predictions are in a file of
+# their own these are too (`app.privacy.subject_keys`), and this table is empty.
+subject_keys = Table(
+    "subject_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("master", Text, nullable=False),
+    Column("wrapped", LargeBinary, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    # Replicas that meet a subject at the same time make a key each.
+    Index("ix_subject_keys_tenant_subject", "tenant", "subject"),
 )
 
 # Times are milliseconds since 1970 in UTC: the same integer in every database.

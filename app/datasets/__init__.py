@@ -21,6 +21,7 @@ from app.datasets.reading import Reading
 from app.datasets.recipes import Kind, Purpose, Recipe, read_recipe
 from app.datasets.store import Series, Store, Version
 from app.predictions import History
+from app.privacy.envelopes import Ring
 
 __all__ = [
     "KINDS",
@@ -63,11 +64,16 @@ class Datasets:
 
 @asynccontextmanager
 async def open_datasets(
-    database: Database, history: History, *, documents: Documents | None = None, rest: float = REST
+    database: Database,
+    history: History,
+    *,
+    documents: Documents | None = None,
+    ring: Ring | None = None,
+    rest: float = REST,
 ) -> AsyncIterator[Datasets]:
-    """Open the datasets of a database; `documents` is where the text of passages is looked up."""
-    store = Store(database)
+    """Open the datasets of a database; `documents` is where passages' text is looked up, `ring` has the keys."""
+    store = Store(database, ring=ring)
     passages = DocumentTexts(documents) if documents is not None else None
-    builder = Builder(store, Reading(database, history), passages=passages, rest=rest)
+    builder = Builder(store, Reading(database, history, ring=ring), passages=passages, rest=rest)
     async with Builds(store, builder) as builds:
         yield Datasets(store=store, changes=Changes(store), exports=Exports(store), builds=builds)

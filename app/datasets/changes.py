@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, and_, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.database import (
@@ -18,6 +18,7 @@ from app.database import (
     dataset_tags,
     dataset_versions,
 )
+from app.datasets.sealing import opened
 from app.datasets.store import ROWS_AT_ONCE, Series, Store, alive
 from app.errors import InvalidRequest
 
@@ -85,7 +86,8 @@ class Changes:
             rows: list[Change] = []
             for kind, those in (("added", added), ("removed", removed)):
                 query = _rows(series, those).where(_m.digest > after).order_by(_m.digest).limit(limit + 1)
-                rows += [_change(kind, row) for row in await connection.execute(query)]
+                found = (await connection.execute(query)).all()
+                rows += [_change(kind, row) for row in await opened(self._store.ring, series.tenant, found)]
             changed = await _replaced(connection, series, added, removed)
         rows.sort(key=lambda row: row.digest)
         following = rows[limit - 1].digest if len(rows) > limit else None
@@ -196,7 +198,7 @@ async def _replaced(connection: AsyncConnection, series: Series, added: Those, r
     return int((await connection.execute(select(func.count()).select_from(both))).scalar_one())
 
 
-def _change(kind: str, row: Row[Any]) -> Change:
+def _change(kind: str, row: Any) -> Change:
     facts = {name: getattr(row, name) for name in Change.__struct_fields__ if name != "change"}
     return Change(change=kind, **facts)
 

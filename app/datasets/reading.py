@@ -13,9 +13,12 @@ from sqlalchemy import and_, select
 from app.database import Database, dataset_examples, dataset_members, dataset_series, feedback, is_latest, labels
 from app.datasets.opinions import Opinion
 from app.datasets.recipes import LabelPolicy, Purpose, Recipe
+from app.datasets.sealing import opened
+from app.feedback import Words
 from app.feedback.calls import latest_word_at
 from app.predictions import History, Prediction
 from app.predictions.history import speaks_of
+from app.privacy.envelopes import Ring
 
 PAGE_ROWS = 200
 
@@ -35,9 +38,11 @@ class Asked(msgspec.Struct, frozen=True):
 class Reading:
     """Reads for builds."""
 
-    def __init__(self, database: Database, history: History) -> None:
+    def __init__(self, database: Database, history: History, *, ring: Ring | None = None) -> None:
         self._database = database
         self._history = history
+        self._ring = ring
+        self._words = Words(ring=ring)
 
     async def count(self, tenant: str, recipe: Recipe) -> int:
         """Count the predictions that a recipe means, whether anybody speaks of them or not."""
@@ -58,12 +63,15 @@ class Reading:
         corrected = select(feedback).where(*given, _f.source.in_(policy.correction_sources))
         async with self._database.reading() as connection:
             if policy.sources:
-                for row in (await connection.execute(stated)).mappings():
-                    found[row["prediction_id"]].append(_stated(dict(row)))
+                rows = [dict(row) for row in (await connection.execute(stated)).mappings()]
+                for row in await self._words.opened(rows, ("comment", "answer")):
+                    found[row["prediction_id"]].append(_stated(row))
             if policy.corrections and policy.correction_sources:
                 query = corrected.where(_f.correction.is_not(None))
-                for row in (await connection.execute(query)).mappings():
-                    found[row["prediction_id"]].append(_corrected(dict(row)))
+                rows = [dict(row) for row in (await connection.execute(query)).mappings()]
+                for row in await self._words.opened(rows, ("comment", "correction", "metadata")):
+                    if row["correction"] is not None:  # Its key may be gone.
+                        found[row["prediction_id"]].append(_corrected(row))
         return found
 
     async def asked(self, tenant: str, purpose: Purpose, *, but: str) -> AsyncIterator[list[Asked]]:
@@ -82,7 +90,8 @@ class Reading:
                 async with self._database.reading() as connection:
                     rows = (await connection.execute(page)).all()
                 if rows:
-                    yield [_asked(name, row.content) for row in rows if row.content is not None]
+                    shown = await opened(self._ring, tenant, rows)
+                    yield [_asked(name, row.content) for row in shown if row.content is not None]
                 if len(rows) < 500:
                     break
                 after = rows[-1].digest

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, and_, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.database import (
@@ -24,9 +24,11 @@ from app.database import (
     datasets,
 )
 from app.datasets.recipes import Kind, Purpose, Split
+from app.datasets.sealing import opened, sealed
 from app.errors import Conflict, NotFound
 from app.lineage.provenance import sha256
 from app.predictions import uuid7
+from app.privacy.envelopes import Ring
 
 CLAIM_SECONDS = 60.0
 """How long a build that was killed keeps others of its dataset waiting."""
@@ -89,11 +91,20 @@ def alive(number: Any) -> ColumnElement[bool]:
 
 
 class Store:
-    """The datasets of all tenants; `clock` gives milliseconds since 1970."""
+    """The datasets of all tenants.
 
-    def __init__(self, database: Database, clock: Clock = lambda: time.time_ns() // 1_000_000) -> None:
+    Args:
+        database: shared by all replicas.
+        clock: gives milliseconds since 1970.
+        ring: seals and opens the content of rows.
+    """
+
+    def __init__(
+        self, database: Database, clock: Clock = lambda: time.time_ns() // 1_000_000, *, ring: Ring | None = None
+    ) -> None:
         self.database = database
         self.clock = clock
+        self.ring = ring
 
     # --- writing a version ---
 
@@ -173,11 +184,12 @@ class Store:
         Raises:
             Conflict: the claim is held no more.
         """
+        rows = [{"tenant": series.tenant, "erased_at": None, **msgspec.structs.asdict(row)} for row in added]
+        rows = await sealed(self.ring, series.tenant, rows)
         async with self.database.writing() as connection:
             await self.database.not_while_one(connection, dataset_examples.name)
             number = await self._held(connection, series.id, build) + 1
             if added:
-                rows = [{"tenant": series.tenant, "erased_at": None, **msgspec.structs.asdict(row)} for row in added]
                 await connection.execute(self.database.insert(dataset_examples).on_conflict_do_nothing(), rows)
                 members = [{"series_id": series.id, "digest": row.digest, "v_from": number} for row in added]
                 await connection.execute(dataset_members.insert(), members)
@@ -318,7 +330,7 @@ class Store:
 
     async def pages(
         self, series: Series, number: int, *, split: Split | None = None, after: str = "", page_rows: int = 500
-    ) -> AsyncIterator[Sequence[Row[Any]]]:
+    ) -> AsyncIterator[Sequence[Any]]:
         """Give a version's rows by their digests, page by page; between two pages nothing is held open."""
         while True:
             page = await self.page(series, number, split=split, after=after, limit=page_rows)
@@ -330,7 +342,7 @@ class Store:
 
     async def page(
         self, series: Series, number: int, *, split: Split | None = None, after: str = "", limit: int
-    ) -> Sequence[Row[Any]]:
+    ) -> Sequence[Any]:
         """Give a page of a version's rows, by their digests."""
         belongs = and_(_e.tenant == series.tenant, _e.digest == _m.digest)
         query = select(dataset_examples).select_from(dataset_members.join(dataset_examples, belongs))
@@ -338,7 +350,8 @@ class Store:
         if split is not None:
             query = query.where(_e.split == split)
         async with self.database.reading() as connection:
-            return (await connection.execute(query.order_by(_m.digest).limit(limit))).all()
+            rows = (await connection.execute(query.order_by(_m.digest).limit(limit))).all()
+        return await opened(self.ring, series.tenant, rows)
 
 
 def _series(facts: dict[str, Any]) -> Series:

@@ -4,7 +4,7 @@ The main rule: every query names its tenant and its release, here and nowhere el
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Protocol, TypeVar
 
@@ -14,6 +14,9 @@ from sqlalchemy import ColumnElement, Row, Select, select
 from app.database import Database, predictions
 from app.messages import Message
 from app.predictions.embeddings import Vectors, pack
+from app.predictions.sealed import opened
+from app.privacy.envelopes import Ring
+from app.privacy.sealing import DataKey
 from app.prompts import search_query
 
 MAX_QUESTIONS = 5
@@ -36,6 +39,9 @@ _LOOKED_AT = (
     _p.passages,
     _p.citations,
     _p.question_embedding,
+    _p.tenant,
+    _p.subject_key,
+    _p.sealed,
 )
 
 
@@ -59,6 +65,8 @@ class Question(msgspec.Struct, frozen=True):
     prediction_id: str | None
     embedding: bytes | None
     outputs: Outputs | None
+    key: str | None = None
+    """The key that its prediction is sealed by: a copy of the embedding is sealed by the same."""
 
 
 class QuestionEmbedder(Protocol):
@@ -108,8 +116,9 @@ async def questions_of(
     rows: Sequence[int],
     *,
     embedder: QuestionEmbedder | None = None,
+    ring: Ring | None = None,
 ) -> list[Question]:
-    """Read the questions in these rows of the predictions; those that were erased since are left out.
+    """Read the questions in these rows of the predictions, opened by the ring's keys; those that are gone are left out.
 
     Where an embedder is given, kept questions without an embedding get one, which is not kept.
     """
@@ -119,15 +128,25 @@ async def questions_of(
         async with database.reading() as connection:
             query: Select[Any] = select(*_LOOKED_AT).where(*wanted).order_by(_p.row)
             page = (await connection.execute(query)).all()
-        read = await asyncio.to_thread(_read, tenant, page)
-        found += await _embedded(database, tenant, page, read, embedder) if embedder else read
+        keys = await _keys(ring, page)
+        read = await asyncio.to_thread(_read, tenant, page, keys)
+        found += await _embedded(database, tenant, page, read, embedder, keys) if embedder else read
     return found
 
 
-def _read(tenant: str, page: Sequence[Row[Any]]) -> list[Question]:
+async def _keys(ring: Ring | None, page: Sequence[Row[Any]]) -> Mapping[str, DataKey]:
+    sealed_by = sorted({row.subject_key for row in page if row.sealed is not None})
+    return await ring.opening(sealed_by) if ring is not None and sealed_by else {}
+
+
+def _read(tenant: str, page: Sequence[Row[Any]], keys: Mapping[str, DataKey]) -> list[Question]:
     return [
         Question(
-            session_of(tenant, row.id, row.user, row.conversation), row.id, row.question_embedding, outputs_of(row)
+            session_of(tenant, row.id, row.user, row.conversation),
+            row.id,
+            row.question_embedding if row.sealed is None else opened(row._asdict(), keys)["question_embedding"],
+            outputs_of(row),
+            row.subject_key if row.sealed is not None else None,
         )
         for row in page
     ]
@@ -172,13 +191,15 @@ async def _embedded(
     page: Sequence[Row[Any]],
     read: list[Question],
     embedder: QuestionEmbedder,
+    keys: Mapping[str, DataKey],
 ) -> list[Question]:
     """Embed what was kept of the questions that have no embedding."""
     missing = [row.row for row, question in zip(page, read, strict=True) if question.embedding is None]
     kept = (_p.tenant == tenant, _p.row.in_(missing), _p.store)
     async with database.reading() as connection:
-        rows = (await connection.execute(select(_p.id, _p.question, _p.request).where(*kept))).all()
-    texts = {row.id: text for row in rows if (text := row.question or _asked_in(row.request))}
+        query = select(_p.id, _p.tenant, _p.subject_key, _p.sealed, _p.question, _p.request).where(*kept)
+        rows = [opened(row._asdict(), keys) for row in await connection.execute(query)]
+    texts = {row["id"]: text for row in rows if (text := row["question"] or _asked_in(row["request"]))}
     made: dict[str, bytes] = {}
     ids = sorted(texts)
     for at in range(0, len(ids), _EMBEDDED_AT_ONCE):

@@ -4,12 +4,12 @@ The main rule: a reference is only ever followed by another. It holds copies of 
 ids of the predictions they are from, and otherwise figures and no text.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Select, func, select
+from sqlalchemy import Row, Select, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.database import Database, dataset_rows, drift_reference_rows, drift_references, predictions
@@ -17,6 +17,8 @@ from app.drift.facts import MAX_QUESTIONS, SESSION, Outputs, Question, counted, 
 from app.drift.states import Reference
 from app.errors import Conflict, InvalidRequest
 from app.predictions import first_id
+from app.privacy.envelopes import Ring, disclose, enclose, is_sealed, keys_for
+from app.privacy.sealing import DataKey
 
 MIN_REFERENCE_SESSIONS = 400
 """Twice what a window needs (`observability.drift.MIN_SESSIONS`): half of a reference is compared with the other."""
@@ -34,11 +36,18 @@ _outputs = msgspec.json.Decoder(Outputs).decode
 
 
 class References:
-    """The references in the database that all replicas share; `clock` gives milliseconds since 1970."""
+    """The references in the database that all replicas share.
 
-    def __init__(self, database: Database, clock: Callable[[], int]) -> None:
+    Args:
+        database: shared by all replicas.
+        clock: gives milliseconds since 1970.
+        ring: opens sealed predictions, and seals the copies of their embeddings.
+    """
+
+    def __init__(self, database: Database, clock: Callable[[], int], *, ring: Ring | None = None) -> None:
         self._database = database
         self._clock = clock
+        self._ring = ring
 
     async def from_traffic(self, tenant: str, release: str, *, since: datetime, until: datetime, who: str) -> Reference:
         """Make a reference of what the tenant asked of a release in a window of time.
@@ -94,7 +103,7 @@ class References:
                 by_release.setdefault(getattr(row, "release_name", release), []).append(row.row)
         questions: list[Question] = []
         for name, rows in sorted(by_release.items()):
-            questions += await questions_of(self._database, tenant, name, rows)
+            questions += await questions_of(self._database, tenant, name, rows, ring=self._ring)
         if source["kind"] == "dataset":
             # Others' answers say nothing of what is to be expected of this release.
             questions = [msgspec.structs.replace(each, outputs=None) for each in questions]
@@ -110,10 +119,20 @@ class References:
                 "Choose a longer window, or give more questions.",
                 param="reference",
             )
+        keys = await sealing_keys(self._ring, questions)
         async with self._database.writing() as connection:
             version = await newest(connection, tenant, release)
             kept = await keep(
-                self._database, connection, tenant, release, version + 1, questions, source, who=who, now=self._clock()
+                self._database,
+                connection,
+                tenant,
+                release,
+                version + 1,
+                questions,
+                source,
+                who=who,
+                now=self._clock(),
+                keys=keys,
             )
         if kept is None:
             raise Conflict("Another reference of this release was set at the same time: look at it and decide again.")
@@ -137,8 +156,12 @@ async def keep(
     *,
     who: str,
     now: int,
+    keys: Mapping[str, DataKey],
 ) -> Reference | None:
-    """Write a reference and let old ones go; None, and nothing is written, where the version is taken."""
+    """Write a reference and let old ones go; None, and nothing is written, where the version is taken.
+
+    `keys` are those of `sealing_keys`: a copy of a sealed embedding whose key is gone is not made.
+    """
     whose = {"tenant": tenant, "release": release, "version": version}
     facts: dict[str, Any] = {
         "source": msgspec.json.encode(source).decode(),
@@ -157,7 +180,7 @@ async def keep(
             "number": number,
             "session": each.session,
             "prediction_id": each.prediction_id,
-            "embedding": each.embedding,
+            "embedding": _as_kept(each, number, keys),
             "outputs": msgspec.json.encode(each.outputs).decode() if each.outputs else None,
         }
         for number, each in enumerate(questions)
@@ -169,14 +192,41 @@ async def keep(
     return Reference(version=version, **{**facts, "source": source})
 
 
-async def questions_in(connection: AsyncConnection, tenant: str, release: str, version: int) -> list[Question]:
-    """Read what a reference consists of."""
+async def sealing_keys(ring: Ring | None, questions: Sequence[Question]) -> Mapping[str, DataKey]:
+    """The keys there are of the predictions that questions are from; raises Unavailable."""
+    ids = sorted({each.key for each in questions if each.key is not None and each.embedding is not None})
+    return await ring.opening(ids) if ring is not None and ids else {}
+
+
+def _as_kept(question: Question, number: int, keys: Mapping[str, DataKey]) -> bytes | None:
+    if question.key is None or question.embedding is None:
+        return question.embedding
+    key = keys.get(question.key)
+    return None if key is None else enclose(question.embedding, key, _context(question.prediction_id, number)).encode()
+
+
+def _context(prediction_id: str | None, number: int) -> bytes:
+    return f"drift reference\0{prediction_id}\0{number}".encode()
+
+
+async def questions_in(
+    connection: AsyncConnection, tenant: str, release: str, version: int, *, ring: Ring | None = None
+) -> list[Question]:
+    """Read what a reference consists of, opened by the ring's keys; an embedding whose key is gone is null."""
     mine = (_q.tenant == tenant, _q.release == release, _q.version == version)
-    rows = await connection.execute(select(drift_reference_rows).where(*mine).order_by(_q.number))
+    rows = (await connection.execute(select(drift_reference_rows).where(*mine).order_by(_q.number))).all()
+    keys = await keys_for(ring, (row.embedding for row in rows))
     return [
-        Question(row.session, row.prediction_id, row.embedding, _outputs(row.outputs) if row.outputs else None)
+        Question(row.session, row.prediction_id, _shown(row, keys), _outputs(row.outputs) if row.outputs else None)
         for row in rows
     ]
+
+
+def _shown(row: Row[Any], keys: Mapping[str, DataKey]) -> bytes | None:
+    held: bytes | None = row.embedding
+    if held is None or not is_sealed(held):
+        return held
+    return disclose(bytes(held).decode("ascii"), keys, _context(row.prediction_id, row.number))
 
 
 async def forget(connection: AsyncConnection, tenant: str, prediction_ids: Collection[str]) -> None:

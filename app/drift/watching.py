@@ -7,7 +7,7 @@ quicker. So a worker may be killed at any moment, and a step that is done again 
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from typing import Any
@@ -19,9 +19,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.database import Database, drift_followed, drift_streams, drift_windows, predictions
 from app.drift.facts import SESSION, Question, QuestionEmbedder, counted, questions_of
 from app.drift.following import DriftPlan, Noticed, OpenWindow, Stream, stream_of, values_of, windows_in_90_days
-from app.drift.references import MIN_REFERENCE_SESSIONS, keep, newest, questions_in
+from app.drift.references import MIN_REFERENCE_SESSIONS, keep, newest, questions_in, sealing_keys
 from app.drift.states import Alarm, Judged
 from app.predictions import History, Settled, created_at
+from app.privacy.envelopes import Ring
+from app.privacy.sealing import DataKey
 from observability.windows import level_for
 
 log = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ class DriftWatcher:
         plan: how drift is looked for.
         embedder: embeds kept questions that were searched for nothing, where it is given.
         on_alarm: has more answers labelled.
+        ring: opens sealed predictions, and seals the copies of their embeddings.
         batch_rows: answers that are read in one step.
         pace_seconds: from one look at an idle service to the next; each writes a few kilobytes for every release.
     """
@@ -73,6 +76,7 @@ class DriftWatcher:
         plan: DriftPlan | None = None,
         embedder: QuestionEmbedder | None = None,
         on_alarm: OnAlarm | None = None,
+        ring: Ring | None = None,
         batch_rows: int = 1_000,
         pace_seconds: float = 15.0,
     ) -> None:
@@ -82,6 +86,7 @@ class DriftWatcher:
         self._plan = plan or DriftPlan()
         self._embedder = embedder
         self._on_alarm = on_alarm
+        self._ring = ring
         self._batch_rows = batch_rows
         self._pace_ms = round(pace_seconds * 1000)
         self._looked_at: int | None = None
@@ -203,15 +208,18 @@ class DriftWatcher:
         """Judge a full window, or make it the reference where there is none, and write what follows."""
         window = stream.next_window()
         questions = await questions_of(
-            self._database, stream.tenant, stream.release, window.rows, embedder=self._embedder
+            self._database, stream.tenant, stream.release, window.rows, embedder=self._embedder, ring=self._ring
         )
         async with self._database.reading() as connection:
             version = await newest(connection, stream.tenant, stream.release)
-            known = await questions_in(connection, stream.tenant, stream.release, version) if version else []
+            known = []
+            if version:
+                known = await questions_in(connection, stream.tenant, stream.release, version, ring=self._ring)
             others = select(_s.windows, _s.started_at).where(_s.tenant == stream.tenant, _s.release != stream.release)
             mine = [(row.windows, row.started_at) for row in await connection.execute(others)]
         if not version:
-            await self._write(batch, lambda connection: self._hold(connection, stream, window, questions))
+            keys = await sealing_keys(self._ring, questions)
+            await self._write(batch, lambda connection: self._hold(connection, stream, window, questions, keys))
             return
         level = level_for(
             windows_in_90_days([*mine, (stream.windows, stream.started_at)], now=self._clock()), self._plan.false_alarms
@@ -238,7 +246,12 @@ class DriftWatcher:
                 log.error("The %s of %s have drifted since two windows", alarm.kind, stream.release)
 
     async def _hold(
-        self, connection: AsyncConnection, stream: Stream, window: OpenWindow, questions: Sequence[Question]
+        self,
+        connection: AsyncConnection,
+        stream: Stream,
+        window: OpenWindow,
+        questions: Sequence[Question],
+        keys: Mapping[str, DataKey],
     ) -> None:
         """Keep the first sessions of a release as its reference, unless most of them were erased meanwhile."""
         if len({each.session for each in questions}) < min(MIN_REFERENCE_SESSIONS, self._plan.reference_sessions):
@@ -254,6 +267,7 @@ class DriftWatcher:
             source,
             who="worker:drift",
             now=self._clock(),
+            keys=keys,
         )
 
     def _noticed(self, stream: Stream, window: OpenWindow, raised: Sequence[Alarm]) -> Noticed:

@@ -12,6 +12,7 @@ from app.feedback.calls import Speaker
 from app.feedback.feedback import Counts, Feedback, FeedbackLog, FeedbackSource, Given, Rating
 from app.feedback.labels import Label, LabelLog, LabelSource, Stated
 from app.feedback.ledger import Revision, Written
+from app.feedback.words import Words
 
 __all__ = [
     "Counts",
@@ -26,5 +27,6 @@ __all__ = [
     "Revision",
     "Speaker",
     "Stated",
+    "Words",
     "Written",
 ]

@@ -85,7 +85,7 @@ def call(
     about = [speaker.tenant, *identity.values()]
     digest = _digest([about, sorted(says.items()), said_at])
     if idempotency_key is None and said_at is not None:
-        idempotency_key = f"{_OWN_PREFIX}{digest.hex()}"
+        idempotency_key = own_key(digest)
     return Call(
         tenant=speaker.tenant,
         key_id=speaker.key_id,
@@ -101,6 +101,11 @@ def call(
 
 _OWN_PREFIX = "said "
 """No caller's key has a space in it."""
+
+
+def own_key(digest: bytes) -> str:
+    """The idempotency key of a call that has none from its caller, and is known by what it says and when."""
+    return f"{_OWN_PREFIX}{digest.hex()}"
 
 
 def callers_key(idempotency_key: str | None) -> str | None:

@@ -10,10 +10,13 @@ from app.database import Database, feedback
 from app.errors import Forbidden, InvalidRequest
 from app.feedback.calls import Call, Row, Speaker, call, callers_key, canonical_id, latest_word_at
 from app.feedback.ledger import Ledger, Revision, Written
+from app.feedback.words import Words
 
 FeedbackSource = Literal["end_user", "reviewer", "application", "judge"]
 
 Rating = bool | float
+
+_WORDS = ("comment", "correction", "metadata")
 
 MAX_COUNTED = 1_000
 """Predictions that one call of `counts` may ask about."""
@@ -101,12 +104,21 @@ class FeedbackLog:
 
     Args:
         database: shared by all replicas.
+        words: keeps and shows what is said in words; by default all of it, as it was said.
         capacity: calls that may wait for the database at a time.
     """
 
-    def __init__(self, database: Database, *, capacity: int = 4096) -> None:
-        identity = ("prediction_id", "conversation", "source", "author", "category")
-        self._ledger = Ledger(database, feedback, noun="feedback", identity=identity, capacity=capacity)
+    def __init__(self, database: Database, *, words: Words | None = None, capacity: int = 4096) -> None:
+        self._words = words or Words()
+        self._ledger = Ledger(
+            database,
+            feedback,
+            noun="feedback",
+            identity=("prediction_id", "conversation", "source", "author", "category"),
+            words_in=_WORDS,
+            words=self._words,
+            capacity=capacity,
+        )
 
     async def __aenter__(self) -> Self:
         await self._ledger.__aenter__()
@@ -125,6 +137,7 @@ class FeedbackLog:
             Unavailable: the database does not answer.
         """
         _check(given)
+        speaker = self._words.named(speaker, given.source)
         identity = {
             "prediction_id": None if given.prediction_id is None else canonical_id(given.prediction_id),
             "conversation": given.conversation,
@@ -135,7 +148,7 @@ class FeedbackLog:
         says: dict[str, Any] = {"withdrawn": True}
         if not given.withdrawn:
             content = {name: getattr(given, name) for name in ("rating", "comment", "correction", "metadata")}
-            says = _columns(content) | {"withdrawn": False}
+            says = _columns(self._words.kept(speaker.tenant, content, _WORDS)) | {"withdrawn": False}
         made = call(
             speaker,
             identity,
@@ -155,7 +168,8 @@ class FeedbackLog:
             NotFound: the tenant has no such feedback.
             Forbidden: it is another author's.
         """
-        return await self._say(speaker, feedback_id, _columns(changes), said_at)
+        kept = self._words.kept(speaker.tenant, changes, _WORDS)
+        return await self._say(speaker, feedback_id, _columns(kept), said_at)
 
     async def withdraw(self, speaker: Speaker, feedback_id: str, *, said_at: int | None = None) -> Written:
         """Take feedback back: it counts no more, and stays on record. Raises as `change` does."""
@@ -242,6 +256,7 @@ class FeedbackLog:
 
     async def _say(self, speaker: Speaker, feedback_id: str, says: Mapping[str, Any], said_at: int | None) -> Written:
         row = await self._ledger.get(speaker.tenant, feedback_id)
+        speaker = self._words.named(speaker, row["source"])
         return await self._ledger.write(amendment(speaker, row, self._ledger.identity_of(row), says, said_at))
 
 

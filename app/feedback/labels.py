@@ -11,6 +11,9 @@ from app.errors import InvalidRequest
 from app.feedback.calls import Call, Row, Speaker, call, callers_key, canonical_id, latest_word_at
 from app.feedback.feedback import amendment
 from app.feedback.ledger import Ledger, Revision, Written
+from app.feedback.words import Words
+
+_WORDS = ("comment", "answer")
 
 LabelSource = Literal["reviewer", "application", "review_queue"]
 
@@ -79,12 +82,21 @@ class LabelLog:
 
     Args:
         database: shared by all replicas.
+        words: keeps and shows what is stated in words; by default all of it, as it was stated.
         capacity: calls that may wait for the database at a time.
     """
 
-    def __init__(self, database: Database, *, capacity: int = 4096) -> None:
-        identity = ("prediction_id", "author")
-        self._ledger = Ledger(database, labels, noun="label", identity=identity, capacity=capacity)
+    def __init__(self, database: Database, *, words: Words | None = None, capacity: int = 4096) -> None:
+        self._words = words or Words()
+        self._ledger = Ledger(
+            database,
+            labels,
+            noun="label",
+            identity=("prediction_id", "author"),
+            words_in=_WORDS,
+            words=self._words,
+            capacity=capacity,
+        )
 
     async def __aenter__(self) -> Self:
         await self._ledger.__aenter__()
@@ -102,14 +114,21 @@ class LabelLog:
             Overloaded: too many wait already.
             Unavailable: the database does not answer.
         """
-        return await self._ledger.write(_call(speaker, stated))
+        return await self._ledger.write(self._call(speaker, stated))
 
     async def state_in(self, connection: AsyncConnection, stated: Sequence[tuple[Speaker, Stated]]) -> list[Written]:
         """Take labels in, in a transaction of the caller's and so with what else it writes; raises as `state` does.
 
         Whatever else the transaction has to wait for, it should have: no label is written anywhere until it ends.
         """
-        return await self._ledger.write_in(connection, [_call(speaker, each) for speaker, each in stated])
+        return await self._ledger.write_in(connection, [self._call(speaker, each) for speaker, each in stated])
+
+    def _call(self, speaker: Speaker, stated: Stated) -> Call:
+        content = {name: getattr(stated, name) for name in _WORDS}
+        kept = self._words.kept(speaker.tenant, content, _WORDS)
+        if stated.answer is not None and kept["answer"] is None and stated.class_name is stated.passages is None:
+            raise InvalidRequest("`answer`: no answers are kept here: state a class or the passages.", param="answer")
+        return _call(speaker, msgspec.structs.replace(stated, **kept))
 
     async def resample_in(
         self, connection: AsyncConnection, tenant: str, label_id: str, *, policy: str, sampling_probability: float

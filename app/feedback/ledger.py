@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.database import Database, Id, is_latest, predictions
 from app.errors import Conflict, NotFound, Overloaded, Unavailable
 from app.feedback.calls import Call, Row, revised
+from app.feedback.words import Words
 
 MAX_BATCH = 256
 """Calls in one transaction: enough that its commit is a small part of it."""
@@ -56,15 +57,29 @@ class Ledger:
         table: with the columns that `calls.revised` fills.
         noun: what a row of it is called.
         identity: the columns that never change for an id.
+        words_in: the columns that hold words.
+        words: keeps and shows those.
         capacity: calls that may wait at a time before others are refused.
     """
 
-    def __init__(self, database: Database, table: Table, *, noun: str, identity: Sequence[str], capacity: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        table: Table,
+        *,
+        noun: str,
+        identity: Sequence[str],
+        words_in: Sequence[str],
+        words: Words,
+        capacity: int,
+    ) -> None:
         self.table = table
         self.database = database
         self.columns = [column for column in table.c if not column.primary_key]
         self._noun = noun
         self._identity = identity
+        self._words_in = words_in
+        self._words = words
         self._capacity = capacity
         kept = {"id", "revision", "tenant", "slot", "key_id", "at", "said_at", "digest", "idempotency_key", "stamps"}
         self._says = [column.name for column in self.columns if column.name not in {*kept, *identity, "said"}]
@@ -93,6 +108,7 @@ class Ledger:
             Overloaded: too many wait already.
             Unavailable: the database does not answer; sent again with the same idempotency key it is written once.
         """
+        call = await self._words.sealed(call, self._words_in)
         if not self._is_open:
             raise _closing()
         if len(self._queue) >= self._capacity:
@@ -101,7 +117,7 @@ class Ledger:
         self._queue.append((call, waiter))
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write_waiting(), name=f"{self.table.name}-writer")
-        return await waiter
+        return (await self._shown([await waiter]))[0]
 
     async def write_in(self, connection: AsyncConnection, calls: Sequence[Call]) -> list[Written]:
         """Write calls in a transaction of the caller's, which holds up every other writer until it ends.
@@ -110,11 +126,16 @@ class Ledger:
             Conflict: an idempotency key came with another content before.
         """
         written: list[Written] = []
-        for outcome in await self._append_in(connection, calls):
+        sealed = [await self._words.sealed(call, self._words_in) for call in calls]
+        for outcome in await self._append_in(connection, sealed):
             if isinstance(outcome, Conflict):
                 raise outcome
             written.append(outcome)
-        return written
+        return await self._shown(written)
+
+    async def _shown(self, written: Sequence[Written]) -> list[Written]:
+        rows = await self._words.opened([each.row for each in written], self._words_in)
+        return [msgspec.structs.replace(each, row=row) for each, row in zip(written, rows, strict=True)]
 
     # --- reading ---
 
@@ -130,7 +151,8 @@ class Ledger:
     async def read(self, query: Select[Any]) -> list[Row]:
         """Run a query."""
         async with self.database.reading() as connection:
-            return [dict(row) for row in (await connection.execute(query)).mappings()]
+            rows = [dict(row) for row in (await connection.execute(query)).mappings()]
+        return await self._words.opened(rows, self._words_in) if rows and "slot" in rows[0] else rows
 
     async def get(self, tenant: str, id_: str) -> Row:
         """The latest revision of an id of the tenant; raises NotFound if there is none."""

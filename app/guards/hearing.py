@@ -17,12 +17,11 @@ from app.database import Database, feedback, predictions
 from app.guards.judging import Seen, session_of, signals
 from app.guards.trials import Kind, TrialRecord, arms_of
 from app.predictions import Settled, first_id
+from app.predictions.derived import OPENING_CHARACTERS
 from observability.sequential import Arm
 
 STABLE_PER_CANARY = 8
 """Sessions of the stable arm that are heard for each of the canary's, twice what a comparison uses."""
-
-_OPENING_CHARACTERS = 80
 
 _p, _f = predictions.c, feedback.c
 _SEEN = (
@@ -39,21 +38,25 @@ _SEEN = (
     # Without kept content the tokens say it; an abstention has none, and says something all the same.
     case(
         (_p.verdict.is_not(None), False),
-        (_p.tool_calls.is_not(None), False),
+        (_p.tool_calls.is_not(None) | _p.called_tools.is_not(None), False),
         (_p.completion_tokens.is_not(None), _p.completion_tokens == 0),
-        else_=func.coalesce(_p.answer == "", False),
+        else_=func.coalesce(_p.answer_characters == 0, _p.answer == "", False),
     ).label("is_wordless"),
     (
         _p.retrieval_outcome.in_(("empty", "irrelevant"))
         & (func.coalesce(func.length(sql_cast(_p.passages, Text)), 2) <= 2)
     ).label("found_nothing"),
-    func.substr(_p.answer, 1, _OPENING_CHARACTERS).label("opening"),
+    # Noted when the answer was written; of records from before they were, the answer itself says it.
+    _p.declines,
+    _p.stuck,
+    case((_p.answer_characters.is_(None), func.substr(_p.answer, 1, OPENING_CHARACTERS))).label("opening"),
     (
         (_p.outcome == "finished")
         & _p.store
         & _p.verdict.is_(None)
         & _p.tool_calls.is_(None)
-        & (func.coalesce(_p.answer, "") == "")
+        & _p.called_tools.is_(None)
+        & (func.coalesce(_p.answer_characters, func.length(_p.answer), 0) == 0)
         & (func.coalesce(_p.completion_tokens, 0) > 0)
     ).label("is_hollow"),
 )

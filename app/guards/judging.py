@@ -4,12 +4,12 @@ The main rule: `judge` is a fold. From the stored observations in their order it
 bit, and so the same decision: that is what a replay shows.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 
 import msgspec
 
+from app.predictions.derived import declines, is_stuck
 from app.trial_plans import TrialPlan
 from observability.sequential import Arm, Observation, Trial
 
@@ -31,19 +31,6 @@ _BURST_WORDS = {
 
 PATH_POINTS = 32
 
-STUCK_CHARACTERS = 24
-_PATTERN_CHARACTERS = 8
-
-# How models decline, at the beginning of an answer. Where passages are checked, the verdict says so in any language.
-_REFUSAL = re.compile(
-    r"""\W*(
-        i(\ am|['’]?m)\ ((really|very)\ )?sorry | sorry, | i\ apologi[sz]e | as\ an\ ai\b
-        | i\ (can\ ?not|can['’]t|won['’]t)\ (help|assist|answer|provide|do\ that|discuss|comply)
-        | i(\ am|['’]?m)\ (not\ able|unable)\ to
-    )""",
-    re.IGNORECASE | re.VERBOSE,
-)
-
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
     """What the guards see of a prediction that has ended."""
@@ -63,7 +50,11 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     found_nothing: bool
     """Whether passages were searched, and the index gave not one."""
     opening: str | None
-    """The first words of the answer, where it was kept."""
+    """The first words of the answer, where it was kept, and the next two were not noted."""
+    declines: bool | None = None
+    """Whether the answer began as models do when they decline."""
+    stuck: bool | None = None
+    """Whether it began with one short pattern over and over."""
     is_hollow: bool = False
     """Whether the engine counted tokens, and there was neither text nor a call, where it was kept."""
 
@@ -129,25 +120,14 @@ def signals(seen: Seen, plan: TrialPlan) -> dict[str, float]:
     is_refused = verdict.startswith("abstained") or seen.finish_reason == "content_filter"
     found = {
         "failed": is_error or seen.is_wordless or seen.finish_reason == "length",
-        "refused": not is_error and (is_refused or bool(seen.opening and _REFUSAL.match(seen.opening))),
+        "refused": not is_error and (is_refused or bool(seen.declines) or declines(seen.opening or "")),
         "unsupported": verdict.endswith(":unsupported_answer"),
         "slow": (seen.total_seconds or 0.0) > plan.slow_seconds,
     }
     watched = {guard.name for guard in plan.bets.guards}
-    is_degenerate = not is_error and (seen.is_hollow or is_stuck(seen.opening or ""))
+    is_degenerate = not is_error and (seen.is_hollow or bool(seen.stuck) or is_stuck(seen.opening or ""))
     hard = {"error": is_error, "index_empty": seen.found_nothing, "degenerate": is_degenerate}
     return {name: float(bad) for name, bad in {**found, **hard}.items() if name in watched or name in hard}
-
-
-def is_stuck(text: str) -> bool:
-    """Whether a text is one short pattern over and over: what an engine says whose numbers are not numbers.
-
-    With NaN for every score the same token is the best each time, as `!` of many vocabularies, or `<unk>`.
-    """
-    text = text.strip()
-    if len(text) < STUCK_CHARACTERS:
-        return False
-    return any(text[size:] == text[:-size] for size in range(1, _PATTERN_CHARACTERS + 1))
 
 
 def judge(state: State, arm: Arm, badness: Mapping[str, float]) -> tuple[State, Decision | None]:

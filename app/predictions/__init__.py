@@ -23,8 +23,10 @@ from app.predictions.history import (
     conditions,
     first_id,
 )
+from app.predictions.keeping import Keeper, Pseudonym
 from app.predictions.log import PredictionLog
 from app.predictions.prediction import FACTS, Outcome, Prediction, created_at, uuid7
+from app.predictions.sealed import Keys
 from app.predictions.shipper import Shipper
 
 __all__ = [
@@ -32,11 +34,14 @@ __all__ = [
     "DocumentUses",
     "FeedbackState",
     "History",
+    "Keeper",
+    "Keys",
     "LabelState",
     "Mention",
     "Outcome",
     "Prediction",
     "PredictionLog",
+    "Pseudonym",
     "Settled",
     "Shipper",
     "Traced",

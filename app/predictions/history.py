@@ -5,7 +5,7 @@ without naming the tenant.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -13,8 +13,11 @@ import msgspec
 from sqlalchemy import ColumnElement, Row, Select, Table, false, func, or_, select
 
 from app.database import Database, feedback, is_latest, labels, predictions, review_items, review_queues
+from app.predictions.keeping import Pseudonym
 from app.predictions.prediction import Outcome, Prediction
 from app.predictions.rows import COLUMNS, from_facts
+from app.predictions.sealed import Keys
+from app.privacy.sealing import DataKey, is_pseudonym
 
 LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 
@@ -81,10 +84,18 @@ class Traced(msgspec.Struct, frozen=True):
 
 
 class History:
-    """The predictions of the shared database, as far as they have come there."""
+    """The predictions of the shared database, as far as they have come there.
 
-    def __init__(self, database: Database) -> None:
+    Args:
+        database: shared by all replicas.
+        keys: open what was sealed.
+        pseudonym: the name that a user is kept by.
+    """
+
+    def __init__(self, database: Database, *, keys: Keys | None = None, pseudonym: Pseudonym | None = None) -> None:
         self._database = database
+        self._keys = keys
+        self._pseudonym = pseudonym
 
     async def get(self, tenant: str, prediction_id: str) -> Prediction | None:
         """Read one prediction of the tenant, by its id as text; None if there is none."""
@@ -96,12 +107,12 @@ class History:
         self, tenant: str, where: Where = ANY, *, limit: int = 50, before: str | None = None
     ) -> list[Prediction]:
         """List the tenant's predictions, the newest first, from the id `before` on backwards."""
-        query = select(*_whole).where(*conditions(tenant, where), _table.id < (before or LAST_ID))
+        query = select(*_whole).where(*self._conditions(tenant, where), _table.id < (before or LAST_ID))
         return await self._read(query.order_by(_table.id.desc()).limit(limit))
 
     async def count(self, tenant: str, where: Where = ANY) -> int:
         """Count the tenant's predictions."""
-        query = select(func.count()).select_from(predictions).where(*conditions(tenant, where))
+        query = select(func.count()).select_from(predictions).where(*self._conditions(tenant, where))
         async with self._database.reading() as connection:
             return int((await connection.execute(query)).scalar_one())
 
@@ -111,7 +122,7 @@ class History:
         """Give all there are up to now, the oldest first, page by page; between two pages nothing is held open."""
         now = datetime.now(UTC)
         where = msgspec.structs.replace(where, until=min(_aware(where.until or now), now))
-        query = select(*_whole).where(*conditions(tenant, where), *more).order_by(_table.id).limit(page_rows)
+        query = select(*_whole).where(*self._conditions(tenant, where), *more).order_by(_table.id).limit(page_rows)
         page = await self._read(query)
         while page:
             yield page
@@ -163,11 +174,20 @@ class History:
             row = (await connection.execute(query)).one_or_none()
         return Settled(row=row.row, id=row.id) if row else None
 
+    def _conditions(self, tenant: str, where: Where) -> Iterator[ColumnElement[bool]]:
+        if self._pseudonym is not None and where.user is not None and not is_pseudonym(where.user):
+            where = msgspec.structs.replace(where, user=self._pseudonym(tenant, where.user))
+        return conditions(tenant, where)
+
     async def _read(self, query: Select[Any]) -> list[Prediction]:
         async with self._database.reading() as connection:
             rows = (await connection.execute(query)).all()
+        keys: Mapping[str, DataKey] | None = None
+        if self._keys is not None:
+            sealed_by = {row.subject_key for row in rows if row.sealed is not None}
+            keys = await self._keys.opening(sorted(sealed_by)) if sealed_by else {}
         # Fifty long answers take milliseconds to decode.
-        return await asyncio.to_thread(_predictions, rows) if len(rows) > 1 else _predictions(rows)
+        return await asyncio.to_thread(_predictions, rows, keys) if len(rows) > 1 else _predictions(rows, keys)
 
 
 def mention_of(row: Row[Any]) -> Mention:
@@ -181,8 +201,8 @@ def mention_of(row: Row[Any]) -> Mention:
     )
 
 
-def _predictions(rows: Sequence[Row[Any]]) -> list[Prediction]:
-    return [from_facts(row._asdict()) for row in rows]
+def _predictions(rows: Sequence[Row[Any]], keys: Mapping[str, DataKey] | None) -> list[Prediction]:
+    return [from_facts(row._asdict(), keys) for row in rows]
 
 
 def conditions(tenant: str, where: Where) -> Iterator[ColumnElement[bool]]:

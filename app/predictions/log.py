@@ -14,8 +14,10 @@ from uuid import UUID
 
 from app import database
 from app.errors import RecordUnavailable
+from app.predictions.keeping import Keeper
 from app.predictions.prediction import Outcome, Prediction
-from app.predictions.rows import BACKLOG, CLOSED, INTERRUPT_OPEN, SELECT, from_row
+from app.predictions.rows import BACKLOG, CLOSED, INTERRUPT_OPEN, SELECT, facts_of, from_facts
+from app.predictions.sealed import Keys
 from app.predictions.writer import Job, Removal, Tally, Writer
 
 T = TypeVar("T")
@@ -35,6 +37,8 @@ class PredictionLog:
         reserve_bytes: room on the disk below which `open` refuses more. It is for the rows of what was opened before,
             and for emptying the log, which needs some too: on a disk that is full to the last byte nothing goes on.
         room_bytes: measures that room.
+        keeper: decides what of a prediction is written.
+        keys: open what it sealed.
         tally: counts what becomes of records.
     """
 
@@ -49,9 +53,13 @@ class PredictionLog:
         max_bytes: int | None = None,
         reserve_bytes: int = 0,
         room_bytes: Callable[[sqlite3.Connection, Path], int] = database.room_bytes,
+        keeper: Keeper | None = None,
+        keys: Keys | None = None,
         tally: Tally | None = None,
     ) -> None:
         self._path = path
+        self._keeper = keeper
+        self._keys = keys
         self._capacity = capacity
         self._linger_seconds = linger_seconds
         self._commit_seconds = commit_seconds
@@ -183,7 +191,13 @@ class PredictionLog:
         except ValueError:
             return None
         rows = await self._read(f"{SELECT} WHERE tenant = ? AND id = ?", tenant, key)
-        return from_row(rows[0]) if rows else None
+        if not rows:
+            return None
+        facts = facts_of(rows[0])
+        keys = None
+        if self._keys is not None:
+            keys = await self._keys.opening([facts["subject_key"]]) if facts["sealed"] is not None else {}
+        return from_facts(facts, keys)
 
     async def closed(self, limit: int, *, but: Collection[int] = ()) -> list[tuple[Any, ...]]:
         """Read rows that are closed, the oldest first: the row's number, then `COLUMNS`; leave out those in `but`."""
@@ -227,6 +241,7 @@ class PredictionLog:
                 failed=lambda error: self._tell_loop(self._failed, error),
                 in_flight=lambda: self._answering,
                 look_for_room=lambda: self._look_for_room(writing),
+                keeper=self._keeper,
                 tally=self._tally,
             )
             writer.thread.start()

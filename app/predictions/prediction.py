@@ -9,7 +9,18 @@ from typing import Any, Literal
 
 import msgspec
 
+from app.privacy.policies import Level
+
 Outcome = Literal["open", "finished", "failed", "cancelled", "interrupted"]
+
+Kept = Level | Literal["erased", "expired", "unreadable"]
+"""How much of the content is there. `erased`: it was sealed, and the key of whose it was is destroyed. `unreadable`: it
+is sealed, and was changed since, or this process has no keys. `expired`: it was kept for as long as it may be."""
+
+_UNTOLD = frozenset(
+    {"answer_characters", "declines", "stuck", "called_tools", "question_digest", "question_embedding"}
+    | {"subject_key", "sealed", "handed_over"}
+)
 
 _id_lock = threading.Lock()
 _last_tick = 0
@@ -97,6 +108,19 @@ class Prediction(msgspec.Struct, kw_only=True):
     engine_seconds: float | None = None
     total_seconds: float | None = None
     trace_id: str | None = None
+    kept: Kept | None = None
+    """How much of what was said is kept; before it is written, how much of it the request wants kept at most."""
+    subject_key: str | None = None
+    """The key that its content is sealed by."""
+    answer_characters: int | None = None
+    """How long the answer is; this and the next four are made of the content as it is written, and told to nobody."""
+    declines: bool | None = None
+    """Whether it begins as models do when they decline."""
+    stuck: bool | None = None
+    """Whether it begins with one short pattern over and over."""
+    called_tools: bool | None = None
+    question_digest: bytes | None = None
+    """Of a sealed question, what the same one has too."""
     metadata: dict[str, Any] | None = None
     """What the caller sent along, as it is."""
     passages: list[dict[str, Any]] | None = None
@@ -110,6 +134,8 @@ class Prediction(msgspec.Struct, kw_only=True):
     answer: str | None = None
     question_embedding: bytes | None = None
     """What was searched for, as `app.predictions.embeddings` packs it; told to nobody but who looks for drift."""
+    sealed: bytes | None = None
+    """The content as it is stored where it is sealed; what is read is opened."""
     handed_over: bool = False
     """Set by the log when the closing row is on its way: what changes later is not recorded."""
 
@@ -127,7 +153,7 @@ class Prediction(msgspec.Struct, kw_only=True):
 
     def as_dict(self) -> dict[str, Any]:
         """Give every fact that is told, `created_at` and `fallback`, ready for msgspec's JSON encoder."""
-        facts = {name: getattr(self, name) for name in self.__struct_fields__[:-2]}
+        facts = {name: getattr(self, name) for name in self.__struct_fields__ if name not in _UNTOLD}
         if isinstance(self.request, bytes):
             facts["request"] = msgspec.Raw(self.request)
         return {"id": facts.pop("id"), "created_at": self.created_at, **facts, "fallback": self.fallback}
@@ -137,5 +163,5 @@ class Prediction(msgspec.Struct, kw_only=True):
         return f"<Prediction {self.id} {self.outcome}>"
 
 
-FACTS = ("id", "created_at", *Prediction.__struct_fields__[1:-2], "fallback")
+FACTS = ("id", "created_at", *(name for name in Prediction.__struct_fields__[1:] if name not in _UNTOLD), "fallback")
 """What `Prediction.as_dict` gives, in its order."""

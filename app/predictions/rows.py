@@ -3,7 +3,7 @@
 With `store` false, what the caller or a document said is dropped here, before anything is written anywhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -11,16 +11,24 @@ from uuid import UUID
 import msgspec
 
 from app import database
+from app.predictions.derived import OPENING_CHARACTERS, declines, is_stuck, question_digest
 from app.predictions.prediction import Prediction
+from app.predictions.sealed import SEALED, opened, seal
+from app.privacy.sealing import DataKey
 
 COLUMNS = tuple(column.name for column in database.predictions.columns if column.name != "row")
 _JSON_COLUMNS = tuple(COLUMNS.index(name) for name in ("metadata", "passages", "citations", "tool_calls", "messages"))
 _REQUEST, _STREAM, _STORE, _VALID, _EMBEDDING = (
     COLUMNS.index(name) for name in ("request", "stream", "store", "valid", "question_embedding")
 )
+_CHARACTERS, _DECLINES, _STUCK, _CALLED, _DIGEST = (
+    COLUMNS.index(name) for name in ("answer_characters", "declines", "stuck", "called_tools", "question_digest")
+)
 _CONTENT_COLUMNS = tuple(
     COLUMNS.index(name) for name in ("tool_calls", "request", "messages", "question", "answer", "question_embedding")
 )
+_SEALED_COLUMNS = tuple((name, COLUMNS.index(name)) for name in SEALED)
+_SEALED, _SUBJECT_KEY = COLUMNS.index("sealed"), COLUMNS.index("subject_key")
 _QUOTING_COLUMNS = tuple(COLUMNS.index(name) for name in ("passages", "citations"))
 # The strings of a passage or citation that name it; every other string of it may be somebody's text.
 _NAMES = frozenset({"id", "passage_id", "document_id", "document_version", "status", "index_version"})
@@ -92,11 +100,12 @@ def to_row(prediction: Prediction) -> Row:
     row[_STREAM], row[_STORE] = int(prediction.stream), int(prediction.store)
     if prediction.valid is not None:
         row[_VALID] = int(prediction.valid)
+    _derive(row, prediction)
     if not prediction.store:
         for column in _CONTENT_COLUMNS:
             row[column] = None
         for column in _QUOTING_COLUMNS:
-            row[column] = row[column] and [_without_text(item) for item in row[column]]
+            row[column] = row[column] and [without_text(item) for item in row[column]]
     for column in _JSON_COLUMNS:
         if row[column] is not None:
             row[column] = _encode(row[column]).decode()
@@ -108,7 +117,31 @@ def to_row(prediction: Prediction) -> Row:
     return row
 
 
-def _without_text(item: dict[str, Any]) -> dict[str, Any]:
+def _derive(row: Row, prediction: Prediction) -> None:
+    """Note what figures need of content that is dropped or sealed next."""
+    if (answer := prediction.answer) is not None:
+        row[_CHARACTERS] = len(answer)
+        row[_DECLINES] = int(declines(answer)) or None
+        row[_STUCK] = int(is_stuck(answer[:OPENING_CHARACTERS])) or None
+    if prediction.tool_calls is not None:
+        row[_CALLED] = 1
+
+
+def seal_row(row: Row, prediction: Prediction, key: DataKey) -> None:
+    """Put what a row says under a key; ids and numbers of passages and citations stay beside it."""
+    content = {name: row[at] for name, at in _SEALED_COLUMNS if row[at] is not None}
+    for _, at in _SEALED_COLUMNS:
+        row[at] = None
+    for at in _QUOTING_COLUMNS:
+        items = getattr(prediction, COLUMNS[at])
+        row[at] = None if items is None else _encode([without_text(item) for item in items]).decode()
+    row[_SUBJECT_KEY] = key.id
+    if prediction.question is not None:
+        row[_DIGEST] = bytearray(question_digest(prediction.question, key))
+    row[_SEALED] = bytearray(seal(prediction.tenant, prediction.id, content, key))
+
+
+def without_text(item: dict[str, Any]) -> dict[str, Any]:
     """Keep the numbers and the names of a passage or citation."""
     return {
         key: value
@@ -117,17 +150,18 @@ def _without_text(item: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def from_row(row: tuple[Any, ...]) -> Prediction:
-    """Make a prediction of what `SELECT` gives."""
+def facts_of(row: tuple[Any, ...]) -> dict[str, Any]:
+    """Give by name what `SELECT` gives."""
     facts = dict(zip(COLUMNS, row, strict=True))
-    facts["id"] = str(UUID(bytes=facts["id"]))
-    return from_facts(facts)
+    return facts | {"id": str(UUID(bytes=facts["id"]))}
 
 
-def from_facts(facts: dict[str, Any]) -> Prediction:
-    """Make a prediction of its columns by name, the id and JSON as text."""
+def from_facts(facts: dict[str, Any], keys: Mapping[str, DataKey] | None = None) -> Prediction:
+    """Make a prediction of its columns by name, the id and JSON as text, opened by the keys there are."""
+    facts = opened(facts, keys)
     facts["stream"], facts["store"] = bool(facts["stream"]), bool(facts["store"])
-    facts["valid"] = None if facts["valid"] is None else bool(facts["valid"])
+    for name in ("valid", "declines", "stuck", "called_tools"):
+        facts[name] = None if facts[name] is None else bool(facts[name])
     for column in _JSON_COLUMNS:
         name = COLUMNS[column]
         facts[name] = facts[name] and _decode(facts[name])

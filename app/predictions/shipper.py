@@ -8,21 +8,24 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from uuid import UUID
 
 import msgspec
 from sqlalchemy import or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.database import Database, predictions
+from app.database import Database, predictions, subject_keys
 from app.errors import ServiceError
 from app.predictions.documents import note_uses
+from app.predictions.erased import blank, erased_since, is_erased
 from app.predictions.log import PredictionLog
 from app.predictions.prediction import Outcome, created_at
 from app.predictions.rows import COLUMNS
+from app.privacy.subject_keys import WrappedKey
+from app.privacy.subjects import digest_of_keys
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +35,19 @@ REFUSED_SECONDS = 600.0
 """How long a row that the database did not take is left where it is."""
 
 _JSON = frozenset({"metadata", "passages", "citations", "tool_calls", "messages", "request"})
-_INTEGERS = frozenset({"prompt_tokens", "completion_tokens"})
-_TRUTHS = frozenset({"stream", "store", "valid"})
+_INTEGERS = frozenset({"prompt_tokens", "completion_tokens", "answer_characters"})
+_TRUTHS = frozenset({"stream", "store", "valid", "declines", "stuck", "called_tools"})
 _LARGEST_INTEGER = (1 << 31) - 1
 
 Facts = dict[str, Any]
+
+
+class WrappedKeys(Protocol):
+    """The keys that this replica seals by."""
+
+    async def wrapped(self, ids: Sequence[str]) -> Mapping[str, WrappedKey]:
+        """Give those there are of these keys as they are stored; raises Unavailable."""
+        ...
 
 
 class Shipper:
@@ -48,6 +59,7 @@ class Shipper:
         batch_rows: how many go in one transaction.
         poll_seconds: how often an empty outbox is looked into.
         drain_seconds: how long the end of the block may take to ship what is left; the rest goes at the next start.
+        keys: those that rows are sealed by, which go with them.
     """
 
     def __init__(
@@ -58,12 +70,14 @@ class Shipper:
         batch_rows: int = 200,
         poll_seconds: float = 0.25,
         drain_seconds: float = 5.0,
+        keys: WrappedKeys | None = None,
     ) -> None:
         self._source = source
         self._database = database
         self._batch_rows = batch_rows
         self._poll_seconds = poll_seconds
         self._drain_seconds = drain_seconds
+        self._keys = keys
         self._refused: dict[int, float] = {}
         """Rows that the database did not take, and when they are tried again."""
         self._failures = 0
@@ -182,12 +196,24 @@ class Shipper:
             set_={name: insert.excluded[name] for name in COLUMNS},
             where=or_(predictions.c.outcome == "open", predictions.c.outcome == "interrupted"),
         )
+        sealed_by = sorted({row["subject_key"] for row in facts if row["subject_key"] is not None})
+        keys = await self._keys.wrapped(sealed_by) if self._keys is not None and sealed_by else {}
         async with self._database.writing() as connection:
             # Replicas ship beside each other, so a row may appear before one with a lower number: who has to know that
             # none is missing asks for its turn (`History.settled`).
             await self._database.not_while_one(connection, predictions.name)
-            await connection.execute(over_open, list(facts))
+            erased = await erased_since(connection)
+            facts = [{**row, **blank(row)} if is_erased(row, erased) else row for row in facts]
+            new = [key._asdict() for key in keys.values() if not _is_gone(key, erased)]
+            if new:
+                await connection.execute(self._database.insert(subject_keys).on_conflict_do_nothing(), new)
+            await connection.execute(over_open, facts)
             await note_uses(self._database, connection, facts)
+
+
+def _is_gone(key: WrappedKey, erased: Mapping[str, int]) -> bool:
+    """Whether a key was destroyed everywhere but here: it must not come back, whatever it sealed since."""
+    return key.created_at <= erased.get(digest_of_keys(key.tenant, key.subject), -1)
 
 
 def shippable(row: Sequence[Any]) -> Facts:

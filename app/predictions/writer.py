@@ -6,12 +6,13 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, Protocol
 
+from app.predictions.keeping import Keeper
 from app.predictions.prediction import Outcome, Prediction
-from app.predictions.rows import INTERRUPT_OPEN, MAX_ROWS, REMOVE, Row, insert, salvaged_row, to_row, upsert
+from app.predictions.rows import INTERRUPT_OPEN, MAX_ROWS, REMOVE, Row, insert, salvaged_row, upsert
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ class Writer:
         failed: Callable[[Exception], None],
         in_flight: Callable[[], int] = lambda: 0,
         look_for_room: Callable[[], None] = lambda: None,
+        keeper: Keeper | None = None,
         tally: Tally | None = None,
     ) -> None:
         """All callbacks are called in the writer's thread; `in_flight` counts the predictions open.
@@ -97,6 +99,7 @@ class Writer:
         self._failed = failed
         self._in_flight = in_flight
         self._look_for_room = look_for_room
+        self._keeper = keeper or Keeper()
         self._tally = tally
         self._mailbox: SimpleQueue[list[Job] | Removal | None] = SimpleQueue()
         self._removals: list[Removal] = []
@@ -151,13 +154,7 @@ class Writer:
                 refused = len(batch)
                 retry_at, pause = time.monotonic() + pause, min(2 * pause, 1.0)
             else:
-                self._committed(batch)
-                if self._removals:
-                    self._removed(self._removals)
-                    self._removals = []
-                if self._tally is not None and batch:
-                    closed = sum(job.prediction.outcome != "open" for job in batch)
-                    self._tally.recorded(closed, time.perf_counter() - started)
+                self._tell(batch, time.perf_counter() - started)
                 batch, retry_at, pause, refused = [], 0.0, 0.05, 0
                 look_at = looked_at + WRITTEN_ROOM_SECONDS
         if batch:
@@ -165,6 +162,16 @@ class Writer:
             log.critical("The prediction log was closed with %d records not on the disk", len(batch))
         else:
             self._connection.execute(INTERRUPT_OPEN)
+
+    def _tell(self, batch: list[Job], seconds: float) -> None:
+        """Tell whoever waits that it is on the disk, or gone from it."""
+        self._committed(batch)
+        if self._removals:
+            self._removed(self._removals)
+            self._removals = []
+            self._connection.execute("PRAGMA secure_delete=ON")
+        if self._tally is not None and batch:
+            self._tally.recorded(sum(job.prediction.outcome != "open" for job in batch), seconds)
 
     def _count_unrecorded(self, result: Literal["failed", "dropped"], rows: int) -> None:
         if self._tally is not None and rows:
@@ -186,17 +193,21 @@ class Writer:
 
     def _commit(self, batch: list[Job]) -> None:
         jobs = {job.prediction.id: job for job in batch}.values()
+        rows = self._rows(jobs)
+        if self._removals:
+            # Overwriting what goes takes room, which a full disk has not: that it goes comes first.
+            self._connection.execute("PRAGMA secure_delete=FAST")
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             try:
-                self._write([to_row(job.prediction) for job in jobs if job.is_first], insert)
-                self._write([to_row(job.prediction) for job in jobs if not job.is_first], upsert)
+                self._write([row for job, row in zip(jobs, rows, strict=True) if job.is_first], insert)
+                self._write([row for job, row in zip(jobs, rows, strict=True) if not job.is_first], upsert)
             except self.UNWRITABLE:
-                for job in jobs:
-                    self._write_salvaging(job.prediction)
+                for job, row in zip(jobs, rows, strict=True):
+                    self._write_salvaging(job.prediction, row)
             for removal in self._removals:
-                for outcome, rows in removal.rows.items():
-                    self._connection.execute(REMOVE, (outcome, json.dumps(rows)))
+                for outcome, numbers in removal.rows.items():
+                    self._connection.execute(REMOVE, (outcome, json.dumps(numbers)))
             self._connection.execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:
@@ -207,13 +218,27 @@ class Writer:
         for at in range(0, len(rows), MAX_ROWS):
             self._connection.execute(*statement(rows[at : at + MAX_ROWS]))
 
-    def _write_salvaging(self, prediction: Prediction) -> None:
+    def _rows(self, jobs: Collection[Job]) -> list[Row]:
+        """Make the rows; what their content is sealed by is on the disk before they are."""
+        with self._keeper.making():
+            return [self._row(job.prediction) for job in jobs]
+
+    def _row(self, prediction: Prediction) -> Row:
         try:
-            self._connection.execute(*upsert([to_row(prediction)]))
+            return self._keeper.row(prediction)
         except self.UNWRITABLE as error:
-            log.error(  # noqa: TRY400 - a traceback could show content.
-                "Prediction %s is recorded without its content, which cannot be written (%s)",
-                prediction.id,
-                type(error).__name__,
-            )
-            self._connection.execute(*upsert([salvaged_row(prediction)]))
+            return self._salvaged(prediction, error)
+
+    def _write_salvaging(self, prediction: Prediction, row: Row) -> None:
+        try:
+            self._connection.execute(*upsert([row]))
+        except self.UNWRITABLE as error:
+            self._connection.execute(*upsert([self._salvaged(prediction, error)]))
+
+    def _salvaged(self, prediction: Prediction, error: Exception) -> Row:
+        log.error(
+            "Prediction %s is recorded without its content, which cannot be written (%s)",
+            prediction.id,
+            type(error).__name__,
+        )
+        return salvaged_row(self._keeper.named(prediction))

@@ -28,7 +28,8 @@ def main() -> None:
 async def _reply(order: Order) -> Reply:
     try:
         async with Database(order.url) as database:
-            maker = Maker(database, rest=order.rest, drifted=Drift(database).drifted)
+            keys = order.keys.opened(database) if order.keys is not None else None
+            maker = Maker(database, rest=order.rest, keys=keys, drifted=Drift(database).drifted)
             return Reply(report=await maker.make(order.asked))
     except InvalidRequest as error:
         return Reply(refused=error.message, param=error.param)

@@ -157,10 +157,11 @@ class Answers:
 
     def _follow(self, tenant: str, row: Row[Any], session: int) -> None:
         """Tell whether the answer before in the conversation was asked for again: with the same question."""
-        if row.conversation is None or row.question is None or row.shadow_of is not None or row.outcome != "finished":
+        asked = row.question if row.question_digest is None else row.question_digest
+        if row.conversation is None or asked is None or row.shadow_of is not None or row.outcome != "finished":
             return
         conversation = f"{tenant}\0{row.conversation}"
-        before, question = self._last.pop(conversation, None), hash(row.question)
+        before, question = self._last.pop(conversation, None), hash(asked)
         if before is not None:
             self._regenerated(before, again=before[0] == question)
         self._last[conversation] = question, row.release_name, session

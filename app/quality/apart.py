@@ -11,6 +11,7 @@ from contextlib import suppress
 import msgspec
 
 from app.errors import InvalidRequest, ServiceError, Unavailable
+from app.privacy.rings import RingPlace
 from app.quality.figures import Asked, Report
 
 LONGEST_SECONDS = 1_800.0
@@ -25,6 +26,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     asked: Asked
     rest: float
     """Seconds of rest for each second of work."""
+    keys: RingPlace | None = None
+    """Where the keys are that sealed content opens with."""
     idle: bool = False
     """Whether it runs only while nothing else wants to; else it gives way, and somebody waits for it."""
 
@@ -47,15 +50,23 @@ class Apart:
         url: of the database that all replicas share, with its password.
         rest: for each second of work so many seconds of rest.
         idle: whether it runs only while nothing else on the machine wants to, since nobody waits.
+        keys: where the keys are that sealed content opens with.
         longest_seconds: a report that takes longer is given up.
     """
 
     def __init__(
-        self, url: str, *, rest: float = 0.0, idle: bool = False, longest_seconds: float = LONGEST_SECONDS
+        self,
+        url: str,
+        *,
+        rest: float = 0.0,
+        idle: bool = False,
+        keys: RingPlace | None = None,
+        longest_seconds: float = LONGEST_SECONDS,
     ) -> None:
         self._url = url
         self._rest = rest
         self._idle = idle
+        self._keys = keys
         self._longest_seconds = longest_seconds
 
     async def make(self, asked: Asked) -> Report:
@@ -66,7 +77,9 @@ class Apart:
             Unavailable: the database does not answer, or the report takes too long.
             ServiceError: the process broke.
         """
-        order = msgspec.json.encode(Order(url=self._url, asked=asked, rest=self._rest, idle=self._idle))
+        order = msgspec.json.encode(
+            Order(url=self._url, asked=asked, rest=self._rest, idle=self._idle, keys=self._keys)
+        )
         try:
             async with asyncio.timeout(self._longest_seconds):
                 reply = await _exchange(order)

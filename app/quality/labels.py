@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from sqlalchemy import Row
 
 from app.predictions import created_at
 from app.quality.figures import Figure, figure
@@ -51,7 +50,7 @@ class Labelled(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def of(
         cls,
-        labels: Sequence[Row[Any]],
+        labels: Sequence[Any],
         session: int,
         signals: tuple[float, float, float],
         *,

@@ -11,6 +11,7 @@ from sqlalchemy import Row
 
 from app.database import Database
 from app.predictions import Where, first_id
+from app.privacy.envelopes import Ring
 from app.quality.answers import Answers, ReleaseTallies
 from app.quality.figures import DEFAULT_DAYS, Asked, Figure, ReleaseQuality, Report, figure
 from app.quality.guesses import LABELLED_DAYS, Signals, fits, guesses, signals_of
@@ -34,11 +35,19 @@ class Maker:
     Args:
         database: where predictions, feedback and labels are.
         rest: for each second of work so many seconds of rest between pages.
+        keys: open what was sealed.
         drifted: says which releases' questions have changed, so that guesses are doubted; by default none have.
     """
 
-    def __init__(self, database: Database, *, rest: float = 0.0, drifted: Drifted | None = None) -> None:
-        self._rows = Rows(database)
+    def __init__(
+        self,
+        database: Database,
+        *,
+        rest: float = 0.0,
+        keys: Ring | None = None,
+        drifted: Drifted | None = None,
+    ) -> None:
+        self._rows = Rows(database, keys)
         self._rest = rest
         self._drifted = drifted
 

@@ -6,14 +6,18 @@ open.
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import groupby
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 from sqlalchemy import ColumnElement, Row, ScalarSelect, Select, Table, case, func, or_, select
 
 from app.database import Database, api_keys, feedback, labels, predictions, review_items, review_queues
+from app.feedback.words import Words
 from app.predictions import Where
 from app.predictions.history import conditions, first_id
+from app.predictions.sealed import opened
+from app.privacy.envelopes import Ring, is_sealed
 
 MAX_LABELLED = 20_000
 """Labelled answers that a report reads at most: the newest."""
@@ -22,6 +26,7 @@ _LABEL_PAGE = 500
 _p, _f, _l, _i = predictions.c, feedback.c, labels.c, review_items.c
 
 _whose = (_p.id, _p.release_name, _p.conversation, _p.user)
+_characters = case((_p.store, func.coalesce(_p.answer_characters, func.length(_p.answer)))).label("answer_characters")
 _answer_columns = (
     _p.row,
     *_whose,
@@ -36,19 +41,21 @@ _answer_columns = (
     _p.total_seconds,
     _p.store,
     _p.citations,
-    _p.tool_calls.is_not(None).label("has_tool_calls"),
-    func.length(_p.answer).label("answer_characters"),
+    (_p.tool_calls.is_not(None) | _p.called_tools.is_not(None)).label("has_tool_calls"),
+    _characters,
     _p.question,
+    _p.question_digest,
 )
 
-_signal_columns = (_p.verdict, _p.citations, _p.passages, func.length(_p.answer).label("answer_characters"))
+_signal_columns = (_p.verdict, _p.citations, _p.passages, _characters)
 
 
 class Rows:
     """Reads what one tenant has on record."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, keys: Ring | None = None) -> None:
         self._database = database
+        self._keys = keys
 
     async def tenants(self) -> list[str]:
         """Everybody who ever had a key."""
@@ -81,7 +88,7 @@ class Rows:
             following = query.where(about >= last.id, or_(about > last.id, _f.row > last.row))
             page = await self._read(following) if len(page) == page_rows else []
 
-    async def labelled(self, tenant: str, where: Where) -> AsyncIterator[list[list[Row[Any]]]]:
+    async def labelled(self, tenant: str, where: Where) -> AsyncIterator[list[list[Any]]]:
         """Give labelled answers page by page, each as its labels: the newest answer first, the newest label first."""
         about = _l.prediction_id
         query = (
@@ -95,6 +102,10 @@ class Rows:
                 _l["class"].label("class_name"),
                 _l.answer.label("right_answer"),
                 _l.policy,
+                _l.slot,
+                _p.tenant,
+                _p.subject_key,
+                _p.sealed,
                 _l.sampling_probability,
                 _judged(tenant).label("judged"),
             )
@@ -103,16 +114,32 @@ class Rows:
             .order_by(about.desc(), _l.row.desc())
             .limit(_LABEL_PAGE)
         )
-        unfinished: list[Row[Any]] = []
+        unfinished: list[Any] = []
         page = await self._read(query.where(*_ends(about, where)))
         while page:
-            *groups, unfinished = (list(rows) for _, rows in groupby([*unfinished, *page], key=lambda row: row.id))
+            shown = await self._opened(page)
+            *groups, unfinished = (list(rows) for _, rows in groupby([*unfinished, *shown], key=lambda row: row.id))
             yield groups
             last = page[-1]
             following = query.where(about <= last.id, or_(about < last.id, _l.row < last.row))
             page = await self._read(following) if len(page) == _LABEL_PAGE else []
         if unfinished:
             yield [unfinished]
+
+    async def _opened(self, page: Sequence[Row[Any]]) -> Sequence[Any]:
+        """The labelled answers with what was sealed in place; what cannot be opened is null."""
+        if all(row.sealed is None and not is_sealed(row.right_answer) for row in page):
+            return page
+        whose = {row.subject_key for row in page if row.sealed is not None}
+        keys = await self._keys.opening(sorted(whose)) if self._keys is not None and whose else {}
+        facts = [row._asdict() for row in page]
+        rights = await Words(ring=self._keys).opened(
+            [{"slot": each["slot"], "answer": each["right_answer"]} for each in facts], ("answer",)
+        )
+        return [
+            SimpleNamespace(**{**opened(each, keys), "right_answer": right["answer"]})
+            for each, right in zip(facts, rights, strict=True)
+        ]
 
     async def judged(self, tenant: str, where: Where, *, page_rows: int) -> AsyncIterator[Sequence[Row[Any]]]:
         """Give what judges say now of finished answers, page by page; what is said of one answer comes together."""

@@ -26,6 +26,7 @@ from app.gateway import Answering, Conclusion, Gateway
 from app.links import PassageLinks
 from app.messages import Piece
 from app.predictions import Prediction
+from app.privacy.policies import read_level
 from app.rates import RateLimits, Taken
 from app.routes.completions import Completion
 from app.routes.errors import envelope
@@ -40,6 +41,9 @@ from retrieval.documents import Passage
 
 Headers = Mapping[bytes, bytes]
 """A request's headers by lower-case name; of a repeated one the last."""
+
+KEEP_HEADER = b"x-hallmark-keep"
+"""How much of what is said a request wants kept at most."""
 
 CHARACTERS_A_TOKEN = 4
 """In English, on average: a guess at a prompt's tokens, until the engine has counted them."""
@@ -125,10 +129,13 @@ class ChatRoute:
     async def _begin(self, headers: Headers, receive: Receive, caller: Caller, trace: RequestTrace) -> Answering:
         body = await read_body(headers, receive, self._max_body_bytes)
         request = decode_chat_request(body, remote_images=self._remote_images)
+        kept = headers.get(KEEP_HEADER)
+        level = read_level(kept.decode("latin-1")) if kept is not None else None
         conversation = headers.get(b"x-conversation-id") or headers.get(b"x-openwebui-chat-id")
         named = conversation.decode("latin-1")[:512] if conversation else None
         answering = self._gateway.begin(request, body, caller, trace, conversation=named)
         answering.prediction.conversation = named
+        answering.prediction.kept = level
         request_ids.set(RequestIds(trace.trace_id, trace.span_id, answering.prediction.id))
         return answering
 

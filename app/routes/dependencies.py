@@ -10,6 +10,7 @@ from app.access import Caller
 from app.alerts import Alerts, RuleSets
 from app.datasets import Datasets
 from app.drift import Drift, References
+from app.erasure import Erasures
 from app.evaluations import Evaluations
 from app.feedback import FeedbackLog, LabelLog
 from app.guards import Trials
@@ -48,6 +49,7 @@ class Services:
     datasets: Datasets
     drift: Drift
     drift_references: References
+    erasures: Erasures
     defaults: Mapping[str, Any]
     """What a release has where its file leaves it out."""
     links: PassageLinks

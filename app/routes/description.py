@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from app.chat import ChatRequest
 from app.lineage import Dataset, DatasetPage, Trace, TrainingRun, UsedBy
+from app.privacy.policies import LEVELS
 from app.releases import Release
 from app.routes.completions import ChatCompletion, ChatCompletionChunk
 from app.routes.datasets import BuildRequest, ImportRequest
@@ -35,6 +36,7 @@ _TAGS = {
     "alerts": "What got worse, the rules that say so, and who was told.",
     "datasets": "Examples to train on and to measure by, built from predictions or imported, kept as versions.",
     "lineage": "What a prediction was made of, and what was made with it, every digest verified anew.",
+    "privacy": "Have a person or a conversation erased from all that is kept.",
     "releases": "What answers: immutable bundles of model, adapter, prompt, retrieval and defaults.",
     "rollouts": "Which release of a name answers whom.",
     "access": "Whose key this is.",
@@ -185,6 +187,15 @@ def _chat(request: Schema, completion: Schema, chunk: Schema) -> dict[str, Any]:
         "description": "Answer a conversation, from the tenant's documents where they bear on it.\n\n"
         "OpenAI's chat completion with citations. With `stream` the answer is a series of server-sent events that "
         "ends with `[DONE]`; an error after the first one is an `error` event and ends the series.",
+        "parameters": [
+            {
+                "name": "x-hallmark-keep",
+                "in": "header",
+                "required": False,
+                "description": "How much of what is said is kept at most; the service's policy may keep less.",
+                "schema": {"type": "string", "enum": list(LEVELS)},
+            }
+        ],
         "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
         "responses": {
             "200": {

@@ -330,6 +330,11 @@ class PredictionObject(BaseModel):
     engine_seconds: float | None = None
     total_seconds: float | None = None
     trace_id: str | None = None
+    kept: Literal["full", "redacted", "metadata", "erased", "expired", "unreadable"] | None = Field(
+        None,
+        description="How much of the content is on record; null where all of it is. `erased`: it was, and was erased. "
+        "`expired`: its term is over. `unreadable`: it is sealed, and this service has no key that opens it.",
+    )
     metadata: dict[str, Any] | None = None
     passages: list[dict[str, Any]] | None = None
     citations: list[dict[str, Any]] | None = None

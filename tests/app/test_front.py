@@ -39,6 +39,7 @@ BODIES: dict[str, Any] = {
     "skip_review": {},
     "renew_review": {},
     "create_release": {"name": "other"},
+    "create_erasure": {"user": "nobody"},
     "set_canary": {"share": 0.1},
     "set_shadow": {"rate": 0.1},
     "promote": {},
@@ -134,6 +135,9 @@ SCOPES = {
     "end_alert_silence": "alerts:write",
     "list_alert_notifications": "alerts:read",
     "test_alert_notification": "alerts:write",
+    "create_erasure": "privacy:manage",
+    "list_erasures": "privacy:manage",
+    "get_erasure": "privacy:manage",
     "metrics": "metrics",
 }
 
@@ -141,7 +145,7 @@ SCOPES = {
 def concrete(path: str) -> str:
     values = {"document_id": "doc", "n": "1", "prediction_id": "0" * 8 + "-0000-7000-8000-" + "0" * 12, "model": "x"}
     values |= dict.fromkeys(
-        ("feedback_id", "label_id", "review_id", "item_id", "boost_id", "alert_id", "silence_id"),
+        ("feedback_id", "label_id", "review_id", "item_id", "boost_id", "alert_id", "silence_id", "erasure_id"),
         values["prediction_id"],
     )
     values |= {"release": "other@1", "name": "other", "queue": "other", "target": "other", "digest": "0" * 64}

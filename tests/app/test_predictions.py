@@ -96,6 +96,8 @@ async def test_a_closed_prediction_is_read_back_whole(log):
         retrieval_outcome="found",
         stream=True,
         trace_id="t" * 32,
+        kept="full",
+        subject_key="k",
         metadata={"ticket": 7},
         request=b'{"messages":[{"role":"user","content":"Wie gr\xc3\xb6\xc3\x9fer?"}]}',
         question="Wie größer?",

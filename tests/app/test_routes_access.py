@@ -131,6 +131,7 @@ SCOPES = {
         "PUT /v1/datasets/{dataset}/tags/{tag}",
         "DELETE /v1/datasets/{dataset}/tags/{tag}",
     ],
+    "privacy:manage": ["POST /v1/erasures", "GET /v1/erasures", "GET /v1/erasures/{erasure_id}"],
     "metrics": ["GET /metrics"],
     "": ["GET /v1/me"],
 }
@@ -158,12 +159,17 @@ BODIES = {
     "POST /v1/lineage/datasets": msgspec.to_builtins(DATASET),
     "POST /v1/lineage/training-runs": msgspec.to_builtins(TRAINING_RUN),
     "POST /v1/releases": {"name": "hallmark", "notes": "another"},
-    "POST /v1/drift/references": {"release": "hallmark@1", "since": "2026-11-01T00:00:00Z", "until": "2026-11-02T00:00:00Z"},
+    "POST /v1/drift/references": {
+        "release": "hallmark@1",
+        "since": "2026-11-01T00:00:00Z",
+        "until": "2026-11-02T00:00:00Z",
+    },
     "POST /v1/alerts/{alert_id}/acknowledge": {"why": "seen"},
     "PUT /v1/alert-rules/{target}": {"rules": [], "why": "none"},
     "POST /v1/alert-silences": {"rule": "*", "seconds": 60, "why": "a test"},
     "POST /v1/datasets/{dataset}/builds": {"recipe": {"task": "classify"}},
     "PUT /v1/datasets/{dataset}/tags/{tag}": {"version": 1},
+    "POST /v1/erasures": {"user": "nobody"},
     **{f"POST /v1/rollouts/{{name}}/{step}": {} for step in STEPS},
     "POST /v1/rollouts/{name}/canary": {"share": 0.1},
     "POST /v1/rollouts/{name}/shadow": {"rate": 0.1},
@@ -206,6 +212,7 @@ async def things(owner: Api) -> dict[str, str]:
     for route in ("POST /v1/lineage/datasets", "POST /v1/lineage/training-runs"):
         assert (await call(owner.client, route, {})).status_code == 201
     silence = await call(owner.client, "POST /v1/alert-silences", {})
+    erasure = await call(owner.client, "POST /v1/erasures", {})
     build = await call(owner.client, "POST /v1/datasets/{dataset}/builds", {"dataset": "support"})
     return {
         "document_id": document["id"],
@@ -213,6 +220,7 @@ async def things(owner: Api) -> dict[str, str]:
         "silence_id": silence.json()["id"],
         "target": "hallmark",
         "dataset": "support",
+        "erasure_id": erasure.json()["id"],
         "build_id": build.json()["id"],
         "version": "1",
         "file": "train.jsonl",

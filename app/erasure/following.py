@@ -1,0 +1,104 @@
+"""What every replica does about erasures: it destroys the keys it has itself, and takes turns at the rest.
+
+The main rule: keys in a replica's own file are known to nobody else, so each looks at what was erased, at its start
+from the first on, and then every second.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Protocol, Self
+
+from sqlalchemy import func, select
+
+from app.database import Database, erasures
+from app.erasure.erasing import Eraser
+from app.errors import Unavailable
+from app.leases import Leases
+from app.predictions.erased import erased_since
+
+log = logging.getLogger(__name__)
+
+WORK = "erasure"
+LEASE_SECONDS = 30.0
+
+
+class OwnKeys(Protocol):
+    """The keys in this replica's file."""
+
+    async def destroy_erased(self, erased: Mapping[str, int]) -> int:
+        """Destroy keys of subjects by digest that were made by the moment each was erased. Raises Unavailable."""
+        ...
+
+
+class ErasureFollower:
+    """Follows erasures; use it in an `async with` block.
+
+    Args:
+        database: shared by all replicas.
+        eraser: does what there is to do.
+        leases: of this process.
+        keys: in this replica's own file, where content is sealed.
+        poll_seconds: how often it is looked for more.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        eraser: Eraser,
+        leases: Leases,
+        *,
+        keys: OwnKeys | None = None,
+        poll_seconds: float = 1.0,
+    ) -> None:
+        self._database = database
+        self._eraser = eraser
+        self._leases = leases
+        self._keys = keys
+        self._poll_seconds = poll_seconds
+        self._seen: tuple[int, int | None] = (0, None)
+        self._is_failing = False
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run(), name="erasures")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+
+    async def turn(self) -> bool:
+        """Look for erasures and do a piece; tells whether there may be more at once. Raises Unavailable."""
+        table = erasures.c
+        async with self._database.reading() as connection:
+            newest = (
+                await connection.execute(select(func.count(), func.max(table.requested_at)).select_from(erasures))
+            ).one()
+            running = select(table.id).where(table.state == "running").limit(1)
+            is_running = (await connection.execute(running)).first() is not None
+            erased = await erased_since(connection) if tuple(newest) != self._seen and self._keys is not None else {}
+        if erased and self._keys is not None:
+            await self._keys.destroy_erased(erased)
+        self._seen = (newest[0], newest[1])
+        if not is_running or not await self._leases.take(WORK, seconds=LEASE_SECONDS):
+            return False
+        return await self._eraser.step()
+
+    async def _run(self) -> None:
+        while True:
+            more = False
+            try:
+                more = await self.turn()
+                self._is_failing = False
+            except Unavailable as error:
+                self._failed(str(error))
+            except Exception as error:  # noqa: BLE001 - what a driver says may quote content.
+                self._failed(type(error).__name__)
+            await asyncio.sleep(0.05 if more else self._poll_seconds)
+
+    def _failed(self, why: str) -> None:
+        if not self._is_failing:
+            log.error("Erasures wait: %s", why)
+        self._is_failing = True

@@ -1,0 +1,156 @@
+"""Decides what of a prediction is written, before anything is: content dropped, redacted, or as it was said.
+
+The main rule: this runs in the thread that writes records, on a copy, and what it leaves out reaches no disk. The
+answer that the caller saw is untouched.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from copy import copy
+from typing import Any, Protocol, cast
+
+import msgspec
+
+from app.predictions.prediction import Prediction
+from app.predictions.rows import Row, seal_row, to_row
+from app.predictions.sealed import subject_of
+from app.privacy.policies import Level, Policy
+from app.privacy.redaction import Finding, find, redact, replaced
+from app.privacy.sealing import DataKey
+
+Pseudonym = Callable[[str, str], str]
+"""Of a tenant and a subject, the name under which the subject is kept."""
+
+_USER_FIELDS = ("user", "safety_identifier")
+"""Where a request says who asks, as OpenAI's API has it."""
+
+
+class SealingKeys(Protocol):
+    """Gives each subject's key, from the thread that writes."""
+
+    def making(self) -> AbstractContextManager[None]:
+        """Put the keys made in the block on the disk at its end."""
+        ...
+
+    def of_subject(self, tenant: str, subject: str) -> DataKey:
+        """Give the key of a subject, made if there is none."""
+        ...
+
+
+class Keeper:
+    """Applies a policy to predictions, and makes rows of what it leaves.
+
+    Args:
+        policy: what is kept.
+        pseudonym: names users; where it is None they are kept as the caller named them.
+        keys: seal the content; where it is None it is written as it is.
+    """
+
+    def __init__(
+        self, policy: Policy | None = None, *, pseudonym: Pseudonym | None = None, keys: SealingKeys | None = None
+    ) -> None:
+        self.policy = policy or Policy()
+        self._pseudonym = pseudonym
+        self._keys = keys
+        self._keeps_all = self.policy == Policy() and pseudonym is None
+
+    def making(self) -> AbstractContextManager[None]:
+        """Rows made in this block can be opened once it has ended: write them then."""
+        return self._keys.making() if self._keys is not None else nullcontext()
+
+    def row(self, prediction: Prediction) -> Row:
+        """Give the row of a prediction as it is written; made inside `making`."""
+        kept = self.keep(prediction)
+        row = to_row(kept)
+        if self._keys is not None and kept.store:
+            subject = subject_of(kept.user, kept.conversation, kept.created_at.isoformat())
+            seal_row(row, kept, self._keys.of_subject(kept.tenant, subject))
+        return row
+
+    def keep(self, prediction: Prediction) -> Prediction:
+        """Give what is written of a prediction: itself where that is all of it, else a copy.
+
+        Raises:
+            ValueError: the request that is to be looked through is not JSON.
+        """
+        if self._keeps_all and prediction.kept is None:
+            return prediction
+        session = prediction.conversation or prediction.user or prediction.id
+        wish = cast("Level | None", prediction.kept) if prediction.store else "metadata"
+        kept = copy(prediction)
+        kept.kept = level = self.policy.level_of(prediction.tenant, session, wish)
+        kept.store = level != "metadata"
+        if level != "full" and kept.metadata is not None:
+            kept.metadata = self._redacted(kept.metadata)
+        if level == "redacted":
+            self._redact(kept)
+        if self._pseudonym is not None and prediction.user is not None:
+            self._rename(kept, prediction.user, self._pseudonym(prediction.tenant, prediction.user))
+        return kept
+
+    def named(self, prediction: Prediction) -> Prediction:
+        """Give a prediction whose user goes by the name that is kept."""
+        if self._pseudonym is None or prediction.user is None:
+            return prediction
+        kept = copy(prediction)
+        kept.user = self._pseudonym(prediction.tenant, prediction.user)
+        return kept
+
+    def _redact(self, kept: Prediction) -> None:
+        """Take personal data and secrets out of all that was said; the citations follow the answer's new offsets."""
+        for name in ("request", "messages", "tool_calls"):
+            if (content := getattr(kept, name)) is not None:
+                setattr(kept, name, self._redacted(_plain(content)))
+        kept.question = kept.question and self._redacted(kept.question)
+        kept.question_embedding = None  # It was made of the question as it was said.
+        if kept.answer:
+            findings = find(kept.answer, self.policy.kinds)
+            kept.answer = replaced(kept.answer, findings)
+            if findings and kept.citations:
+                kept.citations = [_moved(citation, findings) for citation in kept.citations]
+
+    def _redacted(self, content: Any) -> Any:
+        """The same structure with every string in it redacted; keys are names and stay."""
+        if isinstance(content, str):
+            return redact(content, self.policy.kinds)
+        if isinstance(content, list):
+            return [self._redacted(each) for each in content]
+        if isinstance(content, dict):
+            return {key: self._redacted(each) for key, each in content.items()}
+        return content
+
+    def _rename(self, kept: Prediction, user: str, name: str) -> None:
+        kept.user = name
+        if kept.store and kept.request is not None:
+            request = _plain(kept.request)
+            if isinstance(request, dict):
+                kept.request = request | {field: name for field in _USER_FIELDS if request.get(field) == user}
+
+
+def _plain(content: Any) -> Any:
+    """JSON's own types, whether it is JSON's bytes or anything that msgspec encodes."""
+    if not isinstance(content, bytes | msgspec.Raw):
+        return msgspec.to_builtins(content)
+    try:
+        return msgspec.json.decode(content)
+    except msgspec.DecodeError as error:
+        raise ValueError("the request is not JSON") from error
+
+
+def _moved(citation: dict[str, Any], findings: list[Finding]) -> dict[str, Any]:
+    """A citation with its span of the redacted answer; a bound inside a finding goes to its end."""
+    return citation | {
+        name: _shifted(citation[name], findings)
+        for name in ("answer_start", "answer_end")
+        if isinstance(citation.get(name), int)
+    }
+
+
+def _shifted(offset: int, findings: list[Finding]) -> int:
+    shift = 0
+    for kind, start, end in findings:
+        if start >= offset:
+            break
+        shift += len(kind) + 2 - (end - start)
+        offset = max(offset, end)
+    return offset + shift

@@ -1,0 +1,74 @@
+"""Pure: how much of what was said is kept, by tenant, by request and by chance.
+
+The main rule: of several wishes the strictest holds. A request can have less kept than its tenant's policy says, and
+never more.
+"""
+
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import Literal, get_args
+
+import msgspec
+
+from app.errors import InvalidRequest
+from app.privacy.redaction import KINDS, Kind
+
+Level = Literal["full", "redacted", "metadata"]
+"""`full`: as it was said. `redacted`: with personal data and secrets taken out. `metadata`: nothing that was said."""
+
+LEVELS: tuple[Level, ...] = get_args(Level)
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept of requests and answers.
+
+    Raises:
+        ValueError: a figure is out of its range.
+    """
+
+    level: Level = "full"
+    tenants: Mapping[str, Level] = {}
+    """For tenants that are not to have `level`."""
+    kinds: Sequence[Kind] = KINDS
+    """What is taken out where content is redacted."""
+    share: float = 1.0
+    """Of sessions whose content is kept at all, by chance; of the others only metadata is."""
+
+    def __post_init__(self) -> None:
+        """Check the share."""
+        if not 0.0 <= self.share <= 1.0:
+            raise ValueError("the share of sessions whose content is kept lies between 0 and 1")
+
+    def level_for(self, tenant: str) -> Level:
+        """Say how much of a tenant's content is kept at most."""
+        return self.tenants.get(tenant, self.level)
+
+    def level_of(self, tenant: str, session: str, wish: Level | None = None) -> Level:
+        """Say how much is kept of a request in `session`: a conversation, else a user, else the prediction itself."""
+        given = self.level_for(tenant)
+        chance: Level = "full" if self.share >= 1.0 or _lot(tenant, session) < self.share else "metadata"
+        return strictest(given, wish or "full", chance)
+
+
+def read_level(wish: str) -> Level:
+    """Read how much a request wants kept.
+
+    Raises:
+        InvalidRequest: it is no level.
+    """
+    if wish not in LEVELS:
+        raise InvalidRequest(
+            f"`x-hallmark-keep`: give {', '.join(LEVELS)}, unlike {wish[:50]!r}.", param="x-hallmark-keep"
+        )
+    return wish
+
+
+def strictest(*levels: Level) -> Level:
+    """The one of these that keeps least."""
+    return max(levels, key=LEVELS.index)
+
+
+def _lot(tenant: str, session: str) -> float:
+    """The same number from 0 to 1 whenever the session is asked about, so that a conversation is kept whole or not."""
+    drawn = blake2b(f"{tenant}\0{session}".encode(errors="surrogatepass"), digest_size=8, person=b"kept content")
+    return int.from_bytes(drawn.digest()) / (1 << 64)

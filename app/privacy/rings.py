@@ -1,0 +1,124 @@
+"""Where processes that read find the keys of subjects: in the file beside the data, or in the shared database."""
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from sqlalchemy import delete, select
+
+from app.database import Database, subject_keys
+from app.errors import Unavailable
+from app.privacy.sealing import DataKey, MasterKeys
+from app.privacy.subject_keys import SubjectKeys, WrappedKey, new_subject_key
+
+_k = subject_keys.c
+
+
+class RingPlace(msgspec.Struct, frozen=True, kw_only=True):
+    """Where another process finds the keys: it is a secret, and goes by a pipe only."""
+
+    masters: str
+    """The master keys, as `MasterKeys.parse` reads them."""
+    path: str | None = None
+    """Of the file; without one the keys are in the shared database."""
+
+    def opened(self, database: Database) -> "FileRing | SharedRing":
+        """The ring there."""
+        masters = MasterKeys.parse(self.masters)
+        return SharedRing(database, masters) if self.path is None else FileRing(Path(self.path), masters)
+
+    def __repr__(self) -> str:
+        return "<RingPlace>"
+
+
+class FileRing:
+    """The keys in the file at `path`; from any event loop, one call at a time."""
+
+    def __init__(self, path: Path, masters: MasterKeys) -> None:
+        self._path = path
+        self._masters = masters
+        self._lock = threading.Lock()
+        self._keys: SubjectKeys | None = None
+
+    async def opening(self, ids: Sequence[str]) -> Mapping[str, DataKey]:
+        """Give those there are of these keys.
+
+        Raises:
+            CannotOpen: a master key is not configured.
+            Unavailable: the file cannot be read.
+        """
+        return {each.id: each.unwrapped(self._masters) for each in (await self.wrapped(ids)).values()}
+
+    async def sealing(self, tenant: str, subjects: Sequence[str]) -> Mapping[str, DataKey]:
+        """Give the key of each of these subjects, made if there is none; it is on the disk then. Raises Unavailable."""
+        return {subject: await asyncio.to_thread(self._call, "made_for", tenant, subject) for subject in subjects}
+
+    async def wrapped(self, ids: Sequence[str]) -> dict[str, WrappedKey]:
+        """Give those there are of these keys as they are stored; raises Unavailable where the file cannot be read."""
+        found: dict[str, WrappedKey] = await asyncio.to_thread(self._call, "of_ids", ids)
+        return found
+
+    async def destroy(self, tenant: str, subjects: Sequence[str], *, made_until: int = 1 << 62) -> int:
+        """Destroy the keys of subjects that were made by that moment; gives how many. Raises Unavailable."""
+        return int(await asyncio.to_thread(self._call, "destroy", tenant, subjects, made_until=made_until))
+
+    async def destroy_erased(self, erased: Mapping[str, int]) -> int:
+        """Destroy the keys of subjects, by digest, made by the moment each was erased; gives how many.
+
+        Raises:
+            Unavailable: the file cannot be changed.
+        """
+        return int(await asyncio.to_thread(self._call, "destroy_erased", erased))
+
+    def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        try:
+            with self._lock:
+                if self._keys is None:
+                    self._keys = SubjectKeys(self._path, self._masters)
+                return getattr(self._keys, method)(*arguments, **options)
+        except (sqlite3.Error, OSError) as error:
+            raise Unavailable("The keys of sealed content cannot be read.", retry_after_seconds=1.0) from error
+
+
+class SharedRing:
+    """The keys that gateways shipped to the shared database with what they seal."""
+
+    def __init__(self, database: Database, masters: MasterKeys) -> None:
+        self._database = database
+        self._masters = masters
+
+    async def opening(self, ids: Sequence[str]) -> Mapping[str, DataKey]:
+        """Give those there are of these keys.
+
+        Raises:
+            CannotOpen: a master key is not configured.
+            Unavailable: the database does not answer.
+        """
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(select(*subject_keys.c).where(_k.id.in_(ids)))).all()
+        return {row.id: WrappedKey(*row).unwrapped(self._masters) for row in rows}
+
+    async def sealing(self, tenant: str, subjects: Sequence[str]) -> Mapping[str, DataKey]:
+        """Give a key of each of these subjects, made if there is none and stored then. Raises Unavailable."""
+        keys: dict[str, DataKey] = {}
+        async with self._database.writing() as connection:
+            for subject in dict.fromkeys(subjects):
+                mine = (_k.tenant == tenant, _k.subject == subject)
+                first = select(*subject_keys.c).where(*mine).order_by(_k.created_at, _k.id).limit(1)
+                row = (await connection.execute(first)).one_or_none()
+                wrapped = WrappedKey(*row) if row else new_subject_key(tenant, subject, self._masters)
+                if row is None:
+                    await connection.execute(subject_keys.insert(), wrapped._asdict())
+                keys[subject] = wrapped.unwrapped(self._masters)
+        return keys
+
+    async def destroy(self, tenant: str, subjects: Sequence[str], *, made_until: int = 1 << 62) -> int:
+        """Destroy the keys of subjects that were made by that moment; gives how many. Raises Unavailable."""
+        mine = (_k.tenant == tenant, _k.subject.in_(subjects), _k.created_at <= made_until)
+        async with self._database.writing() as connection:
+            of_subjects = delete(subject_keys).where(*mine)
+            return (await connection.execute(of_subjects)).rowcount

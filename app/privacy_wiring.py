@@ -1,0 +1,91 @@
+"""How the privacy settings become parts: what is kept, under which names, and sealed by whose keys."""
+
+from contextlib import AsyncExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from app.database import Database
+from app.erasure import Terms
+from app.feedback import Words
+from app.predictions import Keeper, Pseudonym
+from app.privacy.envelopes import Ring
+from app.privacy.policies import Policy
+from app.privacy.rings import FileRing, RingPlace, SharedRing
+from app.privacy.sealing import BadKey, MasterKeys
+from app.privacy.subject_keys import SubjectKeys
+from app.settings import PrivacySettings
+
+KEYS_FILE = Path("subject-keys") / "subject-keys.db"
+"""Below the data directory, in a folder of its own, so that a backup can leave it out."""
+
+
+class BadPrivacy(ValueError):
+    """The privacy settings cannot be used as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Privacy:
+    """What the process needs to keep what it may, and to read it."""
+
+    keeper: Keeper
+    pseudonym: Pseudonym | None = None
+    ring: FileRing | None = None
+    masters: MasterKeys | None = None
+    lines: str = field(default="", repr=False)
+    """The master keys as they were given."""
+    path: Path | None = None
+    terms: Terms = field(default_factory=Terms)
+    """How long each class of data is kept."""
+
+    def place(self, *, is_local: bool) -> RingPlace | None:
+        """Where a process that this one starts finds the keys."""
+        if self.masters is None:
+            return None
+        return RingPlace(masters=self.lines, path=str(self.path) if is_local and self.path is not None else None)
+
+    def words(self, ring: Ring | None) -> Words:
+        """What keeps what is said of answers."""
+        return Words(self.keeper.policy, pseudonym=self.pseudonym, ring=ring)
+
+    def keys_of(self, shared: Database, *, is_local: bool) -> FileRing | SharedRing | None:
+        """Where the keys of predictions are that are read from `shared`; `is_local`: it is the log's own file."""
+        if self.masters is None or is_local:
+            return self.ring
+        return SharedRing(shared, self.masters)
+
+
+def open_privacy(settings: PrivacySettings, data_dir: Path, parts: AsyncExitStack | None = None) -> Privacy:
+    """Read the master keys and open the file of subjects' keys; without `parts` nothing is written by this process.
+
+    Raises:
+        BadPrivacy: names the setting.
+    """
+    policy = Policy(level=settings.content, tenants=settings.tenants, kinds=settings.redact, share=settings.share)
+    lines, masters = _masters(settings)
+    terms = Terms(**{name: getattr(settings, name) for name in Terms.__struct_fields__})
+    if masters is None:
+        return Privacy(Keeper(policy), terms=terms)
+    pseudonym = masters.pseudonym if settings.pseudonyms else None
+    path = data_dir / KEYS_FILE
+    keys = None
+    if parts is not None:
+        keys = parts.enter_context(closing(SubjectKeys(path, masters)))
+    return Privacy(
+        Keeper(policy, pseudonym=pseudonym, keys=keys), pseudonym, FileRing(path, masters), masters, lines, path, terms
+    )
+
+
+def _masters(settings: PrivacySettings) -> tuple[str, MasterKeys | None]:
+    lines, name = settings.master_key.get_secret_value() if settings.master_key else "", "privacy.master_key"
+    if not lines and settings.master_key_file is not None:
+        name = "privacy.master_key_file"
+        try:
+            lines = settings.master_key_file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadPrivacy(f"`{name}`: {str(settings.master_key_file)!r} cannot be read: {error}.") from error
+    elif not lines:
+        return "", None
+    try:
+        return lines, MasterKeys.parse(lines)
+    except BadKey as error:
+        raise BadPrivacy(f"`{name}`: {error}.") from error
