@@ -159,7 +159,11 @@ BODIES = {
     "POST /v1/lineage/datasets": msgspec.to_builtins(DATASET),
     "POST /v1/lineage/training-runs": msgspec.to_builtins(TRAINING_RUN),
     "POST /v1/releases": {"name": "hallmark", "notes": "another"},
-    "POST /v1/drift/references": {"release": "hallmark@1", "since": "2026-11-01T00:00:00Z", "until": "2026-11-02T00:00:00Z"},
+    "POST /v1/drift/references": {
+        "release": "hallmark@1",
+        "since": "2026-11-01T00:00:00Z",
+        "until": "2026-11-02T00:00:00Z",
+    },
     "POST /v1/alerts/{alert_id}/acknowledge": {"why": "seen"},
     "PUT /v1/alert-rules/{target}": {"rules": [], "why": "none"},
     "POST /v1/alert-silences": {"rule": "*", "seconds": 60, "why": "a test"},
