@@ -26,6 +26,7 @@ from app.prediction_commands import predictions
 from app.privacy_commands import privacy
 from app.quality_commands import quality
 from app.release_commands import releases, rollouts
+from app.retrain_commands import retrain
 from app.review_commands import review
 from app.settings import Settings, unknown_variables
 from app.terminal import Key, Url, err, explained, load, out, show_sources
@@ -54,6 +55,7 @@ app.add_typer(privacy, name="privacy")
 app.command("quality")(quality)
 app.command("capacity")(capacity)
 app.command("loadtest")(loadtest)
+app.command("retrain")(retrain)
 
 KeyId = Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.")]
 DataDir = Annotated[Path | None, typer.Option(help="The service's data directory.")]
@@ -132,8 +134,9 @@ def worker(data_dir: DataDir = None) -> None:
     from app.drift import DriftPlan
     from app.worker import run
 
-    groups = {settings.main_engine: settings.engine, **settings.engines}
-    folders = {name: group.adapter_folder for name, group in groups.items() if group.adapter_folder}
+    groups = {name: group.adapter_folder for name, group in settings.engines.items()}
+    groups[settings.main_engine] = settings.main_adapter_folder
+    folders = {name: folder for name, folder in groups.items() if folder}
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     wanted = settings.drift.model_dump()
     embeds = wanted.pop("embed_questions")

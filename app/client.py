@@ -16,6 +16,9 @@ ANSWER_SECONDS = 300.0
 class ServiceFailure(Exception):
     """The service refused or could not be reached; the message is for the person at the terminal."""
 
+    status: int | None = None
+    """What the service answered with, if it did."""
+
 
 class Refusal(ServiceFailure):
     """The service will not have this one document; it may have others."""
@@ -163,6 +166,8 @@ def _failure(response: httpx.Response) -> ServiceFailure:
     kind = Refusal if response.status_code in (400, 413, 415, 422) else ServiceFailure
     try:
         error = response.json()["error"]
-        return kind(f"{error['message']} ({error['code']}, status {response.status_code})")
+        failure = kind(f"{error['message']} ({error['code']}, status {response.status_code})")
     except (ValueError, KeyError, TypeError):
-        return ServiceFailure(f"The service answered with status {response.status_code}.")
+        failure = ServiceFailure(f"The service answered with status {response.status_code}.")
+    failure.status = response.status_code
+    return failure

@@ -37,11 +37,11 @@ def build(
     name: Name, recipe: RecipeFile, key: Key, url: Url = URL, purpose: Purpose = "training", wait: Wait = True
 ) -> None:
     """Build the next version of predictions and what was said of them."""
-    given = {"recipe": _recipe(recipe), "purpose": purpose}
+    given = {"recipe": recipe_of(recipe), "purpose": purpose}
     with explained(), Client(url, key) as client:
         content = msgspec.json.encode(given)
         started = client.call("POST", f"/v1/datasets/{name}/builds", content=content, headers=_JSON)
-        _tell(_ended(client, started) if wait else started)
+        _tell(ended(client, started) if wait else started)
 
 
 @datasets.command("import")
@@ -55,14 +55,14 @@ def bring(
     wait: Wait = True,
 ) -> None:
     """Make the next version of files: JSON lines, CSV, Parquet, or a folder of them; all rows are taken or none."""
-    given = {"recipe": msgspec.json.encode(_recipe(recipe)).decode(), "purpose": purpose}
+    given = {"recipe": msgspec.json.encode(recipe_of(recipe)).decode(), "purpose": purpose}
     with explained(), ExitStack() as opened, Client(url, key) as client:
         found = list(_files(paths))
         if not found:
             raise ServiceFailure(f"There is no file to read; {', '.join(sorted(SUFFIXES))} are read.")
         files = [("files", (quoted, opened.enter_context(path.open("rb")))) for path, quoted in found]
         started = client.call("POST", f"/v1/datasets/{name}/imports", data=given, files=files)
-        _tell(_ended(client, started) if wait else started)
+        _tell(ended(client, started) if wait else started)
 
 
 @datasets.command("list")
@@ -128,26 +128,37 @@ def export(
     kind: Annotated[Literal["jsonl", "parquet"], typer.Option("--format", help="What rows are written as.")] = "jsonl",
 ) -> None:
     """Write a version into a folder: its manifest, and a file for each side of the split; checked by their digests."""
-    name, version = _parts(label)
     with explained(), Client(url, key) as client:
-        # By its number: a tag might move meanwhile.
-        found = client.call("GET", f"/v1/datasets/{name}/versions/{version}")
-        path = f"/v1/datasets/{name}/versions/{found['version']}/files"
-        target.mkdir(parents=True, exist_ok=True)
-        digests = {split: _fetch(client, f"{path}/{split}.{kind}", target / f"{split}.{kind}") for split in SPLITS}
-        manifest = client.call("GET", f"{path}/manifest.json")
-        said = {split: manifest["splits"][split]["sha256"] for split in SPLITS}
-        if kind == "jsonl" and digests != said:
-            raise ServiceFailure("Rows were erased while the files were written. Export them again.")
-        _fetch(client, f"{path}/manifest.json", target / "manifest.json")
+        number, manifest = export_version(client, label, target, kind=kind)
     rows = " and ".join(f"{manifest['splits'][split]['rows']} {split}" for split in SPLITS)
-    out.print(f"{name}@{found['version']}: {rows} rows in {escape(str(target))}", soft_wrap=True)
+    out.print(f"{label.partition('@')[0]}@{number}: {rows} rows in {escape(str(target))}", soft_wrap=True)
+
+
+def export_version(client: Client, label: str, target: Path, *, kind: str = "jsonl") -> tuple[int, dict[str, Any]]:
+    """Write a version into a folder, checked by its digests; gives the version's number and manifest.
+
+    Raises:
+        ServiceFailure: there is no such version, or rows of it were erased meanwhile.
+    """
+    name, version = _parts(label)
+    # By its number: a tag might move meanwhile.
+    found = client.call("GET", f"/v1/datasets/{name}/versions/{version}")
+    path = f"/v1/datasets/{name}/versions/{found['version']}/files"
+    target.mkdir(parents=True, exist_ok=True)
+    digests = {split: _fetch(client, f"{path}/{split}.{kind}", target / f"{split}.{kind}") for split in SPLITS}
+    manifest = client.call("GET", f"{path}/manifest.json")
+    said = {split: manifest["splits"][split]["sha256"] for split in SPLITS}
+    if kind == "jsonl" and digests != said:
+        raise ServiceFailure("Rows were erased while the files were written. Export them again.")
+    _fetch(client, f"{path}/manifest.json", target / "manifest.json")
+    return found["version"], manifest
 
 
 _JSON = {"content-type": "application/json"}
 
 
-def _recipe(file: Path) -> Any:
+def recipe_of(file: Path) -> Any:
+    """Read the file of a recipe."""
     try:
         text = file.read_text(encoding="utf-8")
         return msgspec.json.decode(text) if file.suffix.lower() == ".json" else loads(text)
@@ -171,7 +182,8 @@ def _parts(label: str) -> tuple[str, str]:
     return quote(name, safe=""), quote(version or "latest", safe="")
 
 
-def _ended(client: Client, started: dict[str, Any], pause: Callable[[float], None] = time.sleep) -> dict[str, Any]:
+def ended(client: Client, started: dict[str, Any], pause: Callable[[float], None] = time.sleep) -> dict[str, Any]:
+    """Wait for the end of a build, telling its steps."""
     build, last = started, ""
     while build["state"] in ("waiting", "running"):
         if build["step"] != last:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
+from app.adapters import Adapters
 from app.engines import Engine
 from app.engines.groups import EngineGroups
 from app.engines.local import EngineSettings as LocalEngineSettings
@@ -36,10 +37,11 @@ class Engines:
     groups: EngineGroups
     sites: Mapping[str, Site]
     pools: Mapping[str, EnginePool]
+    adapters: Adapters
     supervisor: LocalEngineSupervisor | None = None
 
     async def vet(self, release: Release) -> list[str]:
-        """Say what keeps a release from serving here, on any engine of its group that is up.
+        """Say what keeps a release from serving here, on any engine of its group that is up; loads its adapter first.
 
         Raises:
             ServiceError: no engine can be asked at present.
@@ -49,7 +51,7 @@ class Engines:
             return [f"`engine` is {release.engine!r}; this service has {', '.join(map(repr, self.sites))}."]
         pool = self.pools.get(release.engine)
         engines: Mapping[str, Engine] = pool.engines if pool else {"": self.groups.of(release.engine)}
-        problems = []
+        problems = await self.adapters.load(release)
         for name, engine in engines.items():
             where = f"{name}: " if len(engines) > 1 else ""
             problems += [where + problem for problem in await vet(release, engine, _site_of(engine, site))]
@@ -128,7 +130,7 @@ async def open_engines(settings: Settings, parts: AsyncExitStack, *, instead: En
     for name, given in settings.engines.items():
         groups[name] = pools[name] = await _pool(settings, name, given, _members(settings, given), parts)
         sites[name] = _site(settings, name, given)
-    return Engines(main, EngineGroups(groups), sites, pools, supervisor)
+    return Engines(main, EngineGroups(groups), sites, pools, Adapters(sites, pools), supervisor)
 
 
 def release_defaults(settings: Settings) -> dict[str, Any]:
@@ -213,7 +215,8 @@ def _site(settings: Settings, name: str, given: EngineSettings) -> Site:
         fusion=settings.retrieval.fusion,
         passage_tokens=settings.retrieval.passage_tokens,
         base_model=settings.embedded.model if name == "embedded" and settings.embedded.enabled else given.model,
-        adapter_folder=given.adapter_folder,
+        adapter_folder=settings.main_adapter_folder if given is settings.engine else given.adapter_folder,
+        adapter_folder_on_engine=given.adapter_folder_on_engine,
     )
 
 

@@ -20,6 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from app.access import Access
+from app.adapters import Keeper
 from app.admission import Admission
 from app.alerts import AlertGauges, Alerts, OutboxReports, RuleSets
 from app.database import Database, own_directory
@@ -49,6 +50,7 @@ from app.routes import (
     datasets,
     documents,
     drift,
+    engine_groups,
     erasures,
     errors,
     feedback,
@@ -136,6 +138,7 @@ async def open_service(
             )
         )
         links = PassageLinks(await asyncio.to_thread(load_secret, data_dir / "links.secret"))
+        await parts.enter_async_context(Keeper(engines.adapters, lambda: registry.releases.answering))
         gateway = Gateway(
             releases=registry.releases,
             engines=engines.groups,
@@ -177,7 +180,7 @@ async def open_service(
         drifts = Drift(shared)
         await parts.enter_async_context(DriftGauges(drifts, rollouts=registry.rollouts, show=metrics.drifted))
         public_url = settings.public_url.rstrip("/") if settings.public_url else None
-        folder = settings.engine.adapter_folder
+        folder = settings.main_adapter_folder
         services = Services(
             retriever=retriever,
             predictions=predictions,
@@ -189,6 +192,7 @@ async def open_service(
             tracer=Tracer(provenance, history, label_log, documents=retriever, adapter_folder=folder),
             uses=Uses(provenance, history, document_uses),
             registry=registry,
+            adapters=engines.adapters,
             trials=Trials(shared),
             review=await parts.enter_async_context(open_review(shared, history, label_log)),
             quality=Quality(Apart(shared.secret_url, keys=privacy.place(is_local=is_local)).make),
@@ -275,6 +279,7 @@ def create_api(services: Services | None = None, *, max_body_bytes: int | None =
         datasets.routes,
         erasures.routes,
         drift.routes,
+        engine_groups.routes,
         releases.routes,
         rollouts.routes,
         trials.routes,

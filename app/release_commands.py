@@ -8,6 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
+from app import publishing
 from app.client import Client
 from app.terminal import Key, Url, err, explained, out
 
@@ -18,10 +19,19 @@ releases = typer.Typer(help="Releases: create, list, show, compare, delete.", no
 rollouts = typer.Typer(help="Rollouts: which release of a name answers whom.", no_args_is_help=True)
 
 URL = "http://127.0.0.1:8080"
+NEEDS_RESTART = 3
+"""The exit code of what goes on once the engine was started with other arguments."""
 
 Name = Annotated[str, typer.Argument(help="The public name, as clients send it in `model`.")]
 Label = Annotated[str, typer.Argument(help="A release, as `name@3`.")]
 Why = Annotated[str, typer.Option(help="The reason, for the audit.")]
+Guards = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--guard", help="What it must not worsen, as `failed` or `failed=0.01` with a tolerance; repeat for several."
+    ),
+]
+SlowSeconds = Annotated[float | None, typer.Option(min=0, help="An answer that took longer is slow.")]
 Revision = Annotated[int | None, typer.Option(help="Do nothing if the rollout is not at this revision any more.")]
 
 
@@ -40,6 +50,41 @@ def create(
         err.print(f"[yellow]cannot serve yet:[/] {escape(problem)}")
     if made["problems"]:
         raise typer.Exit(1)
+
+
+@releases.command("publish")
+def publish(
+    folder: Annotated[Path, typer.Argument(help="What `hallmark-train` wrote.", exists=True, file_okay=False)],
+    name: Annotated[str, typer.Option(help="The public name whose stable release gets the adapter.")],
+    key: Key,
+    url: Url = URL,
+    canary: Annotated[str | None, typer.Option(help="Try it on this share of the conversations: 10% or 0.1.")] = None,
+    adapters: Annotated[
+        Path | None, typer.Option(help="The engine's folder of adapters, where this machine has it elsewhere.")
+    ] = None,
+    dataset: Annotated[Path | None, typer.Option(help="The dataset's export, if it is not registered yet.")] = None,
+    guard: Guards = None,
+    slow_seconds: SlowSeconds = None,
+    why: Why = "",
+) -> None:
+    """Verify an adapter, put it in place, and make a release of it; exits with 3 if the engine must be started again.
+
+    The adapter's folder is copied on this machine's file system; all the rest goes by the API.
+    """
+    share = part_of(canary) if canary else None
+    with explained(), Client(url, key) as client:
+        adapter = publishing.read_adapter(folder)
+        stable = publishing.stable_release(client, name, for_canary=share is not None)
+        try:
+            made = publishing.publish(client, adapter, stable, adapters=adapters, dataset=dataset, tell=err.print)
+        except publishing.NeedsRestart as error:
+            err.print(escape(str(error)))
+            raise typer.Exit(NEEDS_RESTART) from None
+        out.print(f"{made['id']} digest {made['digest'][:12]}", soft_wrap=True)
+        if share is not None:
+            reason = why or f"adapter {adapter.manifest.adapter_digest}"
+            plan = plan_of(guard, slow_seconds)
+            _print(publishing.start_canary(client, made["id"], share, why=reason, plan=plan))
 
 
 @releases.command("list")
@@ -119,21 +164,15 @@ def canary(
     share: Annotated[str, typer.Argument(help="Its part of the conversations: 10% or 0.1.")],
     key: Key,
     release: Annotated[str | None, typer.Option(help="`name@3`; by default the canary there is.")] = None,
-    guard: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What it must not worsen, as `failed` or `failed=0.01` with a tolerance; repeat for several."
-        ),
-    ] = None,
-    slow_seconds: Annotated[float | None, typer.Option(min=0, help="An answer that took longer is slow.")] = None,
+    guard: Guards = None,
+    slow_seconds: SlowSeconds = None,
     url: Url = URL,
     why: Why = "",
     revision: Revision = None,
 ) -> None:
     """Try a release on a share of the conversations, or change the share; guards take it back if it is worse."""
-    plan = {"guards": [_guard(text) for text in guard] if guard else None, "slow_seconds": slow_seconds}
-    plan = {field: value for field, value in plan.items() if value is not None}
-    step = {"release": release, "share": _part(share), "plan": plan or None, "why": why, "revision": revision}
+    plan = plan_of(guard, slow_seconds)
+    step = {"release": release, "share": part_of(share), "plan": plan, "why": why, "revision": revision}
     _change(url, key, name, "canary", **step)
 
 
@@ -203,7 +242,7 @@ def shadow(
     revision: Revision = None,
 ) -> None:
     """Let a release answer a part of the requests unseen."""
-    _change(url, key, name, "shadow", release=release, rate=_part(rate), why=why, revision=revision)
+    _change(url, key, name, "shadow", release=release, rate=part_of(rate), why=why, revision=revision)
 
 
 @rollouts.command("promote")
@@ -264,10 +303,16 @@ def _is_known(state: "State", shown: dict[str, Any]) -> bool:
     return counts and e_values == (shown["e_value"], shown["safety_e_value"])
 
 
+def plan_of(guards: list[str] | None, slow_seconds: float | None) -> dict[str, Any] | None:
+    """What a canary is watched for, as far as it was said."""
+    plan = {"guards": [_guard(text) for text in guards] if guards else None, "slow_seconds": slow_seconds}
+    return {field: value for field, value in plan.items() if value is not None} or None
+
+
 def _guard(text: str) -> dict[str, Any]:
     """Read `failed` or `failed=0.01`."""
     name, equals, tolerance = text.partition("=")
-    return {"name": name, **({"tolerance": _part(tolerance)} if equals else {})}
+    return {"name": name, **({"tolerance": part_of(tolerance)} if equals else {})}
 
 
 def _percent(share: float | None) -> str:
@@ -285,7 +330,7 @@ def _print(rollout: dict[str, Any]) -> None:
     out.print(f"{rollout['name']}: {', '.join(parts)} (revision {rollout['revision']})", soft_wrap=True)
 
 
-def _part(text: str) -> float:
+def part_of(text: str) -> float:
     """Read `10%` or `0.1`; a part of more than all is a mistake."""
     try:
         part = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)

@@ -99,6 +99,9 @@ class EngineSettings(Section):
     adapter_folder: Path | None = Field(
         None, description="Where adapters lie on this machine, each in a folder of its name: their digests are checked."
     )
+    adapter_folder_on_engine: Path | None = Field(
+        None, description="What the engine calls that folder, if it sees it elsewhere: adapters are loaded from there."
+    )
     connect_timeout_seconds: float = Field(5.0, gt=0)
     first_token_timeout_seconds: float = Field(120.0, gt=0, description="Longest wait for the first byte of an answer.")
     between_tokens_timeout_seconds: float = Field(30.0, gt=0, description="Longest silence inside a stream.")
@@ -337,6 +340,12 @@ class Settings(BaseSettings):
             if not group.members:
                 raise ValueError(f"engines.{name}.urls: name at least one engine")
         return self
+
+    @property
+    def main_adapter_folder(self) -> Path | None:
+        """Where the main engine's adapters lie on this machine."""
+        own = self.data_dir / "adapters" if self.embedded.enabled else None
+        return self.engine.adapter_folder or own
 
     @property
     def main_engine(self) -> str:

@@ -43,6 +43,8 @@ class Site:
     """What the settings call the engine's base model, beside what the engine calls it."""
     adapter_folder: Path | None = None
     """Where adapters lie on this machine, each in a folder of its name."""
+    adapter_folder_on_engine: Path | None = None
+    """What the engine's machine calls that folder, where it is not the same."""
 
 
 async def vet(release: Release, engine: Engine, site: Site) -> list[str]:

@@ -17,6 +17,7 @@ import json
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -211,6 +212,18 @@ class FakeTGI:
         results = [{"index": index, "relevance_score": score} for index, score in sorted(rated, key=lambda r: -r[1])]
         return 200, "application/json", dump({"model": self.model_id, "results": results})
 
+    def load_adapter(self, body: dict[str, Any]) -> tuple[int, str, bytes]:
+        """Serve another adapter, if its folder is there, as the embedded engine and vLLM do."""
+        name, folder = body["lora_name"], Path(body["lora_path"])
+        if name in self.adapters:
+            error = {"error": f"lora_name: {name!r} is already loaded", "error_type": "adapter"}
+            return 400, "application/json", dump(error)
+        if not (folder / "adapter_config.json").is_file():
+            error = {"error": f"lora_path: {folder} has no adapter_config.json", "error_type": "adapter"}
+            return 400, "application/json", dump(error)
+        self.adapters = (*self.adapters, name)
+        return 200, "text/plain", f"Success: LoRA adapter '{name}' added successfully.".encode()
+
     def tokenize(self, body: dict[str, Any]) -> Any:
         """One token per word, its space included; offsets are UTF-8 bytes as TGI's are."""
         tokens, start = [], 0
@@ -296,6 +309,8 @@ class _Link(asyncio.Protocol):
             self._send(200, "application/json", dump(fake.tokenize(json.loads(self.body))))
         elif self.path == "/v1/rerank":
             self._send(*fake.rerank(json.loads(self.body)))
+        elif self.path == "/v1/load_lora_adapter" and fake.lists_adapters:
+            self._send(*fake.load_adapter(json.loads(self.body)))
         elif self.path == "/v1/chat/completions":
             self._chat()
         else:

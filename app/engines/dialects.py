@@ -39,6 +39,7 @@ class Dialect:
     `running_metric`, `waiting_metric`: the gauges in `/metrics` of what it works at and of what queues.
     `labels`: how the answer is held to one of several texts; None where it cannot be.
     `takes_schemas`: whether the answer can be held to a JSON schema.
+    `load_path`: where an adapter is loaded while the server runs; None where it takes them at its start only.
     `knows_developers`: the role `developer` is passed; chat templates know none, and read `system`.
     """
 
@@ -60,6 +61,7 @@ class Dialect:
     waiting_metric: str | None = None
     tokenize_path: str | None = "/tokenize"
     rerank_path: str | None = None
+    load_path: str | None = None
     tokenize_field: str = "prompt"
 
 
@@ -97,11 +99,13 @@ DIALECTS: dict[str, Dialect] = {
             waiting_metric="tgi_queue_size",
             tokenize_field="inputs",
             rerank_path="/v1/rerank",
+            load_path="/v1/load_lora_adapter",
         ),
         Dialect(
             "vllm",
             labels="structured_outputs",
             info_path="/version",
+            load_path="/v1/load_lora_adapter",
             running_metric="vllm:num_requests_running",
             waiting_metric="vllm:num_requests_waiting",
         ),

@@ -277,6 +277,10 @@ class TGIEngine:
             self._listed = tuple(model.id for model in models.data[1:])
         return models
 
+    async def ask(self, path: str, body: Any, seconds: float) -> bytes:
+        """Post what is no generation, and give the answer; raises what a refusal stands for."""
+        return await self._call("POST", path, _encode(body), seconds)
+
     async def _call(self, method: str, path: str, body: bytes = b"", seconds: float | None = None) -> bytes:
         """Make a call that is not a generation and return the body; raises what a refusal stands for."""
         seconds = seconds or self._timeouts.probe_seconds

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from app.access import Caller
+from app.adapters import Adapters
 from app.alerts import Alerts, RuleSets
 from app.datasets import Datasets
 from app.drift import Drift, References
@@ -41,6 +42,7 @@ class Services:
     tracer: Tracer
     uses: Uses
     registry: Registry
+    adapters: Adapters
     trials: Trials
     review: ReviewQueue
     quality: Quality

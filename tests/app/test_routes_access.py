@@ -61,6 +61,7 @@ SCOPES = {
         "GET /v1/rollouts/{name}/trial/observations",
     ],
     "releases:write": [
+        "GET /v1/engines",
         "POST /v1/releases",
         "DELETE /v1/releases/{release}",
         *(f"POST /v1/rollouts/{{name}}/{step}" for step in STEPS),

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from typer.main import get_command
 
+from app import retrain_commands
+from app.cli import app as hallmark
 from finetune.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -84,3 +87,22 @@ def test_the_image_for_training_starts_the_training_command() -> None:
 def extra(name: str) -> list[str]:
     found: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"][name]
     return found
+
+
+def test_what_runs_on_a_schedule_is_the_command_that_there_is() -> None:
+    (found,) = yaml.safe_load_all((DEPLOY / "retraining.yaml").read_text())
+    spec = found["spec"]["jobTemplate"]["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    assert container["command"] == ["hallmark", "retrain"]
+    command = get_command(hallmark).commands["retrain"]
+    with command.make_context("retrain", [*container["args"], "--key", "hm_x", "--config", __file__]) as context:
+        assert context.params["if_drifted"]
+        assert context.params["min_new_labels"] == 200
+    (rule,) = spec["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"]["values"] == [2, retrain_commands.NEEDS_RESTART, retrain_commands.REFUSED]
+    assert rule["onExitCodes"]["containerName"] == container["name"]
+    mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert {str(context.params["adapters"]), "/config", "/work"} <= mounts
+    assert {volume["name"] for volume in spec["template"]["spec"]["volumes"]} == {
+        mount["name"] for mount in container["volumeMounts"]
+    }
