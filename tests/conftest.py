@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# pytest-xdist tells its workers how wide the terminal is, which would be how wide every command's tables are.
+os.environ.pop("COLUMNS", None)
 # Every commit of a database waits for its disk, and there are twenty thousand: memory does not make them wait.
 if os.access(memory := Path("/dev/shm"), os.W_OK) and shutil.disk_usage(memory).free > 2 << 30:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(memory))
