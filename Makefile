@@ -41,8 +41,8 @@ test: $(READY) ## Run the quick suite
 	@$(PYTEST) -m "not slow and not long"
 
 test-slow: $(READY) ## Run the tests that take longer, and by themselves those that measure time
-	@$(PYTEST) -m "slow and not alone"
-	@$(BIN)/python -m pytest -q -m "slow and alone"
+	@$(PYTEST) --timeout 240 -m "slow and not alone"
+	@$(BIN)/python -m pytest -q --timeout 240 -m "slow and alone"
 
 test-long: $(READY) ## Train a real model, publish it, and take it the whole way to its promotion
 	@$(BIN)/python -m pytest -q -m long
