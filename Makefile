@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --maxprocesses 4 --dis
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run stop demo test test-slow check format bench evaluate questions clean
+.PHONY: help install run stop demo test test-slow test-long check format bench evaluate questions clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -38,11 +38,14 @@ stop: ## Stop the service that `make run` left running
 	@rm -f $(DATA)/service.pid $(DATA)/worker.pid
 
 test: $(READY) ## Run the quick suite
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) -m "not slow and not long"
 
 test-slow: $(READY) ## Run the tests that take longer, and by themselves those that measure time
-	@$(PYTEST) -m "slow and not alone"
-	@$(BIN)/python -m pytest -q -m "slow and alone"
+	@$(PYTEST) --timeout 240 -m "slow and not alone"
+	@$(BIN)/python -m pytest -q --timeout 240 -m "slow and alone"
+
+test-long: $(READY) ## Train a real model, publish it, and take it the whole way to its promotion
+	@$(BIN)/python -m pytest -q -m long
 
 check: $(READY) ## Lint, check types, formatting and the import rules
 	@$(BIN)/ruff format --check .

@@ -298,9 +298,10 @@ def openapi() -> None:
     """Print the description of the API, from which clients are generated."""
     import msgspec
 
-    from app.main import create_api
+    from app.main import VERSION
+    from app.routes.api import create_api
 
-    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(create_api().openapi()), indent=2) + b"\n")
+    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(create_api(VERSION).openapi()), indent=2) + b"\n")
 
 
 def _webhook(settings: Settings) -> "Webhook | None":

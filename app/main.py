@@ -7,16 +7,13 @@ import asyncio
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from fastapi import FastAPI
-from fastapi.telemetry import TelemetryConfig
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from app.access import Access
@@ -40,35 +37,15 @@ from app.predictions import DocumentUses, History, PredictionLog, Shipper
 from app.privacy_wiring import open_privacy
 from app.prompts import ANSWER_PROMPT, CLASSIFY_PROMPT, EXTRACT_PROMPT
 from app.quality import Apart, Gauges, Kept, Quality
-from app.rates import RATE_HEADERS, RateLimits
+from app.rates import RateLimits
 from app.readiness import Check, Problem, Readiness
 from app.registry import Registry
 from app.releases import Prompt, Release, RetrievalPlan
 from app.review import open_review
-from app.routes import (
-    alerts,
-    datasets,
-    documents,
-    drift,
-    engine_groups,
-    erasures,
-    errors,
-    feedback,
-    health,
-    labels,
-    lineage,
-    quality,
-    releases,
-    resources,
-    review,
-    rollouts,
-    trials,
-)
+from app.routes.api import create_api, for_browsers
 from app.routes.chat import ChatRoute
 from app.routes.dependencies import Services
-from app.routes.description import describe
 from app.routes.front import Front
-from app.routes.predictions import routes as prediction_routes
 from app.settings import Settings
 from app.shadows import Shadows
 from observability.logs import Log
@@ -229,7 +206,7 @@ async def open_service(
         )
         largest_body_bytes = settings.limits.max_document_bytes * 2  # In base64, or in a form, a document grows.
         front = Front(
-            create_api(services, max_body_bytes=largest_body_bytes),
+            create_api(VERSION, services, max_body_bytes=largest_body_bytes),
             chat=chat,
             max_body_bytes=largest_body_bytes,
             access=access,
@@ -238,69 +215,7 @@ async def open_service(
             log=log,
             open_paths=("/metrics",) if settings.open_metrics else (),
         )
-        yield _for_browsers(front, settings.cors_origins) if settings.cors_origins else front
-
-
-def create_api(services: Services | None = None, *, max_body_bytes: int | None = None) -> FastAPI:
-    """Make the FastAPI application: every route but the chat route's own lane, and the description of all.
-
-    Without services it can only be described: that is how the API's file is written.
-    """
-    telemetry: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
-    if services is not None:
-        telemetry = {
-            "tracer_provider": services.telemetry.tracer_provider,
-            "meter_provider": services.telemetry.meter_provider,
-            "operation_spans": False,
-            "logs": False,  # FastAPI's log events carry exception messages, and those can quote content.
-            "auto_configure": False,
-        }
-    api = FastAPI(
-        title="Hallmark",
-        version=VERSION,
-        summary="Answers from your own engine, cited, and stamped with the release that made them.",
-        telemetry=telemetry,
-        redoc_url=None,
-        redirect_slashes=False,
-        max_body_size=max_body_bytes,
-    )
-    api.state.services = services
-    routers = (
-        documents.routes,
-        documents.search_routes,
-        resources.routes,
-        feedback.routes,
-        labels.routes,
-        prediction_routes,
-        lineage.routes,
-        review.routes,
-        quality.routes,
-        alerts.routes,
-        datasets.routes,
-        erasures.routes,
-        drift.routes,
-        engine_groups.routes,
-        releases.routes,
-        rollouts.routes,
-        trials.routes,
-        health.routes,
-    )
-    for router in routers:
-        api.include_router(router)
-    errors.install(api, routers)
-    describe(api)
-    return api
-
-
-def _for_browsers(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
-    """Let web pages of these origins call the service; a key is theirs to send, and no cookie is ever read."""
-    return CORSMiddleware(
-        app,
-        allow_origins=origins,
-        allow_methods=("GET", "POST", "PUT", "PATCH", "DELETE"),
-        allow_headers=("*",),
-        expose_headers=("x-prediction-id", "x-request-id", "x-release", "retry-after", *RATE_HEADERS),
-    )
+        yield for_browsers(front, settings.cors_origins) if settings.cors_origins else front
 
 
 def _retriever(settings: Settings, data_dir: Path, parser: Parser, embedder: Embedder | None) -> Retriever:

@@ -34,11 +34,12 @@ from app.engines.tgi import TGIEngine, Timeouts
 from app.gateway import Gateway
 from app.grounding import Search
 from app.links import PassageLinks
-from app.main import create_api, open_service
+from app.main import VERSION, open_service
 from app.predictions import History, Prediction, PredictionLog
 from app.prompts import ANSWER_PROMPT
 from app.rates import RateLimits
 from app.releases import Release, Releases, RetrievalPlan
+from app.routes.api import create_api
 from app.routes.chat import ChatRoute
 from app.serving import server_config
 from app.settings import Settings
@@ -241,7 +242,7 @@ class Api:
 @functools.cache
 def description() -> dict[str, Any]:
     """The description of the API, made once: it takes a second, and whoever reads it changes nothing."""
-    return create_api().openapi()
+    return create_api(VERSION).openapi()
 
 
 async def until(look: Callable[[], Awaitable[Any]], *, seconds: float = 20.0) -> Any:

@@ -19,7 +19,8 @@ from typer.testing import CliRunner, Result
 from app.access import create_key, list_keys
 from app.cli import app
 from app.database import own_directory
-from app.main import create_api
+from app.main import VERSION
+from app.routes.api import create_api
 
 ROOT = Path(__file__).parents[2]
 
@@ -261,7 +262,7 @@ def test_tables_that_are_not_ours_are_told(tmp_path):
 def test_the_description_is_printed_as_it_is_served(tmp_path):
     done = process("openapi", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == create_api().openapi()
+    assert json.loads(done.stdout) == create_api(VERSION).openapi()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -76,7 +76,7 @@ async def ask_and_label(api: Api, asked: list[tuple[str, str]]) -> None:
     await asyncio.gather(*(one(*each) for each in asked))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(5400)  # Five minutes on two idle cores; beside other work much longer.
 async def test_labels_become_an_adapter_that_answers_and_can_be_traced(service: Service, model: str, tmp_path: Path):
     write_tickets(tmp_path / "tickets", train=TRAIN, heldout=HELD_OUT)

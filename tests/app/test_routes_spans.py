@@ -11,8 +11,9 @@ from starlette.types import Receive, Scope, Send
 
 from app.access import Caller
 from app.links import PassageLinks
-from app.main import create_api
+from app.main import VERSION
 from app.readiness import Readiness
+from app.routes.api import create_api
 from app.routes.dependencies import Services
 from observability.metrics import Metrics
 from observability.telemetry import Telemetry
@@ -52,7 +53,7 @@ async def test_a_span_ends_even_with_a_defect_of_ours(path, body):
         "open_metrics": False,
     }
     parts: dict[str, Any] = {field.name: used.get(field.name) for field in fields(Services)}
-    api = create_api(Services(**parts))
+    api = create_api(VERSION, Services(**parts))
 
     async def admitted(scope: Scope, receive: Receive, send: Send) -> None:
         scope["state"] = {"caller": CALLER, "request_id": "id"}

@@ -19,7 +19,7 @@ CPU_SECONDS = 1200
 """Ten minutes of two cores."""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(5400)  # Ten minutes on two idle cores; beside other work much longer.
 def test_a_small_run_improves_a_held_out_task_as_it_is_served(tmp_path: Path) -> None:
     try:

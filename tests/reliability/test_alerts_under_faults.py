@@ -25,7 +25,7 @@ from tests.service import CHAT, EVERYTHING, until
 from tests.service_process import ServiceProcess, service_process
 from tests.worker_process import worker_process
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(240)]
 
 WINDOW = {"window_seconds": 60, "min_n": 20, "keep_seconds": 0}
 RULES = [
