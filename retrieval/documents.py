@@ -7,10 +7,11 @@ extracted, stored once beside the document, so that every quote can be checked a
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # The parser's child imports this module, and must start at once.
+    import numpy as np
+    from numpy.typing import NDArray
 
 BlockKind = Literal["heading", "paragraph", "list", "code", "table", "quote"]
 SearchMode = Literal["hybrid", "dense", "sparse"]
@@ -130,7 +131,7 @@ class SearchResult:
     search_seconds: float = 0.0
     embedding_model: str | None = None
     """What embedded the query; None where it was searched by its words alone."""
-    query_vector: NDArray[np.float32] | None = field(default=None, compare=False)
+    query_vector: "NDArray[np.float32] | None" = field(default=None, compare=False)
     """The query as it was embedded."""
 
 
