@@ -68,7 +68,7 @@ def test_the_job_goes_on_after_its_node_has_gone() -> None:
     assert spec["template"]["spec"]["restartPolicy"] == "OnFailure"
     volumes = {each["name"]: each for each in spec["template"]["spec"]["volumes"]}
     mounted = {each["mountPath"]: volumes[each["name"]] for each in container["volumeMounts"]}
-    assert "persistentVolumeClaim" in mounted["/work"]
+    assert "persistentVolumeClaim" in mounted["/scratch"]
     configs = {each["configMap"]["name"] for each in mounted["/config"]["projected"]["sources"]}
     created = set(re.findall(r"kubectl create configmap (\w+)", (DEPLOY / "training.yaml").read_text()))
     assert configs == created
@@ -102,7 +102,7 @@ def test_what_runs_on_a_schedule_is_the_command_that_there_is() -> None:
     assert rule["onExitCodes"]["values"] == [2, retrain_commands.NEEDS_RESTART, retrain_commands.REFUSED]
     assert rule["onExitCodes"]["containerName"] == container["name"]
     mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
-    assert {str(context.params["adapters"]), "/config", "/work"} <= mounts
+    assert {str(context.params["adapters"]), "/config", "/scratch"} <= mounts
     assert {volume["name"] for volume in spec["template"]["spec"]["volumes"]} == {
         mount["name"] for mount in container["volumeMounts"]
     }
