@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from pathlib import Path
 
-from app.alerts import Evaluator, Webhook
+from app.alerts import Evaluator, Notifier, Webhook
 from app.alerts.evaluating import EVERY_SECONDS
 from app.database import Database
 from app.datasets import Changes, Store
@@ -214,6 +214,8 @@ async def _work_until_stopped(
             "erasure": Eraser(database, now, shredder=ring, datasets=Changes(Store(database))).step,
             "retention": Retention(database, now, privacy.terms).step,
         }
+        if webhook is not None:
+            work["notifications"] = Notifier(database, webhook, now).step
         worker = Worker(Leases(database, holder, now), work)
         working = asyncio.create_task(worker.run())
         for number in (signal.SIGTERM, signal.SIGINT):
