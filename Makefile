@@ -44,7 +44,7 @@ test-slow: $(READY) ## Run the tests that take longer, and by themselves those t
 	@$(PYTEST) --timeout 240 -m "slow and not alone"
 	@$(BIN)/python -m pytest -q --timeout 240 -m "slow and alone"
 
-test-long: $(READY) ## Train a real model, publish it, and take it the whole way to its promotion
+test-long: $(READY) ## Train a real model and take it the whole way to its promotion; ask every route in every odd way
 	@$(BIN)/python -m pytest -q -m long
 
 check: $(READY) ## Lint, check types, formatting and the import rules

@@ -130,7 +130,9 @@ async def target(tmp_path: Path) -> AsyncIterator[Target]:
     assert not failed, failed[0][:2_000]
 
 
-@pytest.mark.parametrize("operations", [MAIN, pytest.param((), marks=pytest.mark.slow)], ids=["main", "all"])
+@pytest.mark.parametrize(
+    "operations", [MAIN, pytest.param((), marks=[pytest.mark.long, pytest.mark.timeout(1800)])], ids=["main", "all"]
+)
 async def test_edge_cases_of_every_field_get_what_is_described(target: Target, operations: tuple[str, ...]) -> None:
     chosen = [option for each in operations for option in ("--include-operation-id", each)]
     await target.fuzz(f"{target.service.url}/openapi.json", "--phases", "coverage", *chosen)
@@ -145,7 +147,8 @@ async def test_random_requests_with_real_names_get_what_is_described(target: Tar
         assert answered[route, 200] > 1, route
 
 
-@pytest.mark.slow  # Quick tests of the door ask every route once without a key.
+@pytest.mark.long  # Quick tests of the door ask every route once without a key.
+@pytest.mark.timeout(1800)
 async def test_without_a_key_every_route_but_the_open_ones_is_closed(target: Target) -> None:
     source = f"{target.service.url}/openapi.json"
     checks = f"not_a_server_error,{CONFORMANCE}"
@@ -186,8 +189,8 @@ async def test_an_engine_that_fails_in_every_way_gets_the_statuses_and_events_de
     assert statuses >= {200, 400, 429, 502, 503}
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.long
+@pytest.mark.timeout(3600)
 async def test_many_random_requests_get_what_is_described(target: Target) -> None:
     source = f"{target.service.url}/openapi.json"
     await target.fuzz(source, "--phases", "examples,coverage,fuzzing", "--max-examples", "30")
