@@ -32,7 +32,7 @@ async def get_drift(
     operation_id="create_drift_reference",
     tags=["quality"],
     status_code=201,
-    responses=errors(404, 409, 503),
+    responses=errors(404, 409, 413, 503),
 )
 async def create_drift_reference(services: ServicesDep, caller: CallerDep, body: ReferenceRequest) -> ReferenceObject:
     """Have a release's next windows compared with something else: traffic of a time, a dataset, or questions.
