@@ -175,6 +175,49 @@ def run(
         lines.close()
 
 
+def kinds_of_work(
+    database: Database,
+    *,
+    adapter_folders: Mapping[str, Path],
+    drift: DriftPlan | None,
+    embedder: QuestionEmbedder | None,
+    webhook: Webhook | None,
+    alerts_every_seconds: float,
+    privacy: Privacy,
+    is_local: bool,
+) -> dict[str, Step]:
+    """All that a worker does, by the names of the leases; alerts are sent only where there is a webhook.
+
+    `is_local`: the database is the gateway's own file, and the keys of sealed content lie beside it.
+    """
+    ring = privacy.keys_of(database, is_local=is_local)
+    history = History(database, keys=ring, pseudonym=privacy.pseudonym)
+    watcher = Watcher(database, history, now, adapter_folders=adapter_folders)
+    drifts = DriftWatcher(
+        database, history, now, plan=drift, embedder=embedder, on_alarm=Raising(database, now), ring=ring
+    )
+    evaluator = Evaluator(
+        database,
+        Maker(database, rest=REST_PER_WORK, keys=ring, drifted=Drift(database).drifted).make,
+        now,
+        tells=webhook is not None,
+        drift=Drift(database),
+        every_seconds=alerts_every_seconds,
+    )
+    apart = Apart(database.secret_url, rest=REST, idle=True, keys=privacy.place(is_local=is_local))
+    work: dict[str, Step] = {
+        "guards": watcher.step,
+        "drift": drifts.step,
+        "quality": Keeper(database, apart.make, now).step,
+        "alerts": evaluator.step,
+        "erasure": Eraser(database, now, shredder=ring, datasets=Changes(Store(database))).step,
+        "retention": Retention(database, now, privacy.terms).step,
+    }
+    if webhook is not None:
+        work["notifications"] = Notifier(database, webhook, now).step
+    return work
+
+
 async def _work_until_stopped(
     where: Path | str,
     adapter_folders: Mapping[str, Path],
@@ -191,31 +234,16 @@ async def _work_until_stopped(
     ):
         with suppress(Unavailable):
             await database.prepare()
-        ring = privacy.keys_of(database, is_local=isinstance(where, Path))
-        history = History(database, keys=ring, pseudonym=privacy.pseudonym)
-        watcher = Watcher(database, history, now, adapter_folders=adapter_folders)
-        drifts = DriftWatcher(
-            database, history, now, plan=drift, embedder=embedder, on_alarm=Raising(database, now), ring=ring
-        )
-        evaluator = Evaluator(
+        work = kinds_of_work(
             database,
-            Maker(database, rest=REST_PER_WORK, keys=ring, drifted=Drift(database).drifted).make,
-            now,
-            tells=webhook is not None,
-            drift=Drift(database),
-            every_seconds=alerts_every_seconds,
+            adapter_folders=adapter_folders,
+            drift=drift,
+            embedder=embedder,
+            webhook=webhook,
+            alerts_every_seconds=alerts_every_seconds,
+            privacy=privacy,
+            is_local=isinstance(where, Path),
         )
-        apart = Apart(database.secret_url, rest=REST, idle=True, keys=privacy.place(is_local=isinstance(where, Path)))
-        work: dict[str, Step] = {
-            "guards": watcher.step,
-            "drift": drifts.step,
-            "quality": Keeper(database, apart.make, now).step,
-            "alerts": evaluator.step,
-            "erasure": Eraser(database, now, shredder=ring, datasets=Changes(Store(database))).step,
-            "retention": Retention(database, now, privacy.terms).step,
-        }
-        if webhook is not None:
-            work["notifications"] = Notifier(database, webhook, now).step
         worker = Worker(Leases(database, holder, now), work)
         working = asyncio.create_task(worker.run())
         for number in (signal.SIGTERM, signal.SIGINT):

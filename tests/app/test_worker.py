@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from app.alerts import Webhook
+from app.alerts.addresses import Policy
 from app.database import Database
 from app.errors import Unavailable
 from app.leases import Leases
-from app.worker import Worker
+from app.predictions import Keeper
+from app.privacy_wiring import Privacy
+from app.worker import Worker, kinds_of_work
 from tests.review_world import Clock
 
 ROOT = Path(__file__).parents[2]
@@ -134,6 +138,25 @@ async def test_a_long_step_keeps_its_lease_and_is_given_up_when_that_is_lost(dat
     worker = Worker(leases, {"a": step}, lease_seconds=0.015)
     assert await worker.turn("a") is (lasts == 4)
     assert ended == ["done" if lasts == 4 else "given up"]
+
+
+async def test_a_worker_does_every_kind_of_work_and_tells_of_alerts_where_there_is_a_webhook(database):
+    async def kinds(webhook: Webhook | None) -> set[str]:
+        work = kinds_of_work(
+            database,
+            adapter_folders={},
+            drift=None,
+            embedder=None,
+            webhook=webhook,
+            alerts_every_seconds=60,
+            privacy=Privacy(Keeper()),
+            is_local=True,
+        )
+        return set(work)
+
+    usual = {"guards", "drift", "quality", "alerts", "erasure", "retention"}
+    assert await kinds(None) == usual
+    assert await kinds(Webhook("https://hooks.example/x", b"k" * 32, Policy(()))) == usual | {"notifications"}
 
 
 async def test_a_worker_that_is_stopped_gives_back_what_it_held(database):
