@@ -10,6 +10,8 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.database.journal import write_ahead
+
 SCHEMA_VERSION = "0013"
 """The revision that `app/migrations/versions` ends with."""
 
@@ -88,7 +90,7 @@ def _serialise_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def _prepare(connection: DBAPIConnection, _record: object) -> None:
         # A way of keeping a journal cannot be chosen inside a transaction.
-        connection.cursor().execute("PRAGMA journal_mode=WAL")
+        write_ahead(connection.cursor(), MIGRATION_SECONDS)
         connection.isolation_level = None
 
     @event.listens_for(engine, "begin")

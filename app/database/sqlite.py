@@ -9,6 +9,7 @@ from pathlib import Path
 from sqlalchemy import URL, Select
 from sqlalchemy.dialects import sqlite
 
+from app.database.journal import write_ahead
 from app.database.migrating import SCHEMA_VERSION, MigrationFailed, migrate
 
 BUSY_SECONDS = 5.0
@@ -76,7 +77,7 @@ def room_bytes(connection: sqlite3.Connection, path: Path) -> int:
 def _open(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
-        connection.execute("PRAGMA journal_mode=WAL")
+        write_ahead(connection, BUSY_SECONDS)
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute("PRAGMA secure_delete=ON")

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from app.database.journal import write_ahead
 from app.privacy.sealing import KEY_BYTES, DataKey, MasterKeys
 from app.privacy.subjects import digest_of_keys
 
@@ -67,8 +68,9 @@ class SubjectKeys:
         self._connection = sqlite3.connect(
             path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=16
         )
+        write_ahead(self._connection, _BUSY_SECONDS)
         # What is deleted is overwritten, in the file and in its log: a destroyed key must not be found on the disk.
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
+        for pragma in ("synchronous=FULL", "secure_delete=ON"):
             self._connection.execute(f"PRAGMA {pragma}")
         self._connection.executescript(_SCHEMA)
         self._by_subject: OrderedDict[tuple[str, str], DataKey] = OrderedDict()
