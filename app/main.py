@@ -41,6 +41,7 @@ from app.rates import RateLimits
 from app.readiness import Check, Problem, Readiness
 from app.registry import Registry
 from app.releases import Prompt, Release, RetrievalPlan
+from app.repeating import Repeating
 from app.review import open_review
 from app.routes.api import create_api, for_browsers
 from app.routes.chat import ChatRoute
@@ -143,19 +144,23 @@ async def open_service(
             outbox=shipper,
             engines=engines.samples,
         )
-        await parts.enter_async_context(Gauges(Kept(shared), show=metrics.judged))
-        await parts.enter_async_context(AlertGauges(shared, metrics.alerted))
         datasets_kept = await parts.enter_async_context(open_datasets(shared, history, documents=retriever, ring=keys))
-        await parts.enter_async_context(
-            ErasureFollower(
-                shared,
-                Eraser(shared, now, shredder=keys, datasets=datasets_kept.changes),
-                Leases(shared, f"{_replica(data_dir)}/{secrets.token_hex(4)}", now),
-                keys=privacy.ring,
-            )
+        erasures = ErasureFollower(
+            shared,
+            Eraser(shared, now, shredder=keys, datasets=datasets_kept.changes),
+            Leases(shared, f"{_replica(data_dir)}/{secrets.token_hex(4)}", now),
+            keys=privacy.ring,
         )
         drifts = Drift(shared)
-        await parts.enter_async_context(DriftGauges(drifts, rollouts=registry.rollouts, show=metrics.drifted))
+        quality_gauges, alert_gauges = Gauges(Kept(shared), show=metrics.judged), AlertGauges(shared, metrics.alerted)
+        drift_gauges = DriftGauges(drifts, rollouts=registry.rollouts, show=metrics.drifted)
+        for step, failing, every_seconds in (
+            (erasures.turn, "Erasures wait", ErasureFollower.EVERY_SECONDS),
+            (quality_gauges.refresh, "The report on quality cannot be read", Gauges.EVERY_SECONDS),
+            (alert_gauges.refresh, "Alerts cannot be read", AlertGauges.EVERY_SECONDS),
+            (drift_gauges.refresh, "Drift cannot be read", DriftGauges.EVERY_SECONDS),
+        ):
+            await parts.enter_async_context(Repeating(step, failing=failing, every_seconds=every_seconds))
         public_url = settings.public_url.rstrip("/") if settings.public_url else None
         folder = settings.main_adapter_folder
         services = Services(

@@ -5,7 +5,6 @@ killed and has not come back, with whatever records are on its disk.
 """
 
 import asyncio
-import logging
 import time
 from contextlib import suppress
 from typing import Protocol, Self
@@ -15,8 +14,7 @@ from sqlalchemy import delete, select
 
 from app.database import Database, outboxes
 from app.errors import ServiceError
-
-log = logging.getLogger(__name__)
+from app.repeating import Repeating
 
 EVERY_SECONDS = 20.0
 SILENT_SECONDS = 600.0
@@ -57,16 +55,14 @@ class OutboxReports:
         self._database = database
         self._outbox = outbox
         self._replica = replica
-        self._every_seconds = every_seconds
+        self._reporting = Repeating(self._say, failing="The outbox is not reported on", every_seconds=every_seconds)
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name="outbox reports")
+        await self._reporting.__aenter__()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
+    async def __aexit__(self, *of: object) -> None:
+        await self._reporting.__aexit__(*of)
         with suppress(ServiceError):
             await asyncio.shield(self._take_away())
 
@@ -83,15 +79,9 @@ class OutboxReports:
             async with self._database.writing() as connection:
                 await connection.execute(delete(outboxes).where(_o.replica == self._replica))
 
-    async def _run(self) -> None:
-        while True:
-            try:
-                await self.report()
-            except ServiceError:
-                pass  # The shipper says so already.
-            except Exception:
-                log.exception("The outbox could not be reported on")
-            await asyncio.sleep(self._every_seconds)
+    async def _say(self) -> None:
+        with suppress(ServiceError):  # The shipper says so already.
+            await self.report()
 
 
 async def outboxes_of(database: Database) -> list[OutboxRow]:

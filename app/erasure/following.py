@@ -4,21 +4,15 @@ The main rule: keys in a replica's own file are known to nobody else, so each lo
 from the first on, and then every second.
 """
 
-import asyncio
-import logging
 from collections.abc import Mapping
-from contextlib import suppress
-from typing import Protocol, Self
+from typing import Protocol
 
 from sqlalchemy import func, select
 
 from app.database import Database, erasures
 from app.erasure.erasing import Eraser
-from app.errors import Unavailable
 from app.leases import Leases
 from app.predictions.erased import erased_since
-
-log = logging.getLogger(__name__)
 
 WORK = "erasure"
 LEASE_SECONDS = 30.0
@@ -33,15 +27,16 @@ class OwnKeys(Protocol):
 
 
 class ErasureFollower:
-    """Follows erasures; use it in an `async with` block.
+    """Follows erasures, a turn at a time.
 
     Args:
         database: shared by all replicas.
         eraser: does what there is to do.
         leases: of this process.
         keys: in this replica's own file, where content is sealed.
-        poll_seconds: how often it is looked for more.
     """
+
+    EVERY_SECONDS = 1.0
 
     def __init__(
         self,
@@ -50,24 +45,12 @@ class ErasureFollower:
         leases: Leases,
         *,
         keys: OwnKeys | None = None,
-        poll_seconds: float = 1.0,
     ) -> None:
         self._database = database
         self._eraser = eraser
         self._leases = leases
         self._keys = keys
-        self._poll_seconds = poll_seconds
         self._seen: tuple[int, int | None] = (0, None)
-        self._is_failing = False
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name="erasures")
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
 
     async def turn(self) -> bool:
         """Look for erasures and do a piece; tells whether there may be more at once. Raises Unavailable."""
@@ -85,20 +68,3 @@ class ErasureFollower:
         if not is_running or not await self._leases.take(WORK, seconds=LEASE_SECONDS):
             return False
         return await self._eraser.step()
-
-    async def _run(self) -> None:
-        while True:
-            more = False
-            try:
-                more = await self.turn()
-                self._is_failing = False
-            except Unavailable as error:
-                self._failed(str(error))
-            except Exception as error:  # noqa: BLE001 - what a driver says may quote content.
-                self._failed(type(error).__name__)
-            await asyncio.sleep(0.05 if more else self._poll_seconds)
-
-    def _failed(self, why: str) -> None:
-        if not self._is_failing:
-            log.error("Erasures wait: %s", why)
-        self._is_failing = True

@@ -27,6 +27,7 @@ from app.quality.apart import Order
 from app.quality.figures import MAX_RELEASES, figure
 from app.quality.gauges import samples_of
 from app.quality.making import Maker
+from app.repeating import Repeating
 from app.rollouts import Rollout
 from observability.estimates import mean, proportion
 from observability.metrics import Metrics
@@ -187,8 +188,8 @@ async def test_what_is_shown_survives_an_outage_and_what_is_new_is_shown_after_i
                 raise found
             return found
 
-    gauges = Gauges(Flaky(Database("sqlite://")), show=lambda _, at: shown.append(at), poll_seconds=0.0)
-    async with gauges:
+    gauges = Gauges(Flaky(Database("sqlite://")), show=lambda _, at: shown.append(at))
+    async with Repeating(gauges.refresh, failing="The report cannot be read", every_seconds=0.0):
         await asyncio.wait_for(seen.wait(), 20)
         await asyncio.sleep(0)
     assert shown[0] == NOW.timestamp()

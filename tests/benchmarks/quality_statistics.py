@@ -3,7 +3,8 @@
 Prints the tables and writes them into docs/quality.md. Seeds are fixed, so that only another version of a library
 changes a figure. The exit code is 1 when a promise is not kept.
 
-    python -m tests.benchmarks.quality_statistics [--data ../shared/data] [--only rollback ...] [--quick] [--print-only]
+    python -m tests.benchmarks.quality_statistics [--data ../shared/data] [--only rollback ...] [--share 0.3] [--quick]
+        [--print-only]
 
 Without clinc150 in --data the tables about questions stay as they are. All of it takes about an hour of CPU; --quick
 does a tenth of the runs and writes nothing.
@@ -54,10 +55,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Try the statistics, and what others do, on simulated traffic.")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder that holds clinc150")
     parser.add_argument("--only", nargs="+", default=[], help="names of tables")
+    parser.add_argument("--share", type=float, default=1.0, help="of the runs; each table says how many it rests on")
     parser.add_argument("--quick", action="store_true", help="a tenth of the runs; nothing is written")
     parser.add_argument("--print-only", action="store_true", help="write nothing into docs/quality.md")
     options = parser.parse_args()
-    known = tables(0.1 if options.quick else 1.0, options.data)
+    known = tables(0.1 if options.quick else options.share, options.data)
     if unknown := set(options.only) - known.keys():
         parser.error(f"--only: there is no {', '.join(sorted(unknown))}; there are {', '.join(known)}.")
     failures = []
