@@ -7,7 +7,7 @@ states. Words of the question weigh less, because a wrong answer repeats them ju
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import log
@@ -150,7 +150,7 @@ def _table_heads(texts: Sequence[str], heading_path: Sequence[str]) -> tuple[str
 def _read_row(text: str, head: str) -> Terms:
     """Read a table's row: it also says what the names of its cells say."""
     row = terms(text)
-    return replace(row, vocabulary=row.vocabulary | terms(head).vocabulary)
+    return row._replace(vocabulary=row.vocabulary | terms(head).vocabulary)
 
 
 def _sections(texts: Sequence[str]) -> tuple[str, ...]:
@@ -185,29 +185,32 @@ class Evidence:
         for hit, reading in zip(hits, self.readings, strict=True):
             said = self._documents.get(hit.passage.document_id, frozenset())
             self._documents[hit.passage.document_id] = said | reading.vocabulary
-        self._weights = self._rarity()
-        self._total_weight = sum(self._weights.values())
+        self._weights = _Weights(self._rarity())
         self._candidates: list[Candidate] | None = None
+        self._of_hit: dict[int, list[Candidate]] = {}
         by_score = sorted(range(len(hits)), key=lambda hit: -hits[hit].score)
         self._rank = {hit: rank for rank, hit in enumerate(by_score)}
 
     def support(self, claim: Terms, among: Iterable[int] | None = None) -> list[Support]:
         """Weigh `claim` against each passage (`among` these hits), the best supporting one first."""
-        weights = self._claim_weights(claim)
-        found = [self._support(claim, weights, hit) for hit in (range(len(self.hits)) if among is None else among)]
+        weights = _Weights(self._claim_weights(claim))
+        hard = claim.hard
+        found = [
+            self._support(claim, hard, weights, hit) for hit in (range(len(self.hits)) if among is None else among)
+        ]
         return sorted(found, key=lambda each: (bool(each.missing), each.contradicted, -each.share, each.hit))
 
     def joint(self, claim: Terms, found: Sequence[Support]) -> tuple[float, list[Support]]:
         """Return how much of `claim` the two best complementary places say together, and those two."""
-        weights = self._claim_weights(claim)
-        total = sum(weights.values())
+        weights = _Weights(self._claim_weights(claim))
+        total, hard = weights.total, claim.hard
         best, pair = 0.0, list(found[:1])
         for i, one in enumerate(found):
             for other in found[i + 1 :]:
                 covered = one.covered | other.covered
-                if claim.hard <= covered and covered != one.covered and covered != other.covered:
-                    share = _sum(weights, covered) / total if total else 0.0
-                    least = min(_sum(weights, covered - one.covered), _sum(weights, covered - other.covered))
+                if hard <= covered and covered != one.covered and covered != other.covered:
+                    share = weights.sum(covered) / total if total else 0.0
+                    least = min(weights.sum(covered - one.covered), weights.sum(covered - other.covered))
                     if (
                         share > best
                         and least >= _SECOND_SENTENCE_GAIN * total
@@ -229,8 +232,8 @@ class Evidence:
             return Focus(1.0, 1.0)
         here = frozenset().union(*(reading.sentences[i].vocabulary for i in places))
         near = frozenset().union(*(reading.near[i] for i in places))
-        shares = [_sum(self._weights, words & self.subject) for words in (here, near, reading.vocabulary)]
-        total = self._total_weight
+        shares = [self._weights.sum(words & self.subject) for words in (here, near, reading.vocabulary)]
+        total = self._weights.total
         words = (shares[0] / 4 + shares[1] / 4 + shares[2] / 2) / total
         words -= _ABSENT_NAME * len(self._must_stand - self._documents[self.hits[hit].passage.document_id])
         known = [each for each in (self._dense_score(hit), cosine) if each is not None]
@@ -270,14 +273,18 @@ class Evidence:
                 and not self.hits[hit].passage.text.startswith("#", reading.spans[place][0])
             ]
             self._candidates = sorted(found, key=lambda each: -each.rank_score)
+            for each in self._candidates:
+                self._of_hit.setdefault(each.hit, []).append(each)
         return self._candidates
 
     def behind_best(self, hit: int, start: int, end: int) -> float:
         """Return how far `start:end` of a passage falls behind the sentence that is the likeliest answer."""
-        scores = [
-            each.rank_score for each in self.candidates() if each.hit == hit and each.start < end and start < each.end
-        ]
-        return self.candidates()[0].rank_score - max(scores) if scores else 0.0
+        best = self.candidates()
+        # The likeliest comes first, here as well.
+        for each in self._of_hit.get(hit, ()):
+            if each.start < end and start < each.end:
+                return best[0].rank_score - each.rank_score
+        return 0.0
 
     def _candidate(self, hit: int, place: int) -> Candidate:
         reading = self.readings[hit]
@@ -285,38 +292,36 @@ class Evidence:
         text = self.hits[hit].passage.text[start:end]
         here = reading.sentences[place].vocabulary
         near = reading.near[place]
-        total = self._total_weight or 1.0
+        total = self._weights.total or 1.0
         suits = self.asked.suits(text, reading.sentences[place])
-        score = (
-            0.6 * _sum(self._weights, here & self.subject) + 0.35 * _sum(self._weights, near & self.subject)
-        ) / total
+        score = (0.6 * self._weights.sum(here & self.subject) + 0.35 * self._weights.sum(near & self.subject)) / total
         score += 0.35 * suits - 0.07 * self._rank[hit]
         if here <= self.question.vocabulary | reading.head or _is_label(text):
             score -= 0.25  # It repeats the question or leads in: whatever answers it stands elsewhere.
         return Candidate(hit, place, start, end, score, suits)
 
-    def _support(self, claim: Terms, weights: dict[str, float], hit: int) -> Support:
+    def _support(self, claim: Terms, hard: frozenset[str], weights: "_Weights", hit: int) -> Support:
         reading = self.readings[hit]
-        total = sum(weights.values())
+        total = weights.total
         if not total or not reading.spans:
-            return Support(hit, 0.0, 0, 0, frozenset(), claim.hard)
-        words = frozenset(weights)
+            return Support(hit, 0.0, 0, 0, frozenset(), hard)
+        words = weights.words
         singles = [words & each for each in reading.own]
-        shares = [_sum(weights, each) / total for each in singles]
+        shares = [weights.sum(each) / total for each in singles]
         first = last = max(range(len(shares)), key=lambda i: (shares[i], -i))
         covered, share = singles[first], shares[first]
         for i in range(max(0, first - 1), min(len(singles) - 1, first + 1)):
             both = singles[i] | singles[i + 1]
-            if (together := _sum(weights, both) / total) >= share + _SECOND_SENTENCE_GAIN:
+            if (together := weights.sum(both) / total) >= share + _SECOND_SENTENCE_GAIN:
                 first, last, covered, share = i, i + 1, both, together
-        whole = _sum(weights, words & reading.vocabulary) / total
+        whole = weights.sum(words & reading.vocabulary) / total
         return Support(
             hit=hit,
             share=_PLACE_WEIGHT * share + (1 - _PLACE_WEIGHT) * whole,
             start=reading.spans[first][0],
             end=reading.spans[last][1],
             covered=covered,
-            missing=claim.hard - reading.vocabulary,
+            missing=hard - reading.vocabulary,
             contradicted=contradicts(claim, reading.sentences[first : last + 1]),
         )
 
@@ -337,10 +342,24 @@ class Evidence:
         return {word: log((len(everything) + 1) / (seen[word] + 0.5)) for word in sorted(self.subject)}
 
 
-def _sum(weights: dict[str, float], words: Iterable[str]) -> float:
-    """Add the weights of `words`, which all have one."""
-    # In a fixed order, since a sum of floats depends on it and a set's order changes between processes.
-    return sum(map(weights.__getitem__, sorted(words)))
+class _Weights:
+    """Words and what each counts. Sums are kept: the sentences of passages hold the same few of a question's words."""
+
+    __slots__ = ("_of", "_sums", "total", "words")
+
+    def __init__(self, of: Mapping[str, float]) -> None:
+        self._of = of
+        self._sums: dict[frozenset[str], float] = {}
+        self.words = frozenset(of)
+        self.total = sum(of.values())
+
+    def sum(self, words: frozenset[str]) -> float:
+        """Add the weights of words, which all have one."""
+        found = self._sums.get(words)
+        if found is None:
+            # In a fixed order, since a sum of floats depends on it and a set's order changes between processes.
+            found = self._sums[words] = sum(map(self._of.__getitem__, sorted(words)))
+        return found
 
 
 def contradicts(claim: Terms, place: Sequence[Terms]) -> bool:
