@@ -88,10 +88,13 @@ _CODE = re.compile(r"`[^`]+`|\w+_\w+|https?://\S+|(?<!\w)--\w[\w-]*|(?<!\w)/\w[\
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a question asks for, and the question's own words, which answer nothing."""
+    """What a question asks for, what it says, and its own words, which answer nothing."""
 
     kind: Kind | None
+    said: Terms
     known: frozenset[str]
+    new_number_words: frozenset[str]
+    """The number words that it does not hold."""
 
     def suits(self, text: str, said: Terms) -> float:
         """Tell how well a text, whose terms are `said`, holds what is asked for.
@@ -124,7 +127,7 @@ class Asked:
         """Tell whether a text in lower case holds a number that the question does not and that is no part of a date."""
         if self._new_digits(lower):
             return True
-        return not (_NUMBER_WORDS - self.known).isdisjoint(_WORD.findall(lower))
+        return not self.new_number_words.isdisjoint(_WORD.findall(lower))
 
     def _new_digits(self, lower: str) -> bool:
         if not _DIGIT.search(lower):
@@ -138,7 +141,7 @@ def asked(question: str) -> Asked:
     read = terms(question)
     known = read.vocabulary | {word.lower() for word in _WORD.findall(question)} | set(_NUMBER.findall(question))
     found = _QUESTION.search(question)
-    return Asked(_kind(question, found) if found else None, known)
+    return Asked(_kind(question, found) if found else None, read, known, _NUMBER_WORDS - known)
 
 
 def _kind(question: str, found: re.Match[str]) -> Kind | None:

@@ -3,6 +3,7 @@
 The main rule: every fused point keeps each leg's rank and score, so that a search can be explained.
 """
 
+from collections.abc import Iterator
 from math import sqrt
 from typing import Literal, NamedTuple
 
@@ -14,10 +15,7 @@ RRF_K = 2
 
 
 class Fused(NamedTuple):
-    """A point with its fused score and what each leg said; ranks count from 1.
-
-    A tuple, since a search makes a hundred of them.
-    """
+    """A point with its fused score and what each leg said; ranks count from 1."""
 
     point: int
     score: float
@@ -27,8 +25,11 @@ class Fused(NamedTuple):
     sparse_score: float | None = None
 
 
-def fuse(legs: Legs, method: Fusion) -> list[Fused]:
-    """Fuse, best first; equal scores are ordered by point number. A single leg keeps its own order and scores."""
+def fuse(legs: Legs, method: Fusion) -> Iterator[Fused]:
+    """Fuse, best first; equal scores are ordered by point number. A single leg keeps its own order and scores.
+
+    A search takes the first few, so the rest is not made.
+    """
     dense = {point: (rank, score) for rank, (point, score) in enumerate(legs.dense, 1)}
     sparse = {point: (rank, score) for rank, (point, score) in enumerate(legs.sparse, 1)}
     if dense and sparse:
@@ -39,8 +40,8 @@ def fuse(legs: Legs, method: Fusion) -> list[Fused]:
     else:
         scores = dict(legs.dense or legs.sparse)
     nothing = (None, None)
-    order = sorted([(-score, point) for point, score in scores.items()])
-    return [Fused(point, -score, *dense.get(point, nothing), *sparse.get(point, nothing)) for score, point in order]
+    for score, point in sorted([(-score, point) for point, score in scores.items()]):
+        yield Fused(point, -score, *dense.get(point, nothing), *sparse.get(point, nothing))
 
 
 def _rrf(leg: list[tuple[int, float]]) -> dict[int, float]:

@@ -83,7 +83,8 @@ class Judge:
         self._ranked: Ranking | None = None
         self._shown = range(len(hits) if shown is None else shown)
         self._restates = shown is not None
-        self._evidence = Evidence(question, hits, polar=is_polar(question))
+        self._is_polar = is_polar(question)
+        self._evidence = Evidence(question, hits, polar=self._is_polar)
 
     async def judge(self, written: str, *, focused: bool) -> Finding:
         """Judge one sentence; `focused` says that one before it already answers the question."""
@@ -105,7 +106,7 @@ class Judge:
         ranking = await self._ranking()
         if not ranking.fits:
             return []
-        most = ranking.most - is_polar(self._question)
+        most = ranking.most - self._is_polar
         least = ranking.scored[0][0] - ranking.tie
         return [
             self._quotation(*place)
@@ -121,7 +122,7 @@ class Judge:
             if ratings is None:
                 self._ranked = by_words(self._evidence, self._policy, candidates, cosines)
             else:
-                extra = self._policy.polar_extra if is_polar(self._question) else 0.0
+                extra = self._policy.polar_extra if self._is_polar else 0.0
                 self._ranked = by_ratings(self._evidence, self._policy.rated_fit + extra, candidates, cosines, ratings)
         return self._ranked
 
@@ -129,10 +130,11 @@ class Judge:
         return await self._rate(self._question, texts) if self._rate is not None and texts else None
 
     async def _weigh(self, text: str, markers: tuple[Marker, ...], own: tuple[int, ...], focused: bool) -> Finding:
-        yes_no, said = split_yes_no(claim_text(text, markers)) if is_polar(self._question) else (None, "")
-        claim = terms(said if yes_no else claim_text(text, markers))
+        stated = claim_text(text, markers)
+        yes_no, said = split_yes_no(stated) if self._is_polar else (None, stated)
+        claim = terms(said)
         found = self._evidence.support(claim, self._shown) if claim.words else []
-        status, kept = await self._grade(claim, claim_text(text, markers), found)
+        status, kept = await self._grade(claim, stated, found)
         if engine_abstains(text) and not (kept and status == "supported" and claim.negations and not kept[0].missing):
             return Finding("abstention", text, markers=markers)
         if yes_no and not claim.words:
@@ -140,10 +142,8 @@ class Judge:
         if not yes_no and not is_code(text) and says_nothing(text, claim, self._question, self._evidence.question):
             # A line that only lists sources has nothing to show once its markers are gone.
             return Finding("filler", "" if markers and not claim.words else text, markers=markers)
-        if status != "unsupported" and not focused:
-            stated = said or claim_text(text, markers)
-            if not self._answers(stated, kept) or not await self._is_rated_an_answer(stated, kept):
-                status = "unsupported"
+        if status != "unsupported" and not focused and not await self._is_answer(said, claim, kept):
+            status = "unsupported"
         if status != "unsupported" and yes_no and not self._confirms(yes_no, kept[0]):
             text = _without_yes_no(text)
             markers = tuple(read_markers(text))
@@ -157,7 +157,7 @@ class Judge:
             return ("supported", restated) if restated else ("unsupported", list(found[:1]))
         supported = [each for each in sound if each.share >= self._policy.supported_share]
         if supported:
-            return "supported", supported + [each for each in sound if each not in supported and self._weak(each)]
+            return "supported", supported + [each for each in sound if self._weak(each) and each not in supported]
         share, pair = self._evidence.joint(claim, found)
         if len(pair) == 2 and share >= self._policy.supported_share:
             return "weak", pair
@@ -170,9 +170,11 @@ class Judge:
     def _weak(self, support: Support) -> bool:
         return support.share >= self._policy.weak_share
 
-    def _answers(self, said: str, kept: Sequence[Support]) -> bool:
+    async def _is_answer(self, said: str, claim: Terms, kept: Sequence[Support]) -> bool:
+        return self._answers(said, claim, kept) and await self._is_rated_an_answer(said, kept)
+
+    def _answers(self, said: str, claim: Terms, kept: Sequence[Support]) -> bool:
         """Tell whether a supported sentence is an answer: of the kind asked for, from a place about the question."""
-        claim = terms(said)
         if self._evidence.asked.suits(said, claim) <= -1.0 or not (is_code(said) or self._adds(claim, kept)):
             return False
         for each in kept:

@@ -43,6 +43,7 @@ _FIRST_WORDS = _words(
     Therefore These They This Those Though Thus To Under Unless Until Use Using Was We Were What When Where Which
     While Who Why Will With Without You Your"""
 )
+_VOWELS = frozenset("aeiouy")
 _LONGEST_ABBREVIATION = 16
 _LONGEST_ENUMERATOR = 24
 _LONGEST_RUN_IN = 60
@@ -132,11 +133,13 @@ def _full_stop_end(text: str, first: int, stop: re.Match[str], final: bool) -> i
     end = after.end("markers")
     if not final and _UNFINISHED_MARKER.match(text, end):
         return None
-    if stop[0][0] in _WIDE_STOPS or end == len(text) or _BLANK_LINE.search(after["gap"]):
+    # Between most sentences stands a space, in which there is no blank line to look for.
+    gap = after["gap"]
+    if stop[0][0] in _WIDE_STOPS or end == len(text) or (gap != " " and _BLANK_LINE.search(gap)):
         return end
     if not final and after.end() == len(text):
         return None
-    if not after["gap"] and not (after["markers"] and after["word"][:1].isupper()):
+    if not gap and not (after["markers"] and after["word"][:1].isupper()):
         return _NOT_HERE
     return end if _ends_sentence(text, first, stop, after) else _NOT_HERE
 
@@ -161,15 +164,19 @@ def _ends_sentence(text: str, first: int, stop: re.Match[str], after: re.Match[s
 
 def _word_ends_sentence(word: str, next_word: str) -> bool:
     """Tell whether `word` and its full stop end a sentence when `next_word` follows."""
-    spellings = {word, word.lower()}
-    if spellings & _NEVER_LAST or (spellings & _BEFORE_NUMBER and next_word[:1].isdigit()):
+    lower = word.lower()
+
+    def is_one_of(words: frozenset[str]) -> bool:
+        return word in words or lower in words
+
+    if is_one_of(_NEVER_LAST) or (next_word[:1].isdigit() and is_one_of(_BEFORE_NUMBER)):
         return False
-    initials = bool(word) and word < "\u2e80" and all(len(part) <= 2 for part in word.split(".")) and "." in word
-    if spellings & _MAYBE_LAST or initials or (len(word) == 1 and word < "\u2e80"):
+    initials = "." in word and word < "\u2e80" and all(len(part) <= 2 for part in word.split("."))
+    if initials or (len(word) == 1 and word < "\u2e80") or is_one_of(_MAYBE_LAST):
         return next_word in _FIRST_WORDS or not next_word
     # "Mgmt. of": without a vowel and not an acronym, it is short for something.
-    shortened = 1 < len(word) <= 5 and not set(word.lower()) & set("aeiouy")
-    return not (shortened and word.isascii() and not word.isupper() and next_word[:1].islower())
+    shortened = 1 < len(word) <= 5 and next_word[:1].islower() and not set(lower) & _VOWELS
+    return not (shortened and word.isascii() and not word.isupper())
 
 
 def _word_before(text: str, first: int, end: int) -> str:
@@ -211,6 +218,8 @@ def _fence_end(text: str, fence: re.Match[str], final: bool) -> int | None:
 
 
 def _skip_space(text: str, start: int) -> int:
+    if start < len(text) and not text[start].isspace():
+        return start
     found = _SPACE.match(text, start)
     assert found
     return found.end()

@@ -7,7 +7,7 @@ states. Words of the question weigh less, because a wrong answer repeats them ju
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import log
@@ -17,6 +17,7 @@ from retrieval.documents import Hit, Passage
 from retrieval.sentences import sentences
 from retrieval.terms import Terms, terms, word_set
 
+_NOTHING: frozenset[str] = frozenset()
 # A name or a number tells more about what a claim says than a common word does.
 _NAME_WEIGHT = 2.0
 # What the question already says may make up at most a third of a claim: the rest is what the answer adds.
@@ -50,19 +51,29 @@ _TASK_WORDS = word_set(
 class Reading:
     """A passage, read once: its sentences, and the vocabulary of its text and of its title and headings.
 
-    `own` holds for each sentence its words with those of the title and headings, `near` also those of its neighbours,
-    `sections` the heading inside the passage that it stands under, `tables` the row that names the cells of a table's
-    row.
+    `sections` holds for each sentence the heading inside the passage that it stands under, `under` the words of that,
+    `tables` the row that names the cells of a table's row.
     """
 
     spans: tuple[tuple[int, int], ...]
     sentences: tuple[Terms, ...]
-    own: tuple[frozenset[str], ...]
-    near: tuple[frozenset[str], ...]
+    is_heading: tuple[bool, ...]
     sections: tuple[str, ...]
+    under: tuple[frozenset[str], ...]
     tables: tuple[str, ...]
     head: frozenset[str]
     vocabulary: frozenset[str]
+
+    def about(self, subject: frozenset[str]) -> list[tuple[frozenset[str], frozenset[str]]]:
+        """Return for each sentence which words of a subject it has, and which with its neighbours and headings."""
+        head = subject & self.head
+        here = [subject & each.vocabulary for each in self.sentences]
+        # The next section's heading stands beside the last sentence of this one and is about something else.
+        beside = [_NOTHING if is_heading else words for is_heading, words in zip(self.is_heading, here, strict=True)]
+        return [
+            (words, head.union(words, *beside[max(0, place - 1) : place + 2], subject & self.under[place]))
+            for place, words in enumerate(here)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,14 +132,11 @@ def read(passage: Passage) -> Reading:
     said = tuple(_read_row(text, table) if table else terms(text) for text, table in zip(texts, tables, strict=True))
     sections = _sections(texts)
     under = {section: terms(section).vocabulary for section in set(sections)}
-    # The next section's heading stands beside the last sentence of this one and is about something else.
-    beside = [frozenset() if text.startswith("#") else each.vocabulary for text, each in zip(texts, said, strict=True)]
-    near = tuple(
-        head.union(each.vocabulary, *beside[max(0, place - 1) : place + 2], under[sections[place]])
-        for place, each in enumerate(said)
+    vocabulary = head.union(*(each.vocabulary for each in said), *under.values())
+    is_heading = tuple(text.startswith("#") for text in texts)
+    return Reading(
+        spans, said, is_heading, sections, tuple(under[section] for section in sections), tables, head, vocabulary
     )
-    own = tuple(each.vocabulary | head for each in said)
-    return Reading(spans, said, own, near, sections, tables, head, head.union(*near))
 
 
 def _table_heads(texts: Sequence[str], heading_path: Sequence[str]) -> tuple[str, ...]:
@@ -150,7 +158,7 @@ def _table_heads(texts: Sequence[str], heading_path: Sequence[str]) -> tuple[str
 def _read_row(text: str, head: str) -> Terms:
     """Read a table's row: it also says what the names of its cells say."""
     row = terms(text)
-    return replace(row, vocabulary=row.vocabulary | terms(head).vocabulary)
+    return row._replace(vocabulary=row.vocabulary | terms(head).vocabulary)
 
 
 def _sections(texts: Sequence[str]) -> tuple[str, ...]:
@@ -163,6 +171,7 @@ def _sections(texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
+@lru_cache(maxsize=512)
 def subject_of(question: str) -> frozenset[str]:
     """The words of what a question is about."""
     return frozenset(terms(_CALLED.sub(" ", question)).words) - _TASK_WORDS
@@ -175,39 +184,43 @@ class Evidence:
         """`polar` says that the question asks for yes or no: then its numbers may be what the passages deny."""
         self.hits = hits
         self.readings = [read(hit.passage) for hit in hits]
-        self.question = terms(question)
+        self.asked = asked(question)
+        self.question = self.asked.said
         self.subject = subject_of(question)
         literal = self.question.names if polar else self.question.names | self.question.hard
         purpose = _PURPOSE.search(question)
         self._must_stand = self.subject & literal.union(terms(purpose[0]).words if purpose else ())
-        self.asked = asked(question)
+        self._about = [reading.about(self.subject) for reading in self.readings]
         self._documents: dict[str, frozenset[str]] = {}
         for hit, reading in zip(hits, self.readings, strict=True):
-            said = self._documents.get(hit.passage.document_id, frozenset())
-            self._documents[hit.passage.document_id] = said | reading.vocabulary
-        self._weights = self._rarity()
-        self._total_weight = sum(self._weights.values())
+            said = self._documents.get(hit.passage.document_id, _NOTHING)
+            self._documents[hit.passage.document_id] = said | (self._must_stand & reading.vocabulary)
+        self._weights = _Weights(self._rarity())
         self._candidates: list[Candidate] | None = None
+        self._of_hit: dict[int, list[Candidate]] = {}
         by_score = sorted(range(len(hits)), key=lambda hit: -hits[hit].score)
         self._rank = {hit: rank for rank, hit in enumerate(by_score)}
 
     def support(self, claim: Terms, among: Iterable[int] | None = None) -> list[Support]:
         """Weigh `claim` against each passage (`among` these hits), the best supporting one first."""
-        weights = self._claim_weights(claim)
-        found = [self._support(claim, weights, hit) for hit in (range(len(self.hits)) if among is None else among)]
+        weights = _Weights(self._claim_weights(claim))
+        hard = claim.hard
+        found = [
+            self._support(claim, hard, weights, hit) for hit in (range(len(self.hits)) if among is None else among)
+        ]
         return sorted(found, key=lambda each: (bool(each.missing), each.contradicted, -each.share, each.hit))
 
     def joint(self, claim: Terms, found: Sequence[Support]) -> tuple[float, list[Support]]:
         """Return how much of `claim` the two best complementary places say together, and those two."""
-        weights = self._claim_weights(claim)
-        total = sum(weights.values())
+        weights = _Weights(self._claim_weights(claim))
+        total, hard = weights.total, claim.hard
         best, pair = 0.0, list(found[:1])
         for i, one in enumerate(found):
             for other in found[i + 1 :]:
                 covered = one.covered | other.covered
-                if claim.hard <= covered and covered != one.covered and covered != other.covered:
-                    share = _sum(weights, covered) / total if total else 0.0
-                    least = min(_sum(weights, covered - one.covered), _sum(weights, covered - other.covered))
+                if hard <= covered and covered != one.covered and covered != other.covered:
+                    share = weights.sum(covered) / total if total else 0.0
+                    least = min(weights.sum(covered - one.covered), weights.sum(covered - other.covered))
                     if (
                         share > best
                         and least >= _SECOND_SENTENCE_GAIN * total
@@ -227,10 +240,11 @@ class Evidence:
         places = [i for i, span in enumerate(reading.spans) if span[0] < end and start < span[1]]
         if not self.subject or not places:
             return Focus(1.0, 1.0)
-        here = frozenset().union(*(reading.sentences[i].vocabulary for i in places))
-        near = frozenset().union(*(reading.near[i] for i in places))
-        shares = [_sum(self._weights, words & self.subject) for words in (here, near, reading.vocabulary)]
-        total = self._total_weight
+        about = self._about[hit]
+        here = _NOTHING.union(*(about[i][0] for i in places))
+        near = _NOTHING.union(*(about[i][1] for i in places))
+        shares = [self._weights.sum(words) for words in (here, near, self.subject & reading.vocabulary)]
+        total = self._weights.total
         words = (shares[0] / 4 + shares[1] / 4 + shares[2] / 2) / total
         words -= _ABSENT_NAME * len(self._must_stand - self._documents[self.hits[hit].passage.document_id])
         known = [each for each in (self._dense_score(hit), cosine) if each is not None]
@@ -262,61 +276,60 @@ class Evidence:
     def candidates(self) -> list[Candidate]:
         """Return every sentence of every passage but its headings, the likeliest answer first."""
         if self._candidates is None:
-            found = [
-                self._candidate(hit, place)
-                for hit, reading in enumerate(self.readings)
-                for place in range(len(reading.spans))
-                if reading.sentences[place].words
-                and not self.hits[hit].passage.text.startswith("#", reading.spans[place][0])
-            ]
+            found = [each for hit in range(len(self.hits)) for each in self._candidates_of(hit)]
             self._candidates = sorted(found, key=lambda each: -each.rank_score)
+            for each in self._candidates:
+                self._of_hit.setdefault(each.hit, []).append(each)
         return self._candidates
 
     def behind_best(self, hit: int, start: int, end: int) -> float:
         """Return how far `start:end` of a passage falls behind the sentence that is the likeliest answer."""
-        scores = [
-            each.rank_score for each in self.candidates() if each.hit == hit and each.start < end and start < each.end
-        ]
-        return self.candidates()[0].rank_score - max(scores) if scores else 0.0
+        best = self.candidates()
+        # The likeliest comes first, here as well.
+        for each in self._of_hit.get(hit, ()):
+            if each.start < end and start < each.end:
+                return best[0].rank_score - each.rank_score
+        return 0.0
 
-    def _candidate(self, hit: int, place: int) -> Candidate:
-        reading = self.readings[hit]
-        start, end = reading.spans[place]
-        text = self.hits[hit].passage.text[start:end]
-        here = reading.sentences[place].vocabulary
-        near = reading.near[place]
-        total = self._total_weight or 1.0
-        suits = self.asked.suits(text, reading.sentences[place])
-        score = (
-            0.6 * _sum(self._weights, here & self.subject) + 0.35 * _sum(self._weights, near & self.subject)
-        ) / total
-        score += 0.35 * suits - 0.07 * self._rank[hit]
-        if here <= self.question.vocabulary | reading.head or _is_label(text):
-            score -= 0.25  # It repeats the question or leads in: whatever answers it stands elsewhere.
-        return Candidate(hit, place, start, end, score, suits)
+    def _candidates_of(self, hit: int) -> Iterator[Candidate]:
+        reading, passage = self.readings[hit], self.hits[hit].passage.text
+        total = self._weights.total or 1.0
+        known = self.question.vocabulary | reading.head
+        for place, (said, (here, near)) in enumerate(zip(reading.sentences, self._about[hit], strict=True)):
+            if not said.words or reading.is_heading[place]:
+                continue
+            start, end = reading.spans[place]
+            text = passage[start:end]
+            suits = self.asked.suits(text, said)
+            score = (0.6 * self._weights.sum(here) + 0.35 * self._weights.sum(near)) / total
+            score += 0.35 * suits - 0.07 * self._rank[hit]
+            if said.vocabulary <= known or _is_label(text):
+                score -= 0.25  # It repeats the question or leads in: whatever answers it stands elsewhere.
+            yield Candidate(hit, place, start, end, score, suits)
 
-    def _support(self, claim: Terms, weights: dict[str, float], hit: int) -> Support:
+    def _support(self, claim: Terms, hard: frozenset[str], weights: "_Weights", hit: int) -> Support:
         reading = self.readings[hit]
-        total = sum(weights.values())
+        total = weights.total
         if not total or not reading.spans:
-            return Support(hit, 0.0, 0, 0, frozenset(), claim.hard)
-        words = frozenset(weights)
-        singles = [words & each for each in reading.own]
-        shares = [_sum(weights, each) / total for each in singles]
+            return Support(hit, 0.0, 0, 0, frozenset(), hard)
+        words = weights.words
+        head = words & reading.head
+        singles = [head | (words & each.vocabulary) for each in reading.sentences]
+        shares = [weights.sum(each) / total for each in singles]
         first = last = max(range(len(shares)), key=lambda i: (shares[i], -i))
         covered, share = singles[first], shares[first]
         for i in range(max(0, first - 1), min(len(singles) - 1, first + 1)):
             both = singles[i] | singles[i + 1]
-            if (together := _sum(weights, both) / total) >= share + _SECOND_SENTENCE_GAIN:
+            if (together := weights.sum(both) / total) >= share + _SECOND_SENTENCE_GAIN:
                 first, last, covered, share = i, i + 1, both, together
-        whole = _sum(weights, words & reading.vocabulary) / total
+        whole = weights.sum(words & reading.vocabulary) / total
         return Support(
             hit=hit,
             share=_PLACE_WEIGHT * share + (1 - _PLACE_WEIGHT) * whole,
             start=reading.spans[first][0],
             end=reading.spans[last][1],
             covered=covered,
-            missing=claim.hard - reading.vocabulary,
+            missing=hard - reading.vocabulary,
             contradicted=contradicts(claim, reading.sentences[first : last + 1]),
         )
 
@@ -332,15 +345,30 @@ class Evidence:
 
     def _rarity(self) -> dict[str, float]:
         """Weigh the question's words by how few of the found sentences have them (inverse document frequency)."""
-        everything = [each for reading in self.readings for each in reading.own]
-        seen = Counter(word for each in everything for word in each & self.subject)
+        heads = [self.subject & reading.head for reading in self.readings]
+        everything = [head | here for head, about in zip(heads, self._about, strict=True) for here, _ in about]
+        seen = Counter(word for each in everything for word in each)
         return {word: log((len(everything) + 1) / (seen[word] + 0.5)) for word in sorted(self.subject)}
 
 
-def _sum(weights: dict[str, float], words: Iterable[str]) -> float:
-    """Add the weights of `words`, which all have one."""
-    # In a fixed order, since a sum of floats depends on it and a set's order changes between processes.
-    return sum(map(weights.__getitem__, sorted(words)))
+class _Weights:
+    """Words and what each counts. Sums are kept: the sentences of passages hold the same few of a question's words."""
+
+    __slots__ = ("_of", "_sums", "total", "words")
+
+    def __init__(self, of: Mapping[str, float]) -> None:
+        self._of = of
+        self._sums: dict[frozenset[str], float] = {}
+        self.words = frozenset(of)
+        self.total = sum(of.values())
+
+    def sum(self, words: frozenset[str]) -> float:
+        """Add the weights of words, which all have one."""
+        found = self._sums.get(words)
+        if found is None:
+            # In a fixed order, since a sum of floats depends on it and a set's order changes between processes.
+            found = self._sums[words] = sum(map(self._of.__getitem__, sorted(words)))
+        return found
 
 
 def contradicts(claim: Terms, place: Sequence[Terms]) -> bool:

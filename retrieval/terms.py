@@ -6,10 +6,11 @@ and no word list but English function words, number words and units: another lan
 """
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from functools import lru_cache
+from itertools import islice, takewhile
+from typing import NamedTuple
 
 
 def word_set(words: str) -> frozenset[str]:
@@ -60,9 +61,14 @@ _WORD_PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\da-zA-Z_]+|\d+")
 _RUN = re.compile(r"\S+|\n")
 # Longer runs are addresses and encoded data, which do not come again.
 _LONGEST_KEPT_RUN = 40
+_MOST_KNOWN_RUNS = 50_000
 # What counts as a word of the text; a name and a part of an identifier are told beside the word they belong to.
 _CONTENT = frozenset(("word", "number", "identifier"))
+_MARKED = frozenset(("number", "name", "identifier", "also"))
+_NUMBERS = frozenset(("number", "number word"))
 _ORDINALS = frozenset(("st", "nd", "rd", "th"))
+# What a number may take into it from the words behind.
+_AFTER_NUMBER = _ORDINALS.union(_UNITS, _SCALES, _NUMBER_WORDS, ("one",))
 _VOWEL = re.compile(r"[aeiouy]")
 # (ending, the least that must stay of the word)
 _ENDINGS = (("ations", 4), ("ation", 4), ("ions", 4), ("ion", 4), ("ing", 3), ("ed", 3), ("ment", 4), ("ly", 4))
@@ -82,14 +88,13 @@ _NO_ONE = re.compile(
 _NEGATION_REACH = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(NamedTuple):
     """The terms of one text, lower case and stemmed.
 
     `words` are in the text's order; `vocabulary` is what another text's terms are looked up in and holds more:
     the parts of an identifier, and "1" for every "one". `numbers` are written in digits ("1000", "-2.5"); `names`
     are capitalised inside a sentence; `identifiers` are code-like (`MAX_SIZE`, `sha256`); `negated` words are within
-    reach of a negation, `affirmed` ones stand outside at least once.
+    reach of a negation, `affirmed` ones stand outside at least once. A tuple, since a request reads fifty texts.
     """
 
     words: tuple[str, ...]
@@ -107,54 +112,134 @@ class Terms:
         return self.numbers | self.identifiers
 
 
+_NOTHING: frozenset[str] = frozenset()
+_SILENCE = Terms((), _NOTHING, _NOTHING, _NOTHING, _NOTHING, _NOTHING, _NOTHING, 0)
+
+
+class _Run(NamedTuple):
+    """What characters without white space between them say.
+
+    `words` are what counts as a word of the text, `marked` the (kind, term) of the rest that is looked up. `counts`
+    says that it holds a number, which what follows may change; `first` that a capital means nothing in what follows.
+    """
+
+    words: tuple[str, ...]
+    marked: tuple[tuple[str, str], ...]
+    denies: bool
+    counts: bool
+    first: bool
+    said: tuple[tuple[str, str], ...]
+    """(kind, term) in order; a kind is word, number, name, identifier, negation, clause, or also (vocabulary only)."""
+
+
+# By whether a capital means nothing, then by the run. A dictionary is asked in half the time of a cached function.
+_KNOWN_RUNS: tuple[dict[str, _Run], dict[str, _Run]] = ({}, {})
+
+
 def terms(text: str) -> Terms:
     """Read the terms of `text`."""
+    if not text:
+        return _SILENCE
+    runs = _runs(text)
     words: list[str] = []
-    others: dict[str, list[str]] = {"number": [], "name": [], "identifier": [], "also": []}
-    negated: set[str] = set()
-    affirmed: set[str] = set()
-    negations = reach = 0
-    for kind, term in _read(text):
-        if kind in others:
-            others[kind].append(term)
-        if kind in _CONTENT:
-            words.append(term)
-            (negated if reach > 0 else affirmed).add(term)
-            reach -= 1
-        elif kind == "clause":
-            reach = 0
-        elif kind == "negation":
-            negations += 1
-            reach = _NEGATION_REACH
-    if not words and others["also"] == ["1"]:
+    marked: list[tuple[str, str]] = []
+    denying = False
+    for of_run, marks, denies, _, _, _ in runs:
+        words += of_run
+        if marks:
+            marked += marks
+        denying = denying or denies
+    said = frozenset(words)
+    negations, negated, affirmed = _denied(runs) if denying else (0, _NOTHING, said)
+    if not marked:
+        return Terms(tuple(words), said, _NOTHING, _NOTHING, _NOTHING, negated, affirmed, negations)
+    others: dict[str, list[str]] = {}
+    for kind, term in marked:
+        others.setdefault(kind, []).append(term)
+    also = others.get("also", ())
+    if not words and also == ["1"]:
         words.append("1")  # "One" as an answer of its own.
     return Terms(
-        words=tuple(words),
-        vocabulary=frozenset(words).union(others["also"]),
-        numbers=frozenset(others["number"]),
-        names=frozenset(others["name"]),
-        identifiers=frozenset(others["identifier"]),
-        negated=frozenset(negated),
-        affirmed=frozenset(affirmed),
-        negations=negations,
+        tuple(words),
+        said.union(also),
+        frozenset(others.get("number", ())),
+        frozenset(others.get("name", ())),
+        frozenset(others.get("identifier", ())),
+        negated,
+        affirmed,
+        negations,
     )
 
 
-def _read(text: str) -> list[tuple[str, str]]:
-    """Return (kind, term) in order: word, number, name, identifier, negation, clause, or also (vocabulary only)."""
+def _denied(runs: Iterable[_Run]) -> tuple[int, frozenset[str], frozenset[str]]:
+    """Count the negations, and tell the words within their reach from those outside it."""
+    negated: set[str] = set()
+    affirmed: set[str] = set()
+    negations = reach = 0
+    for run in runs:
+        for kind, term in run.said:
+            if kind in _CONTENT:
+                (negated if reach > 0 else affirmed).add(term)
+                reach -= 1
+            elif kind == "clause":
+                reach = 0
+            elif kind == "negation":
+                negations += 1
+                reach = _NEGATION_REACH
+    return negations, frozenset(negated), frozenset(affirmed)
+
+
+def _runs(text: str) -> list[_Run]:
+    """Read a text run by run; a number is read together with the runs that may belong to it."""
     lower = text.lower()
     # A look for the words themselves first: few sentences have them, and the patterns are slow.
     plain = _NO_NEGATION.sub(" ", text) if "no " in lower or "not " in lower else text
     plain = _NO_ONE.sub(" ", plain) if "one" in lower else plain
-    tokens = [token for run in _RUN.findall(plain) for token in _tokens(run)]
+    pieces = _RUN.findall(plain)
+    found: list[_Run] = []
+    first, skipped = True, 0
+    for at, piece in enumerate(pieces, 1):
+        if skipped:
+            skipped -= 1
+            continue
+        run = _KNOWN_RUNS[first].get(piece) or _learn(piece, first)
+        if run[3]:  # It counts.
+            more = list(takewhile(_may_go_on, islice(pieces, at, None)))
+            if more:
+                run = _read(_tokens(" ".join([piece, *more])), first)
+                skipped = len(more)
+        found.append(run)
+        first = run[4]
+    return found
+
+
+def _may_go_on(run: str) -> bool:
+    """Tell whether a run may go on with the number before it."""
+    token = _TOKEN.search(run)
+    return token is None or token[0].lower() in _AFTER_NUMBER
+
+
+def _learn(run: str, first: bool) -> _Run:
+    """Read a run; `first` says that a capital of its first word means nothing. Most will come again."""
+    read = _read(_tokens(run), first)
+    if len(run) <= _LONGEST_KEPT_RUN:
+        known = _KNOWN_RUNS[first]
+        if len(known) >= _MOST_KNOWN_RUNS:
+            known.clear()
+        known[run] = read
+    return read
+
+
+def _read(tokens: Sequence[tuple[str, str]], first: bool) -> _Run:
+    """Read tokens, a number with what belongs to it."""
     found: list[tuple[str, str]] = []
-    first, at = True, 0
+    at = 0
     while at < len(tokens):
         kind, word = tokens[at]
         at += 1
         if kind == "word":
-            found += _word(word, first)
-        elif kind in ("number", "number word"):
+            found += _terms_of(word, first)
+        elif kind in _NUMBERS:
             value, at = _amount(tokens, at - 1)
             found.append(("number" if kind == "number" else "word", value))
             following = tokens[at][1].lower() if at < len(tokens) else ""
@@ -169,23 +254,25 @@ def _read(text: str) -> list[tuple[str, str]]:
         else:
             found.append(("clause", ""))
         first = kind == "stop" or word == "\n" or (first and kind == "clause")
-    return found
-
-
-def _tokens(run: str) -> tuple[tuple[str, str], ...]:
-    """Return the (kind, token) of a run of characters without white space, which no token goes beyond."""
-    return _short_tokens(run) if len(run) <= _LONGEST_KEPT_RUN else _short_tokens.__wrapped__(run)
-
-
-@lru_cache(maxsize=50_000)
-def _short_tokens(run: str) -> tuple[tuple[str, str], ...]:
-    tokens = ((token.lastgroup or "", token[0]) for token in _TOKEN.finditer(run))
-    return tuple(
-        ("number word" if kind == "word" and word.lower() in _NUMBER_WORDS else kind, word) for kind, word in tokens
+    return _Run(
+        words=tuple(term for kind, term in found if kind in _CONTENT),
+        marked=tuple((kind, term) for kind, term in found if kind in _MARKED),
+        denies=any(kind == "negation" for kind, _ in found),
+        counts=any(kind in _NUMBERS for kind, _ in tokens),
+        first=first,
+        said=tuple(found),
     )
 
 
-def _amount(tokens: list[tuple[str, str]], at: int) -> tuple[str, int]:
+def _tokens(run: str) -> list[tuple[str, str]]:
+    """Return the (kind, token) of a run of characters without white space, which no token goes beyond."""
+    tokens = [(token.lastgroup or "", token[0]) for token in _TOKEN.finditer(run)]
+    return [
+        ("number word" if kind == "word" and word.lower() in _NUMBER_WORDS else kind, word) for kind, word in tokens
+    ]
+
+
+def _amount(tokens: Sequence[tuple[str, str]], at: int) -> tuple[str, int]:
     """Return the number that begins at token `at`, its tens and scales applied, and where it ends."""
     kind, word = tokens[at]
     at += 1
@@ -213,13 +300,8 @@ def normal_number(written: str, *, trim: bool = False) -> str:
     return plain
 
 
-@lru_cache(maxsize=50_000)
-def _word(word: str, first: bool) -> tuple[tuple[str, str], ...]:
-    """Return the terms of one word that is not a number; `first` says that a capital means nothing here."""
-    return tuple(_terms_of(word, first))
-
-
 def _terms_of(word: str, first: bool) -> Iterator[tuple[str, str]]:
+    """Give the terms of one word that is not a number; `first` says that a capital means nothing here."""
     if (contraction := _CONTRACTION.search(word)) is not None:
         if contraction[0][0] in "nN":
             yield "negation", ""

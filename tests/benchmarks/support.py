@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import log
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,8 @@ class Corpus:
                 rarity = log(1 + (len(self.passages) - len(rows) + 0.5) / (len(rows) + 0.5))
                 scores[i] = scores.get(i, 0.0) + weight * rarity
         dense = [(int(i), float(cosines[i])) for i in np.argsort(-cosines)[:40]]
-        fused = fuse(Legs(dense=dense, sparse=sorted(scores.items(), key=lambda each: -each[1])[:40]), "dbsf")[:top_k]
+        legs = Legs(dense=dense, sparse=sorted(scores.items(), key=lambda each: -each[1])[:40])
+        fused = islice(fuse(legs, "dbsf"), top_k)
         return [Hit(self.passages[each.point], each.score, dense_score=each.dense_score) for each in fused]
 
     async def similarity(self, text: str, texts: list[str]) -> list[float]:

@@ -147,6 +147,23 @@ async def test_deleted_points_are_not_found(make: Callable[[], Index]) -> None:
         assert found(legs.dense) == found(legs.sparse) == [(1, 2)]
 
 
+async def test_a_first_and_a_second_tenant_find_their_own_points_only(make: Callable[[], Index]) -> None:
+    async def finds(index: Index, tenant: str) -> list[tuple[int, int]]:
+        legs = await index.search(IndexFilter(tenant), dense=AXES[0], sparse=words(7), depth=10)
+        assert found(legs.dense) == found(legs.sparse)
+        return found(legs.dense)
+
+    async with opened(make()) as index:
+        await index.upsert([point(1, 1, tenant="acme")])
+        assert (await finds(index, "acme"), await finds(index, "umbrella")) == ([(1, 1)], [])
+    async with opened(make()) as index:
+        assert (await finds(index, "acme"), await finds(index, "umbrella")) == ([(1, 1)], [])
+        await index.upsert([point(2, 1, tenant="umbrella")])
+        assert (await finds(index, "acme"), await finds(index, "umbrella")) == ([(1, 1)], [(2, 1)])
+    async with opened(make()) as index:
+        assert (await finds(index, "acme"), await finds(index, "umbrella")) == ([(1, 1)], [(2, 1)])
+
+
 async def test_a_tenant_finds_its_own_points_only(make: Callable[[], Index]) -> None:
     async with opened(make()) as index:
         await index.upsert([point(1, 1, tenant="acme"), point(2, 1, tenant="umbrella"), point(3, 1, tenant="acm")])

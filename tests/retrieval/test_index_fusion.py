@@ -4,8 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.fusion import Fused, fuse
+from retrieval import fusion
+from retrieval.fusion import Fused
 from retrieval.index import Legs
+
+
+def fuse(legs, method):
+    return list(fusion.fuse(legs, method))
+
 
 LEGS = Legs(dense=[(1, 0.9), (2, 0.5), (3, 0.1)], sparse=[(3, 12.0), (1, 6.0), (4, 3.0)])
 
