@@ -9,6 +9,7 @@ import asyncio
 import re
 import signal
 import sys
+from collections.abc import Coroutine
 from types import TracebackType
 from typing import Final, Self
 
@@ -89,7 +90,7 @@ class Parser:
         raise LimitExceeded(message, result.limit) if result.limit else UnreadableDocument(message)
 
     async def _exchange(self, request: bytes, name: str, seconds: float) -> Success | Failure:
-        child = self._idle.pop() if self._idle else await _Child.start()
+        child = self._idle.pop() if self._idle else await self._started()
         healthy = False
         try:
             async with asyncio.timeout(_PATIENCE * seconds):
@@ -107,6 +108,15 @@ class Parser:
                 self._end(child)
         return result
 
+    async def _started(self) -> "_Child":
+        """Start a process; one whose caller leaves meanwhile is ended as soon as it is there."""
+        starting = asyncio.create_task(_Child.start())
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            self._own(_end_started(starting))
+            raise
+
     async def _cause_of_death(self, child: "_Child", name: str, seconds: float) -> UnreadableDocument:
         status = await child.end()
         if status == -signal.SIGXCPU:
@@ -120,9 +130,17 @@ class Parser:
 
     def _end(self, child: "_Child") -> None:
         """End a process in a task of its own, so that a cancelled caller leaves nothing behind."""
-        task = asyncio.create_task(child.kill())
+        self._own(child.kill())
+
+    def _own(self, ending: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(ending)
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
+
+
+async def _end_started(starting: "asyncio.Task[_Child]") -> None:
+    child = await starting
+    await child.kill()
 
 
 def _too_slow(name: str, seconds: float) -> LimitExceeded:

@@ -227,3 +227,16 @@ async def test_a_cancelled_caller_leaves_no_process_behind(parser: Parser) -> No
         await reading
     await assert_alive(parser)
     assert child not in children()
+
+
+async def test_a_caller_that_leaves_while_the_process_starts_leaves_none_behind() -> None:
+    before = children()
+    async with Parser() as parser:
+        for turns in range(1, 30):
+            reading = asyncio.create_task(parser.parse(b"x", name="a.txt"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            reading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await reading
+    assert children() == before
