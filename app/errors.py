@@ -4,6 +4,7 @@ ServiceError                      500 internal_error
 ├── InvalidRequest                400 invalid_request         the request's own fault: names the field and the fix
 │   ├── ContextTooLong            400 context_length_exceeded
 │   ├── PayloadTooLarge           413 payload_too_large
+│   │   └── DocumentLimitExceeded 413 document_limit_exceeded  parsing the document costs more than one may
 │   ├── UnreadableContent         422 unreadable_document     the file holds no text that can be read
 │   └── UnsupportedMedia          415 unsupported_media_type
 ├── Unauthenticated               401 invalid_api_key
@@ -38,6 +39,7 @@ from retrieval.errors import (
     IndexMismatch,
     IndexUnavailable,
     InvalidFilter,
+    Limit,
     LimitExceeded,
     RetrievalError,
     UnreadableDocument,
@@ -77,6 +79,12 @@ class PayloadTooLarge(InvalidRequest):
     """The body or file is over a limit."""
 
     status, code = 413, "payload_too_large"
+
+
+class DocumentLimitExceeded(PayloadTooLarge):
+    """Parsing the document costs more than one may; the message names the limit and its setting."""
+
+    code = "document_limit_exceeded"
 
 
 class UnsupportedMedia(InvalidRequest):
@@ -214,13 +222,22 @@ class EngineTimeout(ServiceError):
 
 _FROM_RETRIEVAL: dict[type[RetrievalError], type[ServiceError]] = {
     UnsupportedType: UnsupportedMedia,
-    LimitExceeded: PayloadTooLarge,
+    LimitExceeded: DocumentLimitExceeded,
     UnreadableDocument: UnreadableContent,
     DocumentNotFound: NotFound,
     DocumentChanged: Gone,
     InvalidFilter: InvalidRequest,
     IndexMismatch: RetrievalUnavailable,
     IndexUnavailable: RetrievalUnavailable,
+}
+
+
+_SETTINGS: dict[Limit, str] = {
+    "bytes": "max_document_bytes",
+    "pages": "max_document_pages",
+    "characters": "max_document_characters",
+    "seconds": "max_document_seconds",
+    "memory": "max_document_memory_bytes",
 }
 
 
@@ -233,8 +250,14 @@ def from_retrieval(error: RetrievalError, *, param: str | None = None) -> Servic
         if found := _FROM_RETRIEVAL.get(kind):
             if found is RetrievalUnavailable:
                 return found("The index does not answer. Try again shortly.", retry_after_seconds=2.0)
-            return found(str(error), param=param if found.kind == "invalid_request_error" else None)
+            message = f"{error}{_setting_of(error)}"
+            return found(message, param=param if found.kind == "invalid_request_error" else None)
     return ServiceError("Retrieval failed.")
+
+
+def _setting_of(error: RetrievalError) -> str:
+    setting = _SETTINGS.get(error.limit) if isinstance(error, LimitExceeded) else None
+    return f" (setting `limits.{setting}`)" if setting else ""
 
 
 _INSIDE = re.compile(r"^`([\w.]+)`: |(?:missing required|contains unknown) field `([^`]+)`")

@@ -47,7 +47,7 @@ from app.routes.api import create_api, for_browsers
 from app.routes.chat import ChatRoute
 from app.routes.dependencies import Services
 from app.routes.front import Front
-from app.settings import Settings
+from app.settings import LimitSettings, Settings
 from app.shadows import Shadows
 from observability.logs import Log
 from observability.metrics import Metrics
@@ -97,8 +97,9 @@ async def open_service(
         access = await parts.enter_async_context(Access(shared, memory=data_dir / "keys.json"))
         rates = await parts.enter_async_context(_rate_limits(settings))
         engines = await open_engines(settings, parts, instead=engine)
-        limits = ParseLimits(max_bytes=settings.limits.max_document_bytes)
-        parser = await parts.enter_async_context(Parser(limits, processes=settings.retrieval.parser_processes))
+        parser = await parts.enter_async_context(
+            Parser(_parse_limits(settings.limits), processes=settings.retrieval.parser_processes)
+        )
         retriever = await parts.enter_async_context(_retriever(settings, data_dir, parser, embedder))
         is_local = _is_file(shared, database)
         shipper = None if is_local else await parts.enter_async_context(Shipper(predictions, shared, keys=privacy.ring))
@@ -221,6 +222,16 @@ async def open_service(
             open_paths=("/metrics",) if settings.open_metrics else (),
         )
         yield for_browsers(front, settings.cors_origins) if settings.cors_origins else front
+
+
+def _parse_limits(limits: LimitSettings) -> ParseLimits:
+    return ParseLimits(
+        max_bytes=limits.max_document_bytes,
+        max_pages=limits.max_document_pages,
+        max_characters=limits.max_document_characters,
+        max_seconds=limits.max_document_seconds,
+        max_memory_bytes=limits.max_document_memory_bytes,
+    )
 
 
 def _retriever(settings: Settings, data_dir: Path, parser: Parser, embedder: Embedder | None) -> Retriever:

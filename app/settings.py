@@ -219,6 +219,14 @@ class LimitSettings(Section):
 
     max_body_bytes: int = Field(2_000_000, ge=1_000, description="Largest JSON body.")
     max_document_bytes: int = Field(50_000_000, ge=1_000, description="Largest uploaded document.")
+    max_document_pages: int = Field(2_000, ge=1, description="Pages, slides or sheets of a document.")
+    max_document_characters: int = Field(10_000_000, ge=1_000, description="Text of a document.")
+    max_document_seconds: float = Field(
+        8.0, gt=0, description="Processor time to parse a small document; each further megabyte has half as much more."
+    )
+    max_document_memory_bytes: int = Field(
+        512_000_000, ge=128_000_000, description="Address space of the process that parses a document."
+    )
     max_concurrent_answers: int = Field(
         256,
         ge=1,

@@ -1,7 +1,7 @@
 """The nouns of retrieval: documents, their parsed text, the passages they are split into, and what a search returns.
 
 The main rule: a passage is a span of its document's source text, `passage.text == source[passage.start:passage.end]`.
-The source text of Markdown and plain text is the file itself; of PDF, DOCX and HTML it is the text the parser
+The source text of Markdown and plain text is the file itself; of every other format it is the text the parser
 extracted, stored once beside the document, so that every quote can be checked against it for ever.
 """
 
@@ -32,7 +32,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page of a paged document: `source[start:end]`; `number` counts from 1."""
+    """A page of a document, a slide or a sheet: `source[start:end]`; `number` counts from 1."""
 
     number: int
     start: int
@@ -152,8 +152,13 @@ class ParseLimits:
     max_uncompressed_bytes: int = 200_000_000
     max_pages: int = 2_000
     max_characters: int = 10_000_000
-    max_seconds: float = 60.0
-    max_memory_bytes: int = 1_500_000_000
+    max_seconds: float = 8.0
+    """Processor time for a small file; a large one has more, by `seconds_for`."""
+    max_memory_bytes: int = 512_000_000
+
+    def seconds_for(self, size_bytes: int) -> float:
+        """Processor time for a file of this size: half of `max_seconds` more for each further megabyte."""
+        return self.max_seconds * (1 + max(0, size_bytes - 500_000) / 2_000_000)
 
 
 @dataclass(frozen=True, slots=True)

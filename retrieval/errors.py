@@ -12,6 +12,10 @@ RetrievalError
     └── IndexOutOfRoom        the index's disk is too full for it to work
 """
 
+from typing import Literal
+
+Limit = Literal["bytes", "unpacked", "pages", "characters", "seconds", "memory", "depth"]
+
 
 class RetrievalError(Exception):
     """The root."""
@@ -26,7 +30,11 @@ class UnsupportedType(UnreadableDocument):
 
 
 class LimitExceeded(UnreadableDocument):
-    """The file costs more than a document may."""
+    """The file costs more than a document may; `limit` is which of the limits it is over."""
+
+    def __init__(self, message: str, limit: Limit) -> None:
+        super().__init__(message)
+        self.limit = limit
 
 
 class DocumentNotFound(RetrievalError):

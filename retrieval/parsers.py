@@ -1,4 +1,4 @@
-"""Turns uploaded files into text with structure: Markdown, plain text, HTML, PDF and DOCX.
+"""Turns uploaded files into text with structure, each by the reader of its format in `retrieval.parsing`.
 
 The main rule: nothing reads a file in the service's own process. A `Parser` keeps child processes that limit their
 memory and time and read one file after another; one that hangs, crashes or exceeds a limit is ended, its file is
@@ -9,86 +9,25 @@ import asyncio
 import re
 import signal
 import sys
-from collections.abc import Callable
-from pathlib import PurePosixPath
+from collections.abc import Coroutine
 from types import TracebackType
 from typing import Final, Self
 
 import msgspec
 
 from retrieval.documents import ParsedDocument, ParseLimits
-from retrieval.errors import LimitExceeded, UnreadableDocument, UnsupportedType
-from retrieval.parsing.child import LENGTH_BYTES, READERS, Failure, Request, Success
+from retrieval.errors import LimitExceeded, UnreadableDocument
+from retrieval.media_types import media_type_of
+from retrieval.parsing.child import LENGTH_BYTES, Failure, Request, Success
 
-DOCX: Final = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
-_EXTENSIONS: Final = {
-    ".md": "text/markdown",
-    ".markdown": "text/markdown",
-    ".mdown": "text/markdown",
-    ".mkd": "text/markdown",
-    ".txt": "text/plain",
-    ".text": "text/plain",
-    ".html": "text/html",
-    ".htm": "text/html",
-    ".xhtml": "text/html",
-    ".pdf": "application/pdf",
-    ".docx": DOCX,
-}
-_ALIASES: Final = {
-    "text/x-markdown": "text/markdown",
-    "application/xhtml+xml": "text/html",
-    "application/x-pdf": "application/pdf",
-}
-# What upload tools say when they do not know.
-_UNKNOWN_TYPES: Final = frozenset(("", "application/octet-stream", "binary/octet-stream", "application/zip"))
-_KNOWN_BINARIES: Final = (
-    b"PK\x03\x04",
-    b"\xd0\xcf\x11\xe0",
-    b"{\\rtf",
-    b"\x89PNG",
-    b"\xff\xd8\xff",
-    b"GIF8",
-    b"\x1f\x8b",
-    b"%!PS",
-)
-_HTML: Final = re.compile(
-    rb"\s*(?:<!--.{0,2000}?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL
-)
-_BYTE_ORDER_MARKS: Final = (b"\xff\xfe", b"\xfe\xff")
-_READS: Final = "Markdown (.md), plain text (.txt), HTML (.html), PDF (.pdf) and Word (.docx) are read"
-# A character takes at most four bytes in UTF-8, and blocks need some room beside the text.
-_ANSWER_BYTES_PER_CHARACTER: Final = 100
+__all__ = ["Parser", "media_type_of", "parse"]
+
+# A child cannot hold an answer of more than this part of its memory beside what it is made of.
+_ANSWER_PART_OF_MEMORY: Final = 2
+# The clock runs on while a child waits for a processor, which is not the file's fault.
+_PATIENCE: Final = 4
 # Memory that a library leaks or fragments goes back with its process.
 _DOCUMENTS_PER_PROCESS: Final = 200
-
-
-def media_type_of(content: bytes, *, name: str, media_type: str | None = None) -> str:
-    """Return the media type a file is read as: what is stated, else what its name ends in, else what it looks like.
-
-    Raises:
-        UnsupportedType: Nothing reads files of this type.
-    """
-    stated = (media_type or "").partition(";")[0].strip().lower()
-    stated = _ALIASES.get(stated, stated)
-    if stated in READERS:
-        return stated
-    if stated not in _UNKNOWN_TYPES and not stated.startswith("text/"):
-        raise UnsupportedType(f"{name!r} is {stated}: {_READS}")
-    return _EXTENSIONS.get(PurePosixPath(name).suffix.lower()) or _sniff(content, name)
-
-
-def _sniff(content: bytes, name: str) -> str:
-    if b"%PDF-" in content[:1024]:
-        return "application/pdf"
-    # An archive names its parts at its start, and all of them again at its end.
-    if content.startswith(b"PK\x03\x04") and (b"word/" in content[:4096] or b"word/document" in content[-65536:]):
-        return DOCX
-    if _HTML.match(content[:4096]):
-        return "text/html"
-    is_binary = content.startswith(_KNOWN_BINARIES)
-    if is_binary or (b"\x00" in content[:65536] and not content.startswith(_BYTE_ORDER_MARKS)):
-        raise UnsupportedType(f"{name!r} is of no type that is read: {_READS}")
-    return "text/plain"
 
 
 async def parse(
@@ -139,29 +78,29 @@ class Parser:
         if not content:
             raise UnreadableDocument(f"{name!r} is empty")
         if len(content) > self.limits.max_bytes:
-            raise LimitExceeded(f"{name!r} has {len(content):,} bytes; at most {self.limits.max_bytes:,} are read")
+            message = f"{name!r} has {len(content):,} bytes; at most {self.limits.max_bytes:,} are read: split it"
+            raise LimitExceeded(message, "bytes")
         kind = media_type_of(content, name=name, media_type=media_type)
         request = msgspec.msgpack.encode(Request(content, kind, _charset(media_type), self.limits))
         async with self._turns:
-            result = await self._exchange(request, name)
+            result = await self._exchange(request, name, self.limits.seconds_for(len(content)))
         if isinstance(result, Success):
             return result.document
-        raise _FAILURES[result.kind](f"{name!r}: {result.message}")
+        message = f"{name!r}: {result.message}"
+        raise LimitExceeded(message, result.limit) if result.limit else UnreadableDocument(message)
 
-    async def _exchange(self, request: bytes, name: str) -> Success | Failure:
-        child = self._idle.pop() if self._idle else await _Child.start()
+    async def _exchange(self, request: bytes, name: str, seconds: float) -> Success | Failure:
+        child = self._idle.pop() if self._idle else await self._started()
         healthy = False
         try:
-            async with asyncio.timeout(self.limits.max_seconds):
-                message = await child.exchange(request, self.limits.max_characters * _ANSWER_BYTES_PER_CHARACTER)
+            async with asyncio.timeout(_PATIENCE * seconds):
+                message = await child.exchange(request, self.limits.max_memory_bytes // _ANSWER_PART_OF_MEMORY)
             result = msgspec.msgpack.decode(message, type=Success | Failure)
-            healthy = child.exchanges < _DOCUMENTS_PER_PROCESS and not (
-                isinstance(result, Failure) and result.kind == "limit"
-            )
+            healthy = child.exchanges < _DOCUMENTS_PER_PROCESS and not (isinstance(result, Failure) and result.limit)
         except TimeoutError as error:
-            raise LimitExceeded(f"{name!r} took more than {self.limits.max_seconds:g} s to read") from error
+            raise _too_slow(name, seconds) from error
         except (EOFError, OSError, msgspec.DecodeError) as error:
-            raise await self._cause_of_death(child, name) from error
+            raise await self._cause_of_death(child, name, seconds) from error
         finally:
             if healthy:
                 self._idle.append(child)
@@ -169,25 +108,43 @@ class Parser:
                 self._end(child)
         return result
 
-    async def _cause_of_death(self, child: "_Child", name: str) -> UnreadableDocument:
+    async def _started(self) -> "_Child":
+        """Start a process; one whose caller leaves meanwhile is ended as soon as it is there."""
+        starting = asyncio.create_task(_Child.start())
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            self._own(_end_started(starting))
+            raise
+
+    async def _cause_of_death(self, child: "_Child", name: str, seconds: float) -> UnreadableDocument:
         status = await child.end()
         if status == -signal.SIGXCPU:
-            return LimitExceeded(f"{name!r} took more than {self.limits.max_seconds:g} s to read")
+            return _too_slow(name, seconds)
         if status == -signal.SIGKILL:
-            return LimitExceeded(f"{name!r} takes more memory to read than there is")
-        return UnreadableDocument(f"{name!r} made its parser crash (status {status}): the file is damaged or hostile")
+            message = f"{name!r} takes more memory to read than there is: split it, or give the service more"
+            return LimitExceeded(message, "memory")
+        return UnreadableDocument(
+            f"{name!r} made its parser crash (status {status}): it is damaged or hostile; save it anew or convert it"
+        )
 
     def _end(self, child: "_Child") -> None:
         """End a process in a task of its own, so that a cancelled caller leaves nothing behind."""
-        task = asyncio.create_task(child.kill())
+        self._own(child.kill())
+
+    def _own(self, ending: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(ending)
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
 
-_FAILURES: Final[dict[str, Callable[[str], UnreadableDocument]]] = {
-    "unreadable": UnreadableDocument,
-    "limit": LimitExceeded,
-}
+async def _end_started(starting: "asyncio.Task[_Child]") -> None:
+    child = await starting
+    await child.kill()
+
+
+def _too_slow(name: str, seconds: float) -> LimitExceeded:
+    return LimitExceeded(f"{name!r} took more than {seconds:g} s to read: split it", "seconds")
 
 
 class _Child:

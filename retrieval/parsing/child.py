@@ -4,26 +4,43 @@ The main rule: it limits itself before it touches a file, so that whatever a fil
 else. Run as `python -I -B -m retrieval.parsing.child`; each message is eight bytes of length and then MessagePack.
 """
 
+import contextlib
+import ctypes
 import importlib
 import math
 import os
 import resource
-from typing import BinaryIO, Literal
+import signal
+import sys
+from typing import BinaryIO
 
 import msgspec
 
 from retrieval.documents import ParsedDocument, ParseLimits
-from retrieval.errors import LimitExceeded, UnreadableDocument
+from retrieval.errors import Limit, LimitExceeded, UnreadableDocument
 
+DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
+PPTX = "application/vnd.openxmlformats-officedocument.presentationml.presentation"
+XLSX = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
+EPUB = "application/epub+zip"
 # Imported when first needed: a folder of Markdown never pays for lxml.
 READERS = {
     "text/plain": "retrieval.parsing.plain",
     "text/markdown": "retrieval.parsing.markdown",
     "text/html": "retrieval.parsing.webpage",
+    "text/csv": "retrieval.parsing.delimited",
+    "application/jsonl": "retrieval.parsing.records",
     "application/pdf": "retrieval.parsing.pdf",
-    "application/vnd.openxmlformats-officedocument.wordprocessingml.document": "retrieval.parsing.word",
+    "message/rfc822": "retrieval.parsing.mail",
+    DOCX: "retrieval.parsing.word",
+    PPTX: "retrieval.parsing.slides",
+    XLSX: "retrieval.parsing.workbook",
+    EPUB: "retrieval.parsing.book",
 }
 LENGTH_BYTES = 8
+_NICENESS = 10
+_PR_SET_PDEATHSIG = 1
+_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -38,8 +55,9 @@ class Request(msgspec.Struct, frozen=True):
 class Failure(msgspec.Struct, frozen=True, tag=True):
     """Why a file was not read."""
 
-    kind: Literal["unreadable", "limit"]
     message: str
+    limit: Limit | None = None
+    """Which limit the file is over, if that is the reason."""
 
 
 class Success(msgspec.Struct, frozen=True, tag=True):
@@ -53,20 +71,24 @@ def answer(request: Request) -> Success | Failure:
     try:
         return Success(_read(request))
     except LimitExceeded as error:
-        return Failure("limit", str(error))
+        return Failure(str(error), error.limit)
     except UnreadableDocument as error:
-        return Failure("unreadable", str(error))
+        return Failure(str(error))
     except MemoryError:
-        return Failure("limit", f"reading it takes more than {request.limits.max_memory_bytes:,} bytes of memory")
+        return Failure(_too_much_memory(request.limits), "memory")
     except RecursionError:
-        return Failure("limit", "it is nested too deeply")
+        return Failure("it is nested too deeply: simplify it", "depth")
     except Exception as error:  # noqa: BLE001 - Readers raise whatever a damaged file makes them stumble over.
-        return Failure("unreadable", f"the file is damaged, or not {request.media_type} ({type(error).__name__})")
+        return Failure(f"the file is damaged, or not {request.media_type} ({type(error).__name__})")
+
+
+def _too_much_memory(limits: ParseLimits) -> str:
+    return f"reading it takes more than {limits.max_memory_bytes:,} bytes of memory: split it"
 
 
 def _read(request: Request) -> ParsedDocument:
     reader = importlib.import_module(READERS[request.media_type])
-    if request.media_type.startswith("text/"):
+    if request.media_type.startswith("text/") or request.media_type == "application/jsonl":
         document = reader.read(request.content, request.limits, request.charset)
     else:
         document = reader.read(request.content, request.limits)
@@ -76,6 +98,7 @@ def _read(request: Request) -> ParsedDocument:
 
 def main() -> None:
     """Answer requests until the standard input ends."""
+    _part_with_the_world()
     requests = os.fdopen(os.dup(0), "rb")
     answers = os.fdopen(os.dup(1), "wb")
     # What a library prints must not get between the answers.
@@ -85,19 +108,36 @@ def main() -> None:
     while (message := _receive(requests)) is not None:
         request = msgspec.msgpack.decode(message, type=Request)
         del message
-        _limit(request.limits)
+        _limit(request)
         result = answer(request)
-        _send(answers, result)
-        if isinstance(result, Failure) and result.kind == "limit":
+        _send(answers, result, request.limits)
+        if isinstance(result, Failure) and result.limit:
             # Memory may be spent and caches poisoned: the next file deserves a fresh process.
             return
 
 
-def _limit(limits: ParseLimits) -> None:
-    """Bound this process's memory, and its processor time by what it has used so far and `max_seconds` more."""
-    _lower(resource.RLIMIT_AS, limits.max_memory_bytes)
+def _part_with_the_world() -> None:
+    """Die with the parent, let it go first, start nothing, and have no network where the system allows that."""
+    os.nice(_NICENESS)
+    with contextlib.suppress(ValueError, OSError):  # Not every system counts processes.
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # It died before we asked to be told.
+        sys.exit(0)
+    # Refused in many containers; the file's limits do not depend on it.
+    libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
+
+
+def _limit(request: Request) -> None:
+    """Bound this process's memory, and its processor time by what it has used so far and what the file may take."""
+    _lower(resource.RLIMIT_AS, request.limits.max_memory_bytes)
     used = resource.getrusage(resource.RUSAGE_SELF)
-    _lower(resource.RLIMIT_CPU, math.ceil(used.ru_utime + used.ru_stime + limits.max_seconds))
+    seconds = request.limits.seconds_for(len(request.content))
+    _lower(resource.RLIMIT_CPU, math.ceil(used.ru_utime + used.ru_stime + seconds))
 
 
 def _lower(kind: int, limit: int) -> None:
@@ -113,11 +153,11 @@ def _receive(stream: BinaryIO) -> bytes | None:
     return message if len(message) == int.from_bytes(length, "big") else None
 
 
-def _send(stream: BinaryIO, result: Success | Failure) -> None:
+def _send(stream: BinaryIO, result: Success | Failure, limits: ParseLimits) -> None:
     try:
         message = msgspec.msgpack.encode(result)
     except MemoryError:
-        message = msgspec.msgpack.encode(Failure("limit", "what it contains does not fit the memory allowed"))
+        message = msgspec.msgpack.encode(Failure(_too_much_memory(limits), "memory"))
     stream.write(len(message).to_bytes(LENGTH_BYTES, "big") + message)
     stream.flush()
 

@@ -33,6 +33,11 @@ def tidy(text: str) -> str:
     return _BLANK_LINES.sub("\n", text).strip()
 
 
+def too_long(max_characters: int) -> LimitExceeded:
+    """Say that a document has too much text."""
+    return LimitExceeded(f"the document has more than {max_characters:,} characters: split it", "characters")
+
+
 class Headings:
     """The headings above the current place: `enter` one and get the path that holds below it."""
 
@@ -67,28 +72,33 @@ class Draft:
             self._headings.enter(level, line)
             self.block(line, "heading")
 
-    def block(self, text: str, kind: BlockKind) -> None:
-        """Append a block; one that is empty is left out."""
+    def section(self) -> None:
+        """Leave every heading: what follows stands under none of them."""
+        self._headings = Headings()
+
+    def block(self, text: str, kind: BlockKind, place: str | None = None) -> None:
+        """Append a block; one that is empty is left out. `place` says where it stands below its headings."""
         if not text.strip():
             return
         if self._parts:
             self._append("\n\n")
         start = self.length
         self._append(text)
-        self._blocks.append(Block(start, self.length, kind, self._headings.path))
+        path = (*self._headings.path, place) if place else self._headings.path
+        self._blocks.append(Block(start, self.length, kind, path))
 
     def rows(self, rows: Iterable[list[str]]) -> None:
         """Append a table, a line of `| cell | cell |` for each row that is not empty."""
         lines = [f"| {' | '.join(' '.join(cell.split()) for cell in row)} |" for row in rows if any(row)]
         self.block("\n".join(lines), "table")
 
-    def finish(self, title: str | None, pages: Iterable[Page] = ()) -> ParsedDocument:
-        """Return the document; without a title its first heading is the title."""
-        title = " ".join((title or "").split()) or self.first_heading
+    def finish(self, title: str | None, pages: Iterable[Page] = (), *, heading_is_title: bool = True) -> ParsedDocument:
+        """Return the document; without a title its first heading is the title, unless that names only a part of it."""
+        title = " ".join((title or "").split()) or (self.first_heading if heading_is_title else None)
         return ParsedDocument("".join(self._parts), title, tuple(self._blocks), tuple(pages))
 
     def _append(self, text: str) -> None:
         self.length += len(text)
         if self.length > self._max_characters:
-            raise LimitExceeded(f"the document has more than {self._max_characters:,} characters: split it")
+            raise too_long(self._max_characters)
         self._parts.append(text)

@@ -16,7 +16,7 @@ from pypdf.errors import DependencyError, FileNotDecryptedError, LimitReachedErr
 
 from retrieval.documents import Page, ParsedDocument, ParseLimits
 from retrieval.errors import LimitExceeded, UnreadableDocument
-from retrieval.parsing.draft import Draft, visible
+from retrieval.parsing.draft import Draft, too_long, visible
 
 _SPACES = re.compile(r"[^\S\n]+")
 _HYPHENATED = re.compile(r"([^\W\d_]+)[-\u2010]\n([^\W\d_]+\S*)( ?)")
@@ -48,7 +48,8 @@ def read(content: bytes, limits: ParseLimits) -> ParsedDocument:
     except (FileNotDecryptedError, DependencyError) as error:
         raise UnreadableDocument("the PDF is encrypted: save it without a password") from error
     except LimitReachedError as error:
-        raise LimitExceeded(f"the PDF is larger inside than a document may be ({error})") from error
+        message = f"the PDF is larger inside than a document may be ({error}): print it to a new file, or split it"
+        raise LimitExceeded(message, "unpacked") from error
 
 
 def _read(content: bytes, limits: ParseLimits) -> ParsedDocument:
@@ -57,13 +58,14 @@ def _read(content: bytes, limits: ParseLimits) -> ParsedDocument:
         raise UnreadableDocument("the PDF is encrypted: save it without a password")
     count = len(reader.pages)
     if count > limits.max_pages:
-        raise LimitExceeded(f"the PDF has {count:,} pages; at most {limits.max_pages:,} are read: split it")
+        message = f"the PDF has {count:,} pages; at most {limits.max_pages:,} are read: split it"
+        raise LimitExceeded(message, "pages")
     texts, length = [], 0
     for page in reader.pages:
         texts.append(visible(page.extract_text()).replace("\r\n", "\n").replace("\r", "\n"))
         length += len(texts[-1])
         if length > limits.max_characters:
-            raise LimitExceeded(f"the document has more than {limits.max_characters:,} characters: split it")
+            raise too_long(limits.max_characters)
     if not any(text.strip() for text in texts):
         raise UnreadableDocument("the PDF has no text layer (a scan?): run text recognition (OCR) on it first")
     draft = Draft(limits.max_characters)

@@ -7,7 +7,8 @@ import codecs
 import re
 
 from retrieval.documents import Block, BlockKind, ParsedDocument, ParseLimits
-from retrieval.errors import LimitExceeded, UnreadableDocument
+from retrieval.errors import UnreadableDocument
+from retrieval.parsing.draft import Draft, too_long, visible
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -32,6 +33,13 @@ def read(content: bytes, limits: ParseLimits, charset: str | None = None) -> Par
     return ParsedDocument(text, None, tuple(blocks))
 
 
+def write_text(text: str, draft: Draft) -> None:
+    """Write text that stands inside another format, paragraph by paragraph."""
+    text = visible(text)
+    for found in _PARAGRAPH.finditer(text):
+        draft.block(found[0].rstrip(), "list" if _LIST_ITEM.match(found[0]) else "paragraph")
+
+
 def decode(content: bytes, limits: ParseLimits, charset: str | None = None) -> str:
     """Return the text of a file: by its byte order mark, the declared charset, UTF-8, or Windows-1252, in that order.
 
@@ -45,7 +53,7 @@ def decode(content: bytes, limits: ParseLimits, charset: str | None = None) -> s
     if not text.strip():
         raise UnreadableDocument("the file has no text")
     if len(text) > limits.max_characters:
-        raise LimitExceeded(f"the document has more than {limits.max_characters:,} characters: split it")
+        raise too_long(limits.max_characters)
     return text
 
 

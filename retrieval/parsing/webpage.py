@@ -1,7 +1,8 @@
 """Reads HTML: what a reader sees of the page's main part, without its navigation.
 
-The main rule: hidden text is not text. Elements that are hidden by attribute or inline style are dropped with all
-they contain (it is where injected instructions hide); style sheets are not evaluated.
+The main rule: hidden text is not text. Elements that are hidden by attribute or inline style, white ones and those of
+no size included, are dropped with all they contain (it is where injected instructions hide); style sheets are not
+evaluated.
 """
 
 import re
@@ -88,13 +89,23 @@ _BLOCKS = frozenset(
 )
 _NOT_IN_CELLS = frozenset(("table", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "pre", "blockquote", "form"))
 _HEADINGS = {"h1": 1, "h2": 2, "h3": 3, "h4": 4, "h5": 5, "h6": 6}
+_ENDS = r"\s*(?:;|!|$)"
+_NOTHING = rf"(?:0(?:\.0*)?|1(?:\.0*)?(?=\s*p[xt]))(?:px|pt|r?em|%)?{_ENDS}"
 _UNSEEN = re.compile(
-    r"(?:display\s*:\s*none|visibility\s*:\s*(?:hidden|collapse)|(?<![\w-])opacity\s*:\s*0(?:\.0*)?%?\s*(?:;|!|$)"
-    r"|font-size\s*:\s*0(?:\.0*)?(?:px|pt|r?em|%)?\s*(?:;|!|$))",
+    rf"(?:display\s*:\s*none|visibility\s*:\s*(?:hidden|collapse)|(?<![\w-])opacity\s*:\s*0(?:\.0*)?%?{_ENDS}"
+    rf"|font-size\s*:\s*{_NOTHING}|(?<![\w-])font\s*:[^;]*?\b[01](?:\.0*)?p[xt]\b|(?:text-indent|left|top)\s*:\s*-\d{{3,}}"
+    rf"|(?<![\w-])(?:max-)?(?:width|height)\s*:\s*{_NOTHING}|clip\s*:\s*rect\(\s*[01](?:px)?\b|transform\s*:\s*scale\(\s*0\s*\)"
+    rf"|(?<![\w-])color\s*:\s*transparent)",
     re.IGNORECASE,
 )
+_WHITE = re.compile(
+    rf"(?<![\w-])color\s*:\s*(?:white|\#fff(?:fff)?|rgba?\(\s*255\s*,\s*255\s*,\s*255\b[^)]*\)){_ENDS}", re.IGNORECASE
+)
+_WHITE_NAMES = frozenset(("white", "#fff", "#ffffff"))
 _FOOTNOTE = re.compile(r"\[[^\[\]]{1,16}\]\Z")
-_CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?([A-Za-z0-9_.:-]{2,30})", re.IGNORECASE)
+_CHARSET = re.compile(
+    rb"<(?:meta|\?xml)[^>]{0,200}?(?:charset|encoding)\s*=\s*[\"']?([A-Za-z0-9_.:-]{2,30})", re.IGNORECASE
+)
 _SPACES = re.compile(r"\s+")
 # An unclosed tag nests everything after it; the parser's time grows with the square of the depth.
 _TAG = re.compile(
@@ -107,17 +118,32 @@ _SHORTEST_MAIN = 200
 
 def read(content: bytes, limits: ParseLimits, charset: str | None = None) -> ParsedDocument:
     """Return the page's main text; its title is its first `<h1>`, or else its `<title>`."""
+    html = decode(content, limits, charset or declared_charset(content))
+    draft = Draft(limits.max_characters)
+    title = write_page(html, draft)
+    if not draft.length:
+        raise UnreadableDocument("the page has no visible text: it may be made by scripts; save it from a browser")
+    return draft.finish(title)
+
+
+def declared_charset(content: bytes) -> str | None:
+    """Return the charset that a page names in its head."""
     declared = _CHARSET.search(content[:4096])
-    html = decode(content, limits, charset or (declared[1].decode("ascii") if declared else None))
+    return declared[1].decode("ascii") if declared else None
+
+
+def write_page(html: str, draft: Draft) -> str | None:
+    """Write a page's main part, and return its first `<h1>`, or else its `<title>`.
+
+    Raises:
+        LimitExceeded: Its elements are nested too deeply.
+    """
     _refuse_deep_nesting(html)
     tree = LexborHTMLParser(html)
-    writer = _Writer(Draft(limits.max_characters))
-    writer.write(_main(tree))
-    if not writer.draft.length:
-        raise UnreadableDocument("the page has no visible text: it may be made by scripts; save it from a browser")
+    _Writer(draft).write(_main(tree))
     heading, title = tree.css_first("h1"), tree.css_first("title")
-    named = _text(heading) if heading is not None else ""
-    return writer.draft.finish(named or (tidy(title.text()) if title is not None else None))
+    named = _text(heading) if heading is not None and not _unseen(heading) else ""
+    return named or (tidy(title.text()) if title is not None else None)
 
 
 def _refuse_deep_nesting(html: str) -> None:
@@ -125,7 +151,7 @@ def _refuse_deep_nesting(html: str) -> None:
     for found in _TAG.finditer(html):
         depth = max(0, depth - 1) if found[1] else depth + (not found[2])
         if depth > _DEEPEST:
-            raise LimitExceeded(f"the page nests more than {_DEEPEST:,} elements")
+            raise LimitExceeded(f"the page nests more than {_DEEPEST:,} elements: simplify it", "depth")
 
 
 def _main(tree: Any) -> Any:
@@ -149,7 +175,21 @@ def _unseen(node: Any) -> bool:
         return True
     if (attributes.get("role") or "").lower() in _NOT_CONTENT_ROLES:
         return True
-    return bool(_UNSEEN.search(attributes.get("style") or ""))
+    style = attributes.get("style") or ""
+    if style and _UNSEEN.search(style):
+        return True
+    is_white = _WHITE.search(style) if style else (attributes.get("color") or "").lower() in _WHITE_NAMES
+    return bool(is_white) and not _has_background(node)
+
+
+def _has_background(node: Any) -> bool:
+    """Tell whether an element stands on a colour of its own or of an outer element, as far as attributes say."""
+    while node is not None:
+        attributes = node.attributes if node.is_element_node else None
+        if attributes and ("bgcolor" in attributes or "background" in (attributes.get("style") or "").lower()):
+            return True
+        node = node.parent
+    return False
 
 
 def _text(node: Any) -> str:

@@ -1,11 +1,11 @@
 """Reads Word documents (DOCX): paragraphs, lists and tables in their order, headings by style.
 
-The main rule: what Word would not print is not text: deleted revisions, hidden runs, field codes and comments.
+The main rule: what Word would not print is not text, nor what nobody could read on paper: deleted revisions, hidden
+runs, field codes and comments; text in white, or of a size of one point.
 """
 
 import io
 import re
-import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,13 +13,11 @@ import docx
 from docx.oxml.ns import qn
 
 from retrieval.documents import ParsedDocument, ParseLimits
-from retrieval.errors import LimitExceeded, UnreadableDocument
+from retrieval.errors import UnreadableDocument
+from retrieval.parsing.archive import open_archive
 from retrieval.parsing.draft import Draft, tidy
 
 _HEADING = re.compile(r"heading (\d)\Z", re.IGNORECASE)
-_SMALL_ENOUGH_BYTES = 10_000_000
-# XML compresses about tenfold, thirtyfold at best; a bomb compresses a thousandfold.
-_LARGEST_RATIO = 100
 _PARAGRAPH, _TABLE, _CONTROL, _CONTROL_CONTENT = qn("w:p"), qn("w:tbl"), qn("w:sdt"), qn("w:sdtContent")
 _CELL, _ROW, _RUN, _TEXT = qn("w:tc"), qn("w:tr"), qn("w:r"), qn("w:t")
 _MATH_TEXT = "{http://schemas.openxmlformats.org/officeDocument/2006/math}t"
@@ -28,28 +26,21 @@ _NOT_PRINTED = frozenset(
     (qn("w:del"), qn("w:moveFrom"), "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback")
 )
 _TEXT_BOX = qn("w:txbxContent")
+_WHITE = ("FFFFFF", "white")
+_LARGEST_UNREADABLE_HALF_POINTS = 2
 _BREAKS = {qn("w:tab"): "\t", qn("w:br"): "\n", qn("w:cr"): "\n", qn("w:noBreakHyphen"): "-"}
 _CONTAINERS = frozenset((qn("w:ins"), qn("w:moveTo"), qn("w:smartTag"), qn("w:customXml")))
 
 
 def read(content: bytes, limits: ParseLimits) -> ParsedDocument:
     """Return the document's body; its title is that of its properties, its Title paragraph, or its first heading."""
-    _refuse_bomb(content, limits)
+    open_archive(content, limits).close()
     document = docx.Document(io.BytesIO(content))
     draft = Draft(limits.max_characters)
     _Writer(draft, _heading_levels(document)).write(document.element.body)
     if not draft.length:
         raise UnreadableDocument("the document has no text")
     return draft.finish(tidy(document.core_properties.title or ""))
-
-
-def _refuse_bomb(content: bytes, limits: ParseLimits) -> None:
-    """Refuse an archive that would unpack to more than is allowed, before anything is unpacked."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        unpacked = sum(part.file_size for part in archive.infolist())
-    allowed = min(limits.max_uncompressed_bytes, max(_SMALL_ENOUGH_BYTES, _LARGEST_RATIO * len(content)))
-    if unpacked > allowed:
-        raise LimitExceeded(f"the archive unpacks to {unpacked:,} bytes; at most {allowed:,} are read")
 
 
 def _heading_levels(document: Any) -> dict[str, int]:
@@ -154,8 +145,30 @@ def _text(paragraph: Any) -> tuple[str, list[Any]]:
 
 
 def _is_hidden(run: Any) -> bool:
-    vanish = run.find(f"{qn('w:rPr')}/{qn('w:vanish')}")
-    return vanish is not None and vanish.get(qn("w:val")) not in ("0", "false", "off")
+    properties = run.find(qn("w:rPr"))
+    if properties is None:
+        return False
+    vanish = properties.find(qn("w:vanish"))
+    if vanish is not None and vanish.get(qn("w:val")) not in ("0", "false", "off"):
+        return True
+    size = _value(properties, "w:sz") or ""
+    if size.isdigit() and int(size) <= _LARGEST_UNREADABLE_HALF_POINTS:
+        return True
+    return _value(properties, "w:color") in _WHITE and not _has_background(run, properties)
+
+
+def _has_background(run: Any, properties: Any) -> bool:
+    """Tell whether white text may stand on a colour: its own, its paragraph's, a cell's or a text box's."""
+    if any(properties.find(qn(name)) is not None for name in ("w:shd", "w:highlight")):
+        return True
+    for outer in run.iterancestors():
+        if outer.tag in (_CELL, _TEXT_BOX):
+            return True
+        if outer.tag == _PARAGRAPH and outer.find(f"{qn('w:pPr')}/{qn('w:shd')}") is not None:
+            return True
+        if outer.tag == qn("w:document"):
+            return outer.find(qn("w:background")) is not None
+    return False
 
 
 def _is_numbered(properties: Any) -> bool:

@@ -16,7 +16,9 @@ from reportlab.pdfgen.canvas import Canvas
 
 from retrieval.documents import ParsedDocument, ParseLimits
 from retrieval.errors import LimitExceeded, UnreadableDocument, UnsupportedType
-from retrieval.parsers import DOCX, Parser, media_type_of, parse
+from retrieval.parsers import Parser, media_type_of, parse
+from retrieval.parsing.child import DOCX, EPUB, PPTX, XLSX
+from tests.office_files import archive
 
 
 @pytest.fixture
@@ -66,9 +68,17 @@ def word_file(build: Callable[[docx.document.Document], None]) -> bytes:
         (b"x", "a.md", "text/plain; charset=utf-8", "text/plain"),
         (b"x", "a", "text/x-markdown", "text/markdown"),
         (b"x", "README", None, "text/plain"),
-        (b"a,b", "a.csv", "text/csv", "text/plain"),
+        (b"a,b", "a.csv", "text/csv", "text/csv"),
+        (b"a,b", "a.csv", "application/vnd.ms-excel", "text/csv"),
+        (b"a\tb", "a", "text/tab-separated-values", "text/csv"),
+        (b"{}", "a.jsonl", "application/json", "application/jsonl"),
+        (b"From: a", "a.eml", None, "message/rfc822"),
         (b"%PDF-1.7", "a", None, "application/pdf"),
-        (b"PK\x03\x04......word/document.xml", "upload", None, DOCX),
+        (b"%PDF-1.7", "a.docx", "text/plain", "application/pdf"),
+        (archive({"word/document.xml": "x"}), "upload", None, DOCX),
+        (archive({"a": "x" * 9, "ppt/presentation.xml": "x"}), "a.docx", "application/zip", PPTX),
+        (archive({"[Content_Types].xml": "x", "xl/workbook.xml": "x"}), "a.csv", "text/csv", XLSX),
+        (archive({"mimetype": "application/epub+zip"}), "a.zip", None, EPUB),
         (b"<!-- hi --> <!DOCTYPE html><p>", "page", "", "text/html"),
         ("x".encode("utf-16"), "notes", None, "text/plain"),
     ],
@@ -83,15 +93,21 @@ def test_a_type_is_what_is_stated_or_named_or_seen(
     ("content", "name", "media_type"),
     [
         (b"x", "a.png", "image/png"),
-        (b"PK\x03\x04 xl/workbook.xml", "a.xlsx", None),
-        (b"\xd0\xcf\x11\xe0", "a.doc", None),
+        (archive({"photo.jpg": "x"}), "a.zip", None),
+        (b"{}", "a.json", "application/json"),
         (b"\x7fELF\x00\x00", "a.out", None),
         (b"{\\rtf1", "a.rtf", "text/rtf"),
     ],
 )
 def test_an_unsupported_type_names_those_that_are_read(content: bytes, name: str, media_type: str | None) -> None:
-    with pytest.raises(UnsupportedType, match=r"Markdown.*PDF.*Word"):
+    with pytest.raises(UnsupportedType, match=r"Markdown.*PDF.*Word.*EPUB"):
         media_type_of(content, name=name, media_type=media_type)
+
+
+@pytest.mark.parametrize("media_type", [None, "application/msword", "text/plain"])
+def test_an_office_file_of_the_old_kind_or_with_a_password_says_what_to_do(media_type: str | None) -> None:
+    with pytest.raises(UnsupportedType, match=r"a\.doc.*old format, or has a password: save it as \.docx"):
+        media_type_of(b"\xd0\xcf\x11\xe0", name="a.doc", media_type=media_type)
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
