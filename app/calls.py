@@ -1,25 +1,51 @@
-"""The call of an engine for one answer: what it is sent, the span around it, and what is let through of what it says.
+"""The call of an engine for one answer: what it is sent, the span around it, what is let through, and how answers end.
 
 The main rule: what the consumer takes between two batches is not the engine's time, and waiting for an engine that is
 away is.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from time import perf_counter
+from typing import Literal
 
 from app.admission import Place
 from app.chat import ChatRequest
 from app.engines import Engine
-from app.errors import UnfitAnswer
+from app.errors import EngineTimeout, UnfitAnswer
 from app.messages import FinishReason, Generation, Message, Piece, Sampling, Usage
-from app.predictions import Prediction
+from app.predictions import Outcome, Prediction
 from app.releases import Release
 from app.tasks import Misfit, Task
 from observability import genai
 from observability.spans import NOT_RECORDED, TraceSpan
 from observability.traces import RequestTrace
-from retrieval.citations import AnswerChecker
+from retrieval.citations import AnswerChecker, Citation, Verdict
+from retrieval.documents import Passage
+
+
+@dataclass(frozen=True, slots=True)
+class Conclusion:
+    """What is known once an answer is complete and on record: always the last event."""
+
+    finish_reason: FinishReason
+    usage: Usage
+    citations: Sequence[Citation] = ()
+    verdict: Verdict | None = None
+    passages: Sequence[Passage] = ()
+    """What the engine was shown, where its own numbers were kept: `[n]` is the n-th of them."""
+
+
+StopReason = Literal["client_left", "timeout", "dropped"]
+
+# What a cancellation goes on record as, by who asked for it: nobody who said so is the service itself, stopping.
+CANCELLED: dict[StopReason | None, tuple[Outcome, str]] = {
+    "client_left": ("cancelled", "client_left"),
+    "timeout": ("failed", EngineTimeout.code),
+    "dropped": ("cancelled", "dropped"),
+    None: ("interrupted", "shutdown"),
+}
 
 
 class EngineCall:

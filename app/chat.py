@@ -1,4 +1,4 @@
-"""The chat request as callers send it: OpenAI's body with the optional extras `retrieval`, `metadata`, `store`, `user`.
+"""The chat request as callers send it: OpenAI's body with extras: `retrieval`, `features`, `metadata`, `store`, `user`.
 
 Decoded once, strictly typed and bounded by msgspec, straight from the request's bytes. What OpenAI has deprecated is
 brought into its present form. A field that is not listed here is ignored: SDKs send some that only OpenAI's servers
@@ -20,6 +20,7 @@ RetrievalMode = Literal["off", "auto", "required"]
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Identifier = Annotated[str, msgspec.Meta(max_length=512)]
+EntityKey = Annotated[str, msgspec.Meta(min_length=1, max_length=512)] | int
 
 
 class RetrievalOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,6 +33,13 @@ class RetrievalOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     check: CheckMode | None = None
     fallback: Literal["extract", "abstain", "keep"] | None = None
     style: CitationStyle | None = None
+
+
+class FeatureOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whom a request is about, for a release that knows more of them; other releases pass it over."""
+
+    entity: Annotated[dict[Name, EntityKey], msgspec.Meta(max_length=16)] = {}
+    """Keys by the kind of entity, as in `{"customer": "c-17"}`."""
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -66,6 +74,7 @@ class ChatRequest(msgspec.Struct, frozen=True):
     store: bool | None = None
     metadata: dict[str, Any] | None = None
     retrieval: RetrievalOptions | None = None
+    features: FeatureOptions | None = None
 
     def sampling(self, *, max_tokens: int, temperature: float | None) -> Sampling:
         """What the caller chose, with the release's defaults where they chose nothing."""

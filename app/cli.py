@@ -21,6 +21,7 @@ from app.capacity_commands import capacity
 from app.client import Client
 from app.dataset_commands import datasets
 from app.drift_commands import drift
+from app.feature_commands import features
 from app.loadtest_commands import loadtest
 from app.prediction_commands import predictions
 from app.privacy_commands import privacy
@@ -51,6 +52,7 @@ app.add_typer(review, name="review")
 app.add_typer(alerts, name="alerts")
 app.add_typer(datasets, name="datasets")
 app.add_typer(drift, name="drift")
+app.add_typer(features, name="features")
 app.add_typer(privacy, name="privacy")
 app.command("quality")(quality)
 app.command("capacity")(capacity)

@@ -3,6 +3,7 @@
 ServiceError                      500 internal_error
 ├── InvalidRequest                400 invalid_request         the request's own fault: names the field and the fix
 │   ├── ContextTooLong            400 context_length_exceeded
+│   ├── FeatureMissing            422 feature_missing         a feature that the release requires is not known
 │   ├── PayloadTooLarge           413 payload_too_large
 │   │   └── DocumentLimitExceeded 413 document_limit_exceeded  parsing the document costs more than one may
 │   ├── UnreadableContent         422 unreadable_document     the file holds no text that can be read
@@ -22,6 +23,7 @@ ServiceError                      500 internal_error
 ├── UnfitAnswer                   502 unfit_answer            the answer is not what the release's task asks for
 ├── Unavailable                   503 unavailable
 │   ├── EngineUnavailable         503 engine_unavailable
+│   ├── FeaturesUnavailable       503 features_unavailable    a feature that the release requires cannot be read
 │   ├── RetrievalUnavailable      503 retrieval_unavailable
 │   └── RecordUnavailable         503 record_unavailable      the prediction could not be recorded
 └── EngineTimeout                 504 engine_timeout
@@ -73,6 +75,12 @@ class ContextTooLong(InvalidRequest):
     """The prompt and the tokens asked for do not fit the model's context."""
 
     code = "context_length_exceeded"
+
+
+class FeatureMissing(InvalidRequest):
+    """A feature that the release requires is not known of whom the request is about, or too old."""
+
+    status, code = 422, "feature_missing"
 
 
 class PayloadTooLarge(InvalidRequest):
@@ -199,6 +207,12 @@ class EngineUnavailable(Unavailable):
     """No engine can be reached, or it says it is not healthy."""
 
     code = "engine_unavailable"
+
+
+class FeaturesUnavailable(Unavailable):
+    """The feature store does not answer, and the release requires a feature."""
+
+    code = "features_unavailable"
 
 
 class RetrievalUnavailable(Unavailable):

@@ -7,58 +7,37 @@ first streamed byte, the closing one before the last.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 from app.access import Caller
 from app.admission import Admission
-from app.calls import EngineCall, checked
+from app.calls import CANCELLED, Conclusion, EngineCall, StopReason, checked
 from app.chat import ChatRequest
 from app.engines.groups import EngineGroups
 from app.errors import (
     EngineInterrupted,
-    EngineTimeout,
     EngineUnavailable,
+    FeaturesUnavailable,
     RecordUnavailable,
     ServiceError,
 )
 from app.fallback import extract, is_stood_in_for, next_choice, wait_for
+from app.features import Asker, FeatureReader, shown
 from app.grounding import Grounds, Ratings, Search, citation_facts, find_grounds, fit_prompt, hit_facts, plan_for
-from app.messages import FinishReason, Message, Piece, Usage, whole_tool_calls
+from app.messages import Message, Piece, whole_tool_calls
 from app.predictions import Outcome, Prediction, PredictionLog, uuid7
 from app.prompts import compose, question_of, search_query
 from app.releases import Choice, Releases
 from app.rollouts import identity_of
 from observability import genai
 from observability.traces import RequestTrace
-from retrieval.citations import AnswerChecker, Citation, Verdict, plain_marker
+from retrieval.citations import AnswerChecker, Verdict, plain_marker
 from retrieval.documents import Passage, Scope
 
-
-@dataclass(frozen=True, slots=True)
-class Conclusion:
-    """What is known once an answer is complete and on record: always the last event."""
-
-    finish_reason: FinishReason
-    usage: Usage
-    citations: Sequence[Citation] = ()
-    verdict: Verdict | None = None
-    passages: Sequence[Passage] = ()
-    """What the engine was shown, where its own numbers were kept: `[n]` is the n-th of them."""
-
-
-StopReason = Literal["client_left", "timeout", "dropped"]
-
-# What a cancellation goes on record as, by who asked for it: nobody who said so is the service itself, stopping.
-_CANCELLED: dict[StopReason | None, tuple[Outcome, str]] = {
-    "client_left": ("cancelled", "client_left"),
-    "timeout": ("failed", EngineTimeout.code),
-    "dropped": ("cancelled", "dropped"),
-    None: ("interrupted", "shutdown"),
-}
+_NO_HEADERS: Mapping[bytes, bytes] = {}
 
 
 class Gateway:
@@ -72,6 +51,7 @@ class Gateway:
         search: Search | None,
         predictions: PredictionLog,
         admission: Admission,
+        features: FeatureReader | None = None,
         record_required: bool = True,
     ) -> None:
         self.releases = releases
@@ -79,6 +59,7 @@ class Gateway:
         self.search = search
         self.predictions = predictions
         self.admission = admission
+        self.features = features
         self.record_required = record_required
 
     def begin(
@@ -119,6 +100,8 @@ class Answering:
         )
         self._scope = Scope(caller.tenant, (request.retrieval and request.retrieval.filter) or {})
         self._gateway = gateway
+        self.headers = _NO_HEADERS
+        """Of the request, by lower-case name: a release may have it say there whom it is about."""
         self._started = perf_counter()
         self.embed_seconds: float | None = None
         self._texts: list[str] = []
@@ -192,7 +175,7 @@ class Answering:
             await self._recorded(gateway.predictions.close(prediction), "closing")
             yield conclusion
         except (asyncio.CancelledError, GeneratorExit):
-            self._break_off(*_CANCELLED[self._stopped])
+            self._break_off(*CANCELLED[self._stopped])
             raise
         except ServiceError as error:
             self._break_off("failed", error.code)
@@ -248,7 +231,7 @@ class Answering:
         """Have another release answer; what was found and written for the one before is not of its answer."""
         prediction = self.prediction
         prediction.passages = prediction.messages = prediction.question = prediction.index_version = None
-        prediction.question_embedding = None
+        prediction.question_embedding = prediction.features = None
         self._passages = ()
         self._take(choice)
 
@@ -270,8 +253,9 @@ class Answering:
     async def _answer(self) -> AsyncGenerator[list[Piece], None]:
         """Decide how this request is answered; the generator returned does it."""
         search, messages, release = self._gateway.search, self.request.messages, self.release
-        bare = compose(messages, (), release.prompt, release.task)
         is_extractive = self.choice.role == "extractive"
+        features = await self._read_features() if release.features and not is_extractive else None
+        bare = compose(messages, (), release.prompt, release.task, features)
         self._checker = None
         if self.plan.mode == "off" or search is None or not question_of(messages):
             return await self._answer_later() if is_extractive else self._generate(bare)
@@ -290,6 +274,7 @@ class Answering:
             grounds.shown,
             release.prompt,
             release.task,
+            features=features,
             limit_tokens=await self._gateway.engines.token_limit(release.engine),
             answer_tokens=self.sampling.max_tokens or 0,
             count_tokens=self._engine.count_tokens,
@@ -313,6 +298,18 @@ class Answering:
             shown=len(grounds.shown) if self.plan.context == "sentences" else None,
         )
         return checked(self._generate(composed), self._checker, self.trace, check)
+
+    async def _read_features(self) -> list[tuple[str, Any]] | None:
+        """Read what the release wants to know of whom the request is about, and put it on record; None if not asked."""
+        request, prediction, reader = self.request, self.prediction, self._gateway.features
+        if not question_of(request.messages):
+            return None
+        if reader is None:
+            raise FeaturesUnavailable("This service has no feature store.")
+        named = request.features.entity if request.features else {}
+        asker = Asker(named, request.user, prediction.conversation, self.headers)
+        prediction.features = await reader.read(prediction.tenant, self.release.features, asker)
+        return shown(prediction.features)
 
     async def _retrieve(self, search: Search) -> Grounds:
         """Find the passages to answer from, noting what was found."""

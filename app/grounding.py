@@ -170,6 +170,7 @@ async def fit_prompt(
     prompt: Prompt,
     task: Task = ANSWER,
     *,
+    features: Sequence[tuple[str, Any]] | None = None,
     limit_tokens: int | None,
     answer_tokens: int,
     count_tokens: Callable[[str], Awaitable[int]],
@@ -182,7 +183,7 @@ async def fit_prompt(
         ContextTooLong: not even one passage fits beside the conversation.
     """
     passages = [hit.passage for hit in hits]
-    composed = compose(messages, passages, prompt, task)
+    composed = compose(messages, passages, prompt, task, features)
     if limit_tokens is None:
         return composed
     room = limit_tokens - answer_tokens - TEMPLATE_TOKENS * len(composed)
@@ -197,7 +198,7 @@ async def fit_prompt(
                 param="messages",
             )
         passages.pop()
-        composed = compose(messages, passages, prompt, task)
+        composed = compose(messages, passages, prompt, task, features)
     return composed
 
 

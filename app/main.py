@@ -7,7 +7,7 @@ import asyncio
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +27,8 @@ from app.engine_wiring import Engines, open_engines, release_defaults
 from app.engines import Engine
 from app.erasure import Eraser, ErasureFollower, Erasures
 from app.evaluations import Evaluations
+from app.feature_wiring import open_features
+from app.features import Features
 from app.feedback import FeedbackLog, LabelLog
 from app.gateway import Gateway
 from app.guards import Trials
@@ -108,11 +110,12 @@ async def open_service(
         document_uses = await parts.enter_async_context(DocumentUses(shared, follows=is_local))
         keys = privacy.keys_of(shared, is_local=is_local)
         history, provenance = History(shared, keys=keys, pseudonym=privacy.pseudonym), Provenance(shared)
+        features = await open_features(settings.features, shared, now, parts, ring=keys, pseudonym=privacy.pseudonym)
         registry = await parts.enter_async_context(
             Registry(
                 shared,
                 own=_release(settings),
-                vet=engines.vet,
+                vet=_vetted_by(engines, features),
                 memory=data_dir / "serving.json",
             )
         )
@@ -124,6 +127,7 @@ async def open_service(
             search=retriever,
             predictions=predictions,
             admission=_admission(settings),
+            features=features.reader,
             record_required=settings.record == "required",
         )
         shadows = Shadows(
@@ -183,6 +187,7 @@ async def open_service(
             alerts=Alerts(shared, now),
             alert_rules=RuleSets(shared, now),
             drift=drifts,
+            features=features,
             erasures=Erasures(shared, now, pseudonym=privacy.pseudonym),
             drift_references=References(shared, now, ring=keys),
             defaults=_defaults(settings),
@@ -257,6 +262,15 @@ def _retriever(settings: Settings, data_dir: Path, parser: Parser, embedder: Emb
         retry_seconds=5.0 if server.url else None,
         passage_tokens=wanted.passage_tokens,
     )
+
+
+def _vetted_by(engines: Engines, features: Features) -> Callable[[Release], Awaitable[list[str]]]:
+    """What says what keeps a release from serving: its engine, and the features there are."""
+
+    async def vet(release: Release) -> list[str]:
+        return await features.reader.problems(release) + await engines.vet(release)
+
+    return vet
 
 
 def _shared_database(settings: Settings, local: Path) -> Database:

@@ -15,7 +15,7 @@ from app.errors import InvalidRequest
 Kind = Literal["text", "json", "flag", "integer", "number", "moment"]
 
 PREDICTION_KINDS: Mapping[str, Kind] = {
-    **dict.fromkeys(("metadata", "passages", "citations", "tool_calls", "request", "messages"), "json"),
+    **dict.fromkeys(("metadata", "passages", "citations", "tool_calls", "request", "messages", "features"), "json"),
     **dict.fromkeys(("stream", "store", "valid"), "flag"),
     **dict.fromkeys(("prompt_tokens", "completion_tokens"), "integer"),
     **dict.fromkeys(

@@ -20,12 +20,15 @@ from app.tasks import Task
 from retrieval.citations import CheckPolicy
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+FEATURE_NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$"
 LABEL_PATTERN = r"^([a-z0-9][a-z0-9._-]{0,63})@([1-9][0-9]{0,8})$"
 
 Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 Short = Annotated[str, msgspec.Meta(max_length=512)]
 Text = Annotated[str, msgspec.Meta(max_length=100_000)]
+FeatureName = Annotated[str, msgspec.Meta(pattern=FEATURE_NAME_PATTERN)]
+EntityKey = Annotated[str, msgspec.Meta(pattern=r"^(request|user|conversation|header:[a-z0-9][a-z0-9-]{0,63})$")]
 
 
 BESIDE = frozenset({"alerts"})
@@ -39,7 +42,8 @@ class BadRelease(ValueError):
 class Prompt(msgspec.Struct, frozen=True):
     """How a question and its passages become messages; `{sources}` and `{question}` are replaced in `template`.
 
-    That of a task may also have `{labels}` or `{schema}`, and needs `{sources}` only where passages are looked up.
+    That of a task may also have `{labels}` or `{schema}`, and needs `{sources}` only where passages are looked up. That
+    of a release with features has `{features}`.
     """
 
     version: Short
@@ -59,6 +63,31 @@ class RetrievalPlan(msgspec.Struct, frozen=True):
     check: Literal["sentence", "end", "off"] = "sentence"
     fallback: Literal["extract", "abstain", "keep"] = "extract"
     abstention: Text = "I can't answer that from the documents I have."
+
+
+class FeatureUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Features of one view that a release puts into its prompt, and whose they are in a request."""
+
+    view: FeatureName
+    entity: FeatureName
+    """What the view is of."""
+    names: Annotated[tuple[FeatureName, ...], msgspec.Meta(min_length=1, max_length=50)]
+    key: EntityKey = "request"
+    """Where the entity's key is from: `features.entity` of the request, its user, its conversation, or a header."""
+    required: bool = False
+    """Whether a request is refused where one of them is missing, too old, or cannot be read."""
+    defaults: Annotated[dict[FeatureName, str | int | float | bool], msgspec.Meta(max_length=50)] = {}
+    """What stands in the prompt for those; one without a default is left out."""
+
+    def __post_init__(self) -> None:
+        """Check what a type cannot say; raises ValueError."""
+        if len(set(self.names)) < len(self.names):
+            raise BadRelease(f"`features.names`: one of {self.view!r} is named twice.")
+        strange = sorted(set(self.defaults) - set(self.names))
+        if strange:
+            raise BadRelease(f"`features.defaults`: {strange[0]!r} is none of the `names` of {self.view!r}.")
+        if self.required and self.defaults:
+            raise BadRelease(f"`features.defaults`: those of {self.view!r} are required: nothing stands for them.")
 
 
 class Lineage(msgspec.Struct, frozen=True):
@@ -94,16 +123,21 @@ class Release(msgspec.Struct, frozen=True, dict=True):
     """What answers while this release's engine cannot: another release by its label, or the passages themselves."""
     lineage: Lineage = Lineage()
     notes: Text = ""
+    features: Annotated[tuple[FeatureUse, ...], msgspec.Meta(max_length=16)] = ()
+    """What is known of whom a request is about: see `app.features`."""
 
     def __post_init__(self) -> None:
         is_answer, template = self.task.is_answer, self.prompt.template
-        slots = ["{question}"] + ["{sources}"] * (is_answer or self.retrieval.mode != "off")
+        has_sources = self.retrieval.mode != "off" or (is_answer and not self.features)
+        slots = ["{question}"] + ["{sources}"] * has_sources + ["{features}"] * bool(self.features)
         for slot in slots:
             if slot not in template:
                 raise BadRelease(
                     f"`prompt.template`: {self.prompt.version!r} has no {slot}, so that the engine would never see it: "
                     "put it where it belongs."
                 )
+        if len({use.view for use in self.features}) < len(self.features):
+            raise BadRelease("`features`: name all features of a view in one place.")
         if self.fallback == "extractive" and not is_answer:
             raise BadRelease("`fallback`: passages by themselves are an answer, and fulfil no other task.")
 
@@ -114,8 +148,12 @@ class Release(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def canonical(self) -> bytes:
-        """The bytes the digest is taken of; the number is the registry's and not part of them."""
-        parts = {key: value for key, value in msgspec.to_builtins(self).items() if key != "number"}
+        """The bytes the digest is taken of; the number is the registry's and not part of them.
+
+        Without features there is no word of them: a release from before there were any has the digest it had.
+        """
+        without = {"number"} if self.features else {"number", "features"}
+        parts = {key: value for key, value in msgspec.to_builtins(self).items() if key not in without}
         return msgspec.json.encode(parts, order="sorted")
 
     @cached_property

@@ -271,6 +271,18 @@ class DriftSettings(Section):
     )
 
 
+class FeatureSettings(Section):
+    """Where the features are that releases name."""
+
+    store: Literal["sql", "feast"] = Field("sql", description="The service's own database, or a Feast repository.")
+    read_timeout_seconds: float = Field(0.25, gt=0, le=30, description="Longest wait of a request for its features.")
+    feast_repo: Path | None = Field(None, description="The folder with Feast's `feature_store.yaml`.")
+    feast_tenants: tuple[str, ...] = Field(
+        ("default",), description="Tenants that Feast's features are for: it does not know of any itself."
+    )
+    feast_threads: int = Field(4, ge=1, le=64, description="Reads of Feast at once; one more finds the store away.")
+
+
 class PrivacySettings(Section):
     """How much of what was said is kept, and how."""
 
@@ -293,6 +305,7 @@ class PrivacySettings(Section):
     feedback_days: float | None = Field(None, gt=0, description="How long words of feedback and labels are kept.")
     embeddings_days: float | None = Field(None, gt=0, description="How long questions' embeddings are kept.")
     review_days: float | None = Field(None, gt=0, description="How long items of review queues are kept.")
+    features_days: float | None = Field(None, gt=0, description="How long features are kept that newer ones replaced.")
 
 
 class Settings(BaseSettings):
@@ -335,6 +348,7 @@ class Settings(BaseSettings):
     retrieval: RetrievalSettings = RetrievalSettings()
     release: ReleaseSettings = ReleaseSettings()
     drift: DriftSettings = DriftSettings()
+    features: FeatureSettings = FeatureSettings()
     limits: LimitSettings = LimitSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     privacy: PrivacySettings = PrivacySettings()

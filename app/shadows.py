@@ -9,8 +9,9 @@ import logging
 from contextlib import aclosing
 
 from app.access import Caller
+from app.calls import StopReason
 from app.errors import ServiceError
-from app.gateway import Answering, Gateway, StopReason
+from app.gateway import Answering, Gateway
 from app.releases import Choice, Release
 from observability.traces import RequestTrace
 
@@ -80,6 +81,7 @@ class Shadows:
             RequestTrace(primary.trace.trace_id),
         )
         shadow.prediction.conversation = shown.conversation
+        shadow.headers = primary.headers
         shadow.prediction.shadow_of = shown.id
         return shadow
 

@@ -27,6 +27,8 @@ TEMPLATE_TOKENS = 32
 
 PROBE_SECONDS = 30.0
 
+SAMPLE_VALUE = "a value of a feature"
+
 
 @dataclass(frozen=True, slots=True)
 class Site:
@@ -153,9 +155,10 @@ async def _context_problems(release: Release, engine: Engine, site: Site) -> lis
     tokens = TEMPLATE_TOKENS
     if release.retrieval.mode != "off":
         tokens += site.passage_tokens
-    if release.retrieval.mode != "off" or not release.task.is_answer:
-        (told,) = compose([Message(role="user", content="?")], (), release.prompt, release.task)
-        tokens += await engine.count_tokens(release.prompt.template if release.task.is_answer else told.text)
+    if release.retrieval.mode != "off" or not release.task.is_answer or release.features:
+        (told,) = compose([Message(role="user", content="?")], (), release.prompt, release.task, _samples(release))
+        is_bare = release.task.is_answer and not release.features
+        tokens += await engine.count_tokens(release.prompt.template if is_bare else told.text)
     if tokens + release.max_tokens <= limit:
         return []
     return [
@@ -164,12 +167,20 @@ async def _context_problems(release: Release, engine: Engine, site: Site) -> lis
     ]
 
 
+def _samples(release: Release) -> list[tuple[str, Any]] | None:
+    """Features as long as most are."""
+    named = [f"{use.view}:{name}" for use in release.features for name in use.names]
+    return [(name, SAMPLE_VALUE) for name in named] or None
+
+
 async def _task_problems(release: Release, engine: Engine) -> list[str]:
     """Whether the engine takes the labels or the schema that it is to be held to."""
     if release.task.is_answer:
         return []
     generation = Generation(
-        messages=compose([Message(role="user", content="What is a hallmark?")], (), release.prompt, release.task),
+        messages=compose(
+            [Message(role="user", content="What is a hallmark?")], (), release.prompt, release.task, _samples(release)
+        ),
         adapter=release.adapter,
         sampling=Sampling(max_tokens=1, temperature=0.0),
         labels=release.task.labels,

@@ -42,6 +42,13 @@ class Passage(msgspec.Struct, frozen=True, kw_only=True):
     heading_path: tuple[str, ...] = ()
 
 
+class Feature(msgspec.Struct, frozen=True):
+    """What was known of whom a row is about, when it was asked."""
+
+    feature: Text
+    value: str | int | float | bool
+
+
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One example. `messages` ends with the right answer; a preference has `prompt`, `chosen` and `rejected`."""
 
@@ -61,6 +68,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     citations: tuple[str, ...] = ()
     """Ids of the passages that the answer should cite."""
     answerable: bool = True
+    features: tuple[Feature, ...] | None = None
+    """As they stood in the prompt; None where its release had none."""
     slice: str | None = None
     session: str | None = None
     """What belongs together: intervals count it once."""

@@ -137,6 +137,9 @@ class Metrics:
     def _answers_and_records(self) -> None:
         self.tokens = self._loop_counter("hallmark_tokens", "Tokens as the engine counted them.", "release", "kind")
         self.citations = self._counter("hallmark_citations", "Citations by what the check said.", "release", "status")
+        self.features = self._counter(
+            "hallmark_features", "Features asked for an answer's prompt, by what came of it.", "release", "state"
+        )
         self.abstentions = self._counter(
             "hallmark_abstentions", "Answers withheld, by the machine-readable reason.", "release", "reason"
         )
@@ -237,6 +240,12 @@ class Metrics:
         release = self._admit(release)
         for status in statuses:
             self.citations.labels(release, status).inc()
+
+    def featured(self, release: str, states: Iterable[str]) -> None:
+        """Count the features asked for an answer by state: read, missing, expired, unavailable."""
+        release = self._admit(release)
+        for state in states:
+            self.features.labels(release, state).inc()
 
     def abstained(self, release: str, reason: str) -> None:
         """Count an answer withheld."""

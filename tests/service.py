@@ -67,6 +67,8 @@ EVERYTHING = (
     "alerts:write",
     "datasets:read",
     "datasets:write",
+    "features:read",
+    "features:write",
     "privacy:manage",
     "releases:read",
     "releases:write",

@@ -20,7 +20,7 @@ SCOPES = frozenset(
     {"chat", "documents:read", "documents:write", "predictions:read", "releases:read", "releases:write", "metrics"}
     | {"feedback:read", "feedback:write", "labels:read", "labels:write", "admin"}
     | {"review:read", "review:write", "review:manage", "quality:read", "privacy:manage"}
-    | {"alerts:read", "alerts:write", "datasets:read", "datasets:write"}
+    | {"alerts:read", "alerts:write", "datasets:read", "datasets:write", "features:read", "features:write"}
 )
 """What a key may be allowed; `admin` includes all the others."""
 

@@ -29,6 +29,7 @@ from app.database.drift_tables import (
     drift_windows,
 )
 from app.database.erasure_tables import erasures, retention_positions
+from app.database.feature_tables import feature_values, feature_views
 from app.database.migrating import SCHEMA_VERSION, MigrationFailed, SchemaTooNew, migrate
 from app.database.ownership import DataDirectoryBusy, exclusive, own_directory
 from app.database.quality_tables import quality_reports
@@ -89,6 +90,8 @@ __all__ = [
     "drift_windows",
     "erasures",
     "exclusive",
+    "feature_values",
+    "feature_views",
     "feedback",
     "followed",
     "is_latest",

@@ -131,6 +131,8 @@ predictions = Table(
     Column("question_embedding", LargeBinary),
     # All that was said, in place of the columns it is from, where content is sealed: see `app.predictions.sealed`.
     Column("sealed", LargeBinary),
+    # What the release's features were for this request, which is content like the prompt they stand in.
+    Column("features", Json),
     # One index both keeps an id unique and lists a tenant's predictions by time.
     Index("ix_predictions_tenant_id", "tenant", "id", unique=True),
     # What a release has answered. Every index costs the log's one writer a twentieth of its time: this one is paid.

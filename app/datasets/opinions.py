@@ -64,6 +64,10 @@ def row_of(
     if recipe.prompt == "engine" and prediction.messages:
         prompt = turns_of(prediction.messages)
     facts: dict[str, Any] = {"meta": _meta(prediction, verdict), "weight": _weight(recipe.labels, verdict.said)}
+    if prediction.features is not None:
+        # As they stood in the prompt then, whatever is known of them now.
+        stood = [each for each in prediction.features if each.get("value") is not None]
+        facts["features"] = [{"feature": each["feature"], "value": each["value"]} for each in stood]
     if recipe.task == "classify":
         facts["label"] = verdict.value
     if recipe.task == "answer":

@@ -18,6 +18,8 @@ from app.database import (
     dataset_rows,
     drift_reference_rows,
     erasures,
+    feature_values,
+    feature_views,
     feedback,
     labels,
     predictions,
@@ -28,6 +30,7 @@ from app.database import (
 from app.feedback.words import prediction_subject
 from app.predictions import first_id
 from app.predictions.erased import blank
+from app.predictions.rows import FIGURES
 
 GRACE_SECONDS = 10.0
 """How long after it was asked for an erasure looks once more: what was being written has come by then."""
@@ -39,6 +42,7 @@ _IDS_AT_ONCE = 200
 ERASED_AUTHOR = "erased"
 
 _e, _p, _f, _l = erasures.c, predictions.c, feedback.c, labels.c
+_FIGURES = [_p[name] for name in FIGURES]
 
 
 class Shredder(Protocol):
@@ -142,7 +146,7 @@ class Eraser:
 
     async def _erase_rows(self, erasure: Row[Any], names: Sequence[str], last: int) -> None:
         window = (_p.row > erasure.position, _p.row <= last, *self._mine(erasure, names))
-        query = select(_p.row, _p.id, _p.outcome, _p.passages, _p.citations).where(*window).order_by(_p.row)
+        query = select(_p.row, _p.id, _p.outcome, *_FIGURES).where(*window).order_by(_p.row)
         async with self._database.reading() as connection:
             seen = (await connection.execute(query.limit(_IDS_AT_ONCE))).all()
         # An answer that is under way brings its content when it ends: it is seen, so all is looked through once more.
@@ -238,7 +242,7 @@ WORDLESS_LABEL = {"comment": None, "answer": None, "said": None}
 
 
 async def _erase_named(connection: AsyncConnection, erasure: Row[Any], names: Sequence[str], now: int) -> Counter[str]:
-    """Erase what goes by the subject's own name: feedback, labels, and slices of review queues."""
+    """Erase what goes by the subject's own name: feedback, labels, slices of review queues, and features."""
     mine = [_f.author.in_(names)] if erasure.kind == "user" else [_f.conversation.in_(names)]
     gone = WORDLESS_FEEDBACK | ({"author": ERASED_AUTHOR} if erasure.kind == "user" else {"conversation": None})
     said = feedback.update().where(_f.tenant == erasure.tenant, *mine)
@@ -252,6 +256,12 @@ async def _erase_named(connection: AsyncConnection, erasure: Row[Any], names: Se
     slices = review_boosts.update().where(boost.tenant == erasure.tenant, and_(boost.slice.is_not(None), names_it))
     ended = await connection.execute(slices.values(slice=None, ended_at=func.coalesce(boost.ended_at, now)))
     counts["review_slices"] += ended.rowcount
+    views = select(feature_views.c.name).where(feature_views.c.subject == erasure.kind)
+    known = feature_values.c
+    features = delete(feature_values).where(
+        known.tenant == erasure.tenant, known.entity.in_(names), known.view.in_(views)
+    )
+    counts["features"] += (await connection.execute(features)).rowcount
     return counts
 
 

@@ -9,12 +9,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Table, delete, func, null, or_, select
+from sqlalchemy import ColumnElement, Table, and_, delete, func, null, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.database import (
     Database,
     drift_reference_rows,
+    feature_values,
     feedback,
     labels,
     prediction_documents,
@@ -26,13 +27,19 @@ from app.database import (
 from app.erasure.erasing import WORDLESS_FEEDBACK, WORDLESS_LABEL
 from app.predictions import first_id
 from app.predictions.erased import blank
+from app.predictions.rows import FIGURES
 
 BATCH_ROWS = 500
 PACE_SECONDS = 60.0
 """From one look with nothing to do to the next."""
 
+FEATURES_PACE_SECONDS = 3600.0
+"""From one look through all features to the next: whether one was replaced changes with time."""
+
 _DAY_MS = 24 * 3600 * 1000
 _p, _f, _l, _r = predictions.c, feedback.c, labels.c, retention_positions.c
+_figures = [_p[name] for name in FIGURES]
+_v = feature_values.c
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +55,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """Questions' embeddings, also those in drift's references."""
     review_days: float | None = None
     """Items of review queues, with who reviewed them."""
+    features_days: float | None = None
+    """Features since newer ones took their place: what holds now stays."""
 
 
 class Retention:
@@ -69,6 +78,8 @@ class Retention:
         self._batch_rows = batch_rows
         self._rest_until = 0
         self._has_let_go = False
+        self._features_after = 0
+        self._features_rest_until = 0
 
     async def step(self) -> bool:
         """Let go of a batch of each class; tells whether there may be more at once.
@@ -90,6 +101,8 @@ class Retention:
             days = getattr(self._terms, f"{'feedback' if name == 'labels' else name}_days")
             if days is not None:
                 more |= await self._batch(name, table, let_go, self._clock() - round(days * _DAY_MS))
+        if self._terms.features_days is not None:
+            more |= await self._features(self._clock() - round(self._terms.features_days * _DAY_MS))
         if not more:
             if self._has_let_go and not await self._database.empty_log():
                 return False  # Somebody reads: it is tried again.
@@ -128,10 +141,33 @@ class Retention:
         self._has_let_go = True
         return len(old) == self._batch_rows
 
+    async def _features(self, until: int) -> bool:
+        """Let go of a batch of features that were replaced before `until`; whether there are more rows to look at."""
+        if self._clock() < self._features_rest_until:
+            return False
+        window = select(_v.row).where(_v.row > self._features_after).order_by(_v.row).limit(self._batch_rows)
+        async with self._database.writing() as connection:
+            rows = list((await connection.execute(window)).scalars())
+            gone = delete(feature_values).where(_v.row.in_(rows), _replaced_before(until))
+            self._has_let_go |= bool(rows) and (await connection.execute(gone)).rowcount > 0
+        is_full = len(rows) == self._batch_rows
+        self._features_after = rows[-1] if is_full else 0
+        if not is_full:
+            self._features_rest_until = self._clock() + round(FEATURES_PACE_SECONDS * 1000)
+        return is_full
+
+
+def _replaced_before(until: int) -> ColumnElement[bool]:
+    """The condition that a newer row was known by then: whoever asks for a moment since has no use for this one."""
+    newer = feature_values.alias("newer").c
+    same = (newer.tenant == _v.tenant, newer.view == _v.view, newer.entity == _v.entity)
+    follows = or_(newer.event_at > _v.event_at, and_(newer.event_at == _v.event_at, newer.created_at > _v.created_at))
+    return select(newer.row).where(*same, newer.event_at < until, newer.created_at < until, follows).exists()
+
 
 async def _content(connection: AsyncConnection, rows: list[int]) -> None:
     is_there = or_(*(_p[name].is_not(None) for name in ("request", "question", "answer", "metadata", "sealed")))
-    query = select(_p.row, _p.passages, _p.citations, _p.user, _p.conversation).where(_p.row.in_(rows), is_there)
+    query = select(_p.row, *_figures, _p.user, _p.conversation).where(_p.row.in_(rows), is_there)
     for row in (await connection.execute(query)).all():
         values = {**blank(row._asdict()), "user": row.user, "conversation": row.conversation, "kept": "expired"}
         written = {name: null() if value is None else value for name, value in values.items()}

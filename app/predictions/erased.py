@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.database import erasures
 from app.predictions.prediction import created_at
-from app.predictions.rows import without_text
+from app.predictions.rows import FIGURES
 from app.privacy.subjects import SubjectKind, subject_digest
 
 _GONE = (
@@ -30,18 +30,17 @@ _GONE = (
     "sealed",
     "subject_key",
 )
-_QUOTING = ("passages", "citations")
 _decode = msgspec.json.Decoder(list[dict[str, Any]]).decode
 
 
 def blank(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of a row that change when it is erased; `facts` has its passages and citations, as JSON."""
-    kept = {name: facts[name] and _figures(facts[name]) for name in _QUOTING}
+    """The columns of a row that change when it is erased; `facts` has those of `FIGURES`, as JSON."""
+    kept = {name: facts[name] and _figures(name, facts[name]) for name in FIGURES}
     return {**dict.fromkeys(_GONE), **kept, "store": False, "kept": "erased"}
 
 
-def _figures(written: str) -> str:
-    return msgspec.json.encode([without_text(item) for item in _decode(written)]).decode()
+def _figures(name: str, written: str) -> str:
+    return msgspec.json.encode([FIGURES[name](item) for item in _decode(written)]).decode()
 
 
 async def erased_since(connection: AsyncConnection) -> dict[str, int]:

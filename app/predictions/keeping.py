@@ -24,6 +24,9 @@ Pseudonym = Callable[[str, str], str]
 _USER_FIELDS = ("user", "safety_identifier")
 """Where a request says who asks, as OpenAI's API has it."""
 
+_SAID = ("entity", "value")
+"""What of a feature may be somebody's words or name."""
+
 
 class SealingKeys(Protocol):
     """Gives each subject's key, from the thread that writes."""
@@ -101,6 +104,11 @@ class Keeper:
         for name in ("request", "messages", "tool_calls"):
             if (content := getattr(kept, name)) is not None:
                 setattr(kept, name, self._redacted(_plain(content)))
+        if kept.features:
+            kept.features = [
+                {name: self._redacted(said) if name in _SAID else said for name, said in each.items()}
+                for each in kept.features
+            ]
         kept.question = kept.question and self._redacted(kept.question)
         kept.question_embedding = None  # It was made of the question as it was said.
         if kept.answer:
@@ -121,10 +129,22 @@ class Keeper:
 
     def _rename(self, kept: Prediction, user: str, name: str) -> None:
         kept.user = name
+        if kept.features:
+            kept.features = [each | ({"entity": name} if each.get("entity") == user else {}) for each in kept.features]
         if kept.store and kept.request is not None:
             request = _plain(kept.request)
             if isinstance(request, dict):
                 kept.request = request | {field: name for field in _USER_FIELDS if request.get(field) == user}
+                _rename_entity(kept.request, user, name)
+
+
+def _rename_entity(request: dict[str, Any], user: str, name: str) -> None:
+    """Put the name that is kept in place of a user whose features a request asks for."""
+    features = request.get("features")
+    entity = features.get("entity") if isinstance(features, dict) else None
+    if isinstance(features, dict) and isinstance(entity, dict):
+        renamed = {kind: name if each == user else each for kind, each in entity.items()}
+        request["features"] = features | {"entity": renamed}
 
 
 def _plain(content: Any) -> Any:

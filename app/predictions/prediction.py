@@ -136,6 +136,8 @@ class Prediction(msgspec.Struct, kw_only=True):
     """What was searched for, as `app.predictions.embeddings` packs it; told to nobody but who looks for drift."""
     sealed: bytes | None = None
     """The content as it is stored where it is sealed; what is read is opened."""
+    features: list[dict[str, Any]] | None = None
+    """What the release's features were, as they stand in the prompt: see `app.features.reading`."""
     handed_over: bool = False
     """Set by the log when the closing row is on its way: what changes later is not recorded."""
 

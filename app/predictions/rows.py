@@ -3,7 +3,7 @@
 With `store` false, what the caller or a document said is dropped here, before anything is written anywhere.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -17,7 +17,9 @@ from app.predictions.sealed import SEALED, opened, seal
 from app.privacy.sealing import DataKey
 
 COLUMNS = tuple(column.name for column in database.predictions.columns if column.name != "row")
-_JSON_COLUMNS = tuple(COLUMNS.index(name) for name in ("metadata", "passages", "citations", "tool_calls", "messages"))
+_JSON_COLUMNS = tuple(
+    COLUMNS.index(name) for name in ("metadata", "passages", "citations", "tool_calls", "messages", "features")
+)
 _REQUEST, _STREAM, _STORE, _VALID, _EMBEDDING = (
     COLUMNS.index(name) for name in ("request", "stream", "store", "valid", "question_embedding")
 )
@@ -29,9 +31,9 @@ _CONTENT_COLUMNS = tuple(
 )
 _SEALED_COLUMNS = tuple((name, COLUMNS.index(name)) for name in SEALED)
 _SEALED, _SUBJECT_KEY = COLUMNS.index("sealed"), COLUMNS.index("subject_key")
-_QUOTING_COLUMNS = tuple(COLUMNS.index(name) for name in ("passages", "citations"))
 # The strings of a passage or citation that name it; every other string of it may be somebody's text.
 _NAMES = frozenset({"id", "passage_id", "document_id", "document_version", "status", "index_version"})
+_AGES = ("feature", "state", "event_at", "created_at")
 
 _quoted = [f'"{name}"' for name in COLUMNS]
 SELECT = f"SELECT {', '.join(_quoted)} FROM predictions"  # noqa: S608 - our own column names.
@@ -104,8 +106,8 @@ def to_row(prediction: Prediction) -> Row:
     if not prediction.store:
         for column in _CONTENT_COLUMNS:
             row[column] = None
-        for column in _QUOTING_COLUMNS:
-            row[column] = row[column] and [without_text(item) for item in row[column]]
+        for column, figures in _QUOTING_COLUMNS:
+            row[column] = row[column] and [figures(item) for item in row[column]]
     for column in _JSON_COLUMNS:
         if row[column] is not None:
             row[column] = _encode(row[column]).decode()
@@ -128,13 +130,13 @@ def _derive(row: Row, prediction: Prediction) -> None:
 
 
 def seal_row(row: Row, prediction: Prediction, key: DataKey) -> None:
-    """Put what a row says under a key; ids and numbers of passages and citations stay beside it."""
+    """Put what a row says under a key; the figures of passages, citations and features stay beside it."""
     content = {name: row[at] for name, at in _SEALED_COLUMNS if row[at] is not None}
     for _, at in _SEALED_COLUMNS:
         row[at] = None
-    for at in _QUOTING_COLUMNS:
+    for at, figures in _QUOTING_COLUMNS:
         items = getattr(prediction, COLUMNS[at])
-        row[at] = None if items is None else _encode([without_text(item) for item in items]).decode()
+        row[at] = None if items is None else _encode([figures(item) for item in items]).decode()
     row[_SUBJECT_KEY] = key.id
     if prediction.question is not None:
         row[_DIGEST] = bytearray(question_digest(prediction.question, key))
@@ -148,6 +150,21 @@ def without_text(item: dict[str, Any]) -> dict[str, Any]:
         for key, value in item.items()
         if value is None or isinstance(value, int | float) or (key in _NAMES and isinstance(value, str))
     }
+
+
+def without_values(item: dict[str, Any]) -> dict[str, Any]:
+    """Keep of a feature which it was and how old: a value is content, also where it is a number."""
+    return {key: item[key] for key in _AGES if key in item}
+
+
+FIGURES: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "passages": without_text,
+    "citations": without_text,
+    "features": without_values,
+}
+"""The columns of which something is left where content is not kept, and what that is."""
+
+_QUOTING_COLUMNS = tuple((COLUMNS.index(name), figures) for name, figures in FIGURES.items())
 
 
 def facts_of(row: tuple[Any, ...]) -> dict[str, Any]:

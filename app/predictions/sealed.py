@@ -22,6 +22,7 @@ SEALED = (
     "question",
     "answer",
     "question_embedding",
+    "features",
 )
 """The columns whose content is sealed, as their text in the row."""
 

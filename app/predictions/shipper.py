@@ -34,7 +34,7 @@ LONGEST_PAUSE_SECONDS = 5.0
 REFUSED_SECONDS = 600.0
 """How long a row that the database did not take is left where it is."""
 
-_JSON = frozenset({"metadata", "passages", "citations", "tool_calls", "messages", "request"})
+_JSON = frozenset({"metadata", "passages", "citations", "tool_calls", "messages", "request", "features"})
 _INTEGERS = frozenset({"prompt_tokens", "completion_tokens", "answer_characters"})
 _TRUTHS = frozenset({"stream", "store", "valid", "declines", "stuck", "called_tools"})
 _LARGEST_INTEGER = (1 << 31) - 1

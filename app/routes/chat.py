@@ -12,6 +12,7 @@ from time import perf_counter
 from starlette.types import Receive, Scope, Send
 
 from app.access import Access, Caller
+from app.calls import Conclusion
 from app.chat import CitationStyle, decode_chat_request
 from app.errors import (
     EngineTimeout,
@@ -22,7 +23,7 @@ from app.errors import (
     ServiceError,
     Unavailable,
 )
-from app.gateway import Answering, Conclusion, Gateway
+from app.gateway import Answering, Gateway
 from app.links import PassageLinks
 from app.messages import Piece
 from app.predictions import Prediction
@@ -136,6 +137,7 @@ class ChatRoute:
         answering = self._gateway.begin(request, body, caller, trace, conversation=named)
         answering.prediction.conversation = named
         answering.prediction.kept = level
+        answering.headers = headers
         request_ids.set(RequestIds(trace.trace_id, trace.span_id, answering.prediction.id))
         return answering
 
@@ -256,6 +258,8 @@ class ChatRoute:
             self._metrics.fell_back(release, prediction.assignment or "")
         if prediction.citations:
             self._metrics.cited(release, [citation["status"] for citation in prediction.citations])
+        if prediction.features:
+            self._metrics.featured(release, [feature["state"] for feature in prediction.features])
         if answering.verdict is not None and answering.verdict.status == "abstained":
             self._metrics.abstained(release, answering.verdict.reason)
         self._log.access(

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from app.calls import Conclusion
 from app.chat import ChatRequest, CitationStyle
-from app.gateway import Conclusion
 from app.messages import FinishReason, Piece, Usage, whole_tool_calls
 from app.predictions import Prediction
 from app.releases import Release

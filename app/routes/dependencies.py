@@ -13,6 +13,7 @@ from app.datasets import Datasets
 from app.drift import Drift, References
 from app.erasure import Erasures
 from app.evaluations import Evaluations
+from app.features import Features
 from app.feedback import FeedbackLog, LabelLog
 from app.guards import Trials
 from app.lineage import Provenance, Tracer, Uses
@@ -50,6 +51,7 @@ class Services:
     alert_rules: RuleSets
     datasets: Datasets
     drift: Drift
+    features: Features
     drift_references: References
     erasures: Erasures
     defaults: Mapping[str, Any]
@@ -76,7 +78,7 @@ _MEANINGS = {
     410: "It was replaced by another version.",
     413: "Larger than a limit allows.",
     415: "A media type that is not read.",
-    422: "The file holds no text that can be read.",
+    422: "The file holds no text that can be read, or nothing is known of a feature that is required.",
     429: "Overloaded; see Retry-After.",
     500: "A defect of ours.",
     502: "The engine failed.",

@@ -18,6 +18,7 @@ from app.routes.completions import ChatCompletion, ChatCompletionChunk
 from app.routes.datasets import BuildRequest, ImportRequest
 from app.routes.dependencies import errors
 from app.routes.documents import UPLOAD_SCHEMAS
+from app.routes.feature_schemas import FeatureRowsRequest
 from app.routes.front import CHAT_PATH, OPEN_PATHS
 from app.routes.lineage import Registered
 
@@ -34,6 +35,7 @@ _TAGS = {
     "review": "People look at some of the answers, chosen by chance with known probability, and what they find.",
     "quality": "How good each release's answers are, every figure with its interval, and whether questions drift.",
     "alerts": "What got worse, the rules that say so, and who was told.",
+    "features": "Facts of those whom requests are about, now and as they were known at any time.",
     "datasets": "Examples to train on and to measure by, built from predictions or imported, kept as versions.",
     "lineage": "What a prediction was made of, and what was made with it, every digest verified anew.",
     "privacy": "Have a person or a conversation erased from all that is kept.",
@@ -95,9 +97,10 @@ def _release_schemas() -> dict[str, Schema]:
 
 
 def _lineage_schemas() -> dict[str, Schema]:
-    """What goes into and comes out of the routes of lineage, and into those of datasets."""
+    """What goes into and comes out of the routes of lineage, and into those of datasets and features."""
     _, schemas = msgspec.json.schema_components(
-        [Dataset, DatasetPage, Registered, Trace, TrainingRun, UsedBy, BuildRequest, ImportRequest], ref_template=_REF
+        [Dataset, DatasetPage, Registered, Trace, TrainingRun, UsedBy, BuildRequest, ImportRequest, FeatureRowsRequest],
+        ref_template=_REF,
     )
     for each in schemas["ImportRequest"]["properties"]["files"].values():
         if isinstance(each, dict):
@@ -166,7 +169,7 @@ def _chat(request: Schema, completion: Schema, chunk: Schema) -> dict[str, Any]:
             "description": meaning["description"],
             "content": {"application/json": {"schema": {"$ref": _REF.format(name="ErrorEnvelope")}}},
         }
-        for status, meaning in errors(404, 413, 429, 502, 503, 504).items()
+        for status, meaning in errors(404, 413, 422, 429, 502, 503, 504).items()
     }
     headers = {
         "x-prediction-id": {"description": "Ask `/v1/predictions/{id}` for the record.", "schema": {"type": "string"}},

@@ -345,6 +345,9 @@ class PredictionObject(BaseModel):
     )
     question: str | None = None
     answer: str | None = None
+    features: list[dict[str, Any]] | None = Field(
+        None, description="What the release's features were, as they stood in the prompt, and how old."
+    )
 
 
 class PredictionList(BaseModel):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from starlette.types import Receive
 
-from app.gateway import StopReason
+from app.calls import StopReason
 
 PATIENCE_SECONDS = 0.05
 """How long an answer may take before its client is watched: a shorter one is not worth a task of its own."""

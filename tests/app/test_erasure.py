@@ -19,6 +19,7 @@ from app.database import (
     dataset_rows,
     drift_reference_rows,
     erasures,
+    feature_values,
     metadata,
     predictions,
     reviews,
@@ -29,6 +30,7 @@ from app.drift.facts import questions_of
 from app.drift.references import keep, questions_in, sealing_keys
 from app.erasure import Eraser, ErasureFollower, Erasures, Retention, Terms
 from app.errors import InvalidRequest
+from app.features import FeatureRow, FeatureView, Point, SqlFeatures
 from app.feedback import Feedback, FeedbackLog, Given, Label, LabelLog, Stated, Words
 from app.leases import Leases
 from app.predictions import History, Keeper, Prediction, Shipper, created_at, uuid7
@@ -65,6 +67,9 @@ def said_by(whose: str, **facts: Any) -> Prediction:
         passages=[{"id": "p1", "document_id": "d1", "dense_score": 0.5, "text": canary(7, whose)}],
         citations=[{"document_id": "d1", "quote": canary(8, whose), "support": 0.5}],
         question_embedding=VECTOR if whose == "anna" else None,
+        features=[
+            {"feature": "customer:plan", "entity": canary(9, whose), "value": canary(17, whose), "state": "read"}
+        ],
         **facts,
     )
 
@@ -300,6 +305,30 @@ async def test_content_is_let_go_of_and_figures_stay(world):
     assert (await world.feedback.find("acme"))[0].rating is True
     # The last row is what followers go by: its turn comes with the next.
     assert (await world.history.get("acme", new.id)).answer == new.answer
+
+
+async def test_features_that_were_replaced_long_ago_are_let_go_of_and_every_later_moment_is_as_it_was(world):
+    now, day = world.clock(), 24 * 3600 * 1000
+    store = SqlFeatures(world.database, lambda: now)
+    view = FeatureView(name="customer", entity="customer", features={"n": "integer"})
+    await store.define(view, who="test")
+    days = [(-60, -60, 0), (-40, -40, 1), (-40, -5, 2), (-30, -30, 3), (-20, -1, 4)]  # Event, known, value.
+    rows = [
+        FeatureRow(entity=entity, event_at=now + event * day, created_at=now + known * day, values={"n": n})
+        for event, known, n in days
+        for entity in ("a", "b")
+    ]
+    await store.put("acme", view, [*rows, FeatureRow(entity="c", event_at=now - 99 * day, values={"n": 9})])
+    points = [Point(entity, now - back * day) for entity in "abc" for back in range(10)]
+    before = await store.join("acme", "customer", ["n"], points)
+    retention = Retention(world.database, world.clock, Terms(features_days=10), batch_rows=2)
+    while await retention.step():
+        pass
+    assert await store.join("acme", "customer", ["n"], points) == before
+    async with world.database.reading() as connection:
+        left = sorted((row.entity, row.content) for row in await connection.execute(select(feature_values)))
+    # Of what was known ten days ago the last, and all that was learnt since.
+    assert left == sorted([("c", '{"n":9}'), *((entity, f'{{"n":{n}}}') for entity in "ab" for n in (3, 4))])
 
 
 async def test_nothing_is_let_go_of_before_its_time(world):

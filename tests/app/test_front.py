@@ -56,6 +56,9 @@ BODIES: dict[str, Any] = {
     },
     "build_dataset": {"recipe": {"task": "classify"}},
     "tag_dataset_version": {"version": 1},
+    "define_feature_view": {"entity": "customer", "features": {"plan": "string"}},
+    "put_feature_rows": {"rows": [{"entity": "c", "event_time": "2026-11-01", "values": {"plan": "pro"}}]},
+    "get_feature_values": {"features": ["customer:plan"], "rows": [{"entity": {"customer": "c"}}]},
 }
 WANTS_MORE = frozenset({"build_dataset"})
 """Where a route's own scope is not enough: whoever builds sees what it is built of."""
@@ -149,6 +152,12 @@ SCOPES = {
     "cancel_dataset_build": "datasets:write",
     "tag_dataset_version": "datasets:write",
     "untag_dataset_version": "datasets:write",
+    "list_feature_views": "features:read",
+    "get_feature_view": "features:read",
+    "get_feature_values": "features:read",
+    "put_feature_rows": "features:write",
+    "define_feature_view": "releases:write",
+    "delete_feature_view": "releases:write",
     "list_alerts": "alerts:read",
     "get_alert": "alerts:read",
     "acknowledge_alert": "alerts:write",
@@ -186,7 +195,7 @@ def concrete(path: str) -> str:
         values["prediction_id"],
     )
     values |= {"release": "other@1", "name": "other", "queue": "other", "target": "other", "digest": "0" * 64}
-    values |= {"dataset": "other", "version": "1", "file": "train.jsonl", "tag": "best"}
+    values |= {"dataset": "other", "version": "1", "file": "train.jsonl", "tag": "best", "view": "other"}
     asked = {"/v1/releases/diff": "?a=other@1&b=other@1", "/v1/datasets/{dataset}/diff": "?old=1"}
     path += asked.get(path, "")
     return re.sub(r"\{(\w+)\}", lambda name: values[name[1]], path)

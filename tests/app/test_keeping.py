@@ -111,7 +111,46 @@ def test_a_user_goes_by_a_pseudonym_in_the_request_too():
     assert kept.request["user"] == kept.user
 
 
+FEATURES = [
+    {"feature": "person:note", "entity": "anna@mail.example", "value": "sapphire of anna@mail.example", "state": "read",
+     "event_at": "2026-11-01T00:00:00.000Z", "created_at": "2026-11-01T00:00:00.000Z"},
+    {"feature": "person:age", "entity": "anna@mail.example", "value": 4716, "state": "missing"},
+]  # fmt: skip
+AGES = [
+    {name: each[name] for name in ("feature", "state", "event_at", "created_at") if name in each} for each in FEATURES
+]
+
+
+def test_of_features_what_was_said_is_redacted_and_the_user_goes_by_the_pseudonym():
+    kept = Keeper(Policy(level="redacted")).keep(_prediction(features=FEATURES))
+    assert [(each["entity"], each["value"]) for each in kept.features] == [
+        ("[email]", "sapphire of [email]"),
+        ("[email]", 4716),
+    ]
+    assert kept.features[0]["event_at"] == FEATURES[0]["event_at"]
+    request = {"user": "anna@mail.example", "features": {"entity": {"user": "anna@mail.example", "customer": "c-1"}}}
+    prediction = _prediction(features=FEATURES, request=msgspec.json.encode(request))
+    named = Keeper(pseudonym=MASTERS.pseudonym).keep(prediction)
+    assert {each["entity"] for each in named.features} == {named.user}
+    assert named.request["features"]["entity"] == {"user": named.user, "customer": "c-1"}
+
+
 # --- on the disk ---
+
+
+async def test_values_of_features_are_content_and_sealed_and_dropped_like_it(path):
+    prediction = _prediction(features=FEATURES)
+    with closing(SubjectKeys(path.parent / "keys.db", MASTERS)) as keys:
+        ring = FileRing(path.parent / "keys.db", MASTERS)
+        await _write(path, prediction, keeper=Keeper(pseudonym=MASTERS.pseudonym, keys=keys), ring=ring)
+        none = _prediction(features=FEATURES)
+        await _write(path, none, keeper=Keeper(Policy(level="metadata"), pseudonym=MASTERS.pseudonym))
+    assert not any(secret.encode() in _on_disk(path.parent) for secret in SECRETS)
+    async with Database.of_file(path) as database:
+        found = await History(database, keys=ring).get("acme", prediction.id)
+        assert [each["value"] for each in found.features] == [each["value"] for each in FEATURES]
+        for blind in (await History(database).get("acme", prediction.id), await History(database).get("acme", none.id)):
+            assert blind.features == AGES
 
 
 @pytest.fixture
@@ -134,7 +173,7 @@ def _on_disk(folder: Path) -> bytes:
 
 async def test_metadata_keeps_what_happened_and_nothing_that_was_said(path):
     prediction = _prediction(user=None, metadata=None)
-    await _write(path, prediction, keeper=Keeper(Policy(level="metadata")))
+    await _write(path, prediction, keeper=Keeper(Policy(level="metadata"), pseudonym=MASTERS.pseudonym))
     assert not any(secret.encode() in _on_disk(path.parent) for secret in SECRETS)
     async with Database.of_file(path) as database:
         found = await History(database).get("acme", prediction.id)

@@ -107,6 +107,7 @@ async def test_a_closed_prediction_is_read_back_whole(log):
     prediction.passages = [{"document_id": "d1", "n": 1, "text": "So.", "score": 0.5}]
     prediction.citations = [{"n": 1, "quote": "So.", "support": "supported"}]
     prediction.tool_calls = [{"id": "call", "function": {"name": "f", "arguments": "{}"}}]
+    prediction.features = [{"feature": "customer:plan", "entity": "c-1", "value": "pro", "state": "read"}]
     prediction.answer = "So. [1]"
     prediction.outcome, prediction.finish_reason, prediction.verdict = "finished", "stop", "supported"
     prediction.predicted_class, prediction.valid = "refund", True

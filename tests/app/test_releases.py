@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from app.errors import InvalidRequest, ModelNotFound
 from app.releases import (
     BadRelease,
+    FeatureUse,
     Lineage,
     Prompt,
     Release,
@@ -47,12 +48,34 @@ CHANGES = {
     "max tokens": {"max_tokens": 255},
     "temperature": {"temperature": 0.1},
     "notes": {"notes": "first"},
+    "features": {
+        "prompt": Prompt("answer-1", "{sources} {question} {features}"),
+        "features": (FeatureUse("customer", "customer", ("plan",)),),
+    },
 }
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_whatever_changes_makes_another_digest(change):
     assert msgspec.structs.replace(RELEASE, **change).digest != RELEASE.digest
+
+
+def test_each_thing_that_a_release_says_of_its_features_makes_another_digest():
+    uses = [
+        FeatureUse("customer", "customer", ("plan",)),
+        FeatureUse("customer", "customer", ("plan", "seats")),
+        FeatureUse("customer", "customer", ("seats", "plan")),
+        FeatureUse("customer", "customer", ("plan",), key="user"),
+        FeatureUse("customer", "customer", ("plan",), required=True),
+        FeatureUse("customer", "customer", ("plan",), defaults={"plan": "free"}),
+        FeatureUse("customer", "user", ("plan",)),
+        FeatureUse("client", "customer", ("plan",)),
+    ]
+    prompt = Prompt("p", "{sources} {question} {features}")
+    digests = {msgspec.structs.replace(RELEASE, prompt=prompt, features=(use,)).digest for use in uses}
+    assert len(digests) == len(uses)
+    # This one was computed before there were features.
+    assert RELEASE.digest == "dd70f7581b3ee60a082fa50979d462de3c9d7c1dee5a75ed366a127c28d5e5fa"
 
 
 def test_every_part_of_a_release_is_among_those_changes():

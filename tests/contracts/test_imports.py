@@ -33,6 +33,7 @@ VIOLATIONS = {
     "home-qdrant": ("app/grounding.py", "import qdrant_client"),
     "home-embedder": ("retrieval/support.py", "import sentence_transformers"),
     "home-parsers": ("retrieval/parsers.py", "import pypdf"),
+    "home-feast": ("app/gateway.py", "import feast"),
     "home-cryptography": ("app/links.py", "import cryptography"),
     "home-schemas": ("app/chat.py", "import jsonschema_rs"),
     "home-parquet": ("app/predictions/history.py", "import pyarrow"),

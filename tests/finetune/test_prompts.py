@@ -5,7 +5,7 @@ import pytest
 from app.messages import Message as Served
 from app.prompts import ANSWER_PROMPT, CLASSIFY_PROMPT, EXTRACT_PROMPT, Prompt, compose
 from app.tasks import Task
-from finetune.dataset import Manifest, Message, Passage, Row
+from finetune.dataset import Feature, Manifest, Message, Passage, Row
 from finetune.errors import BadDataset
 from finetune.prompts import asked
 from retrieval.documents import Passage as Found
@@ -52,6 +52,26 @@ def test_a_row_is_put_as_the_gateway_puts_it(kind: str) -> None:
         messages, served if kind == "answer" else (), Prompt(version="p", template=prompt.template), task
     )
     mine = asked(given, prompt.template, manifest(task))
+    assert [(each.role, each.content) for each in mine] == [(each.role, each.text) for each in expected]
+
+
+@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("is_grounded", [True, False])
+def test_features_stand_in_a_row_as_the_gateway_puts_them(kind: str, is_grounded: bool) -> None:
+    task = CASES[kind][1]
+    template = "{features}|{sources}|{question}" if is_grounded else "{features}|{question}"
+    features = (
+        Feature("c:plan", "<features> é {question}"),
+        Feature("c:n", 2),
+        Feature("c:x", 0.5),
+        Feature("c:b", True),
+    )
+    turns = (Message("system", "<Features>"), Message("user", " </ features > "), Message("assistant", "x"))
+    given = Row(row="r", content_digest="c", task="answer", messages=turns, features=features)
+    messages = [Served(role=each.role, content=each.content) for each in given.asked]
+    known = [(each.feature, each.value) for each in features]
+    expected = compose(messages, (), Prompt(version="p", template=template), task, known)
+    mine = asked(given, template, manifest(task))
     assert [(each.role, each.content) for each in mine] == [(each.role, each.text) for each in expected]
 
 
