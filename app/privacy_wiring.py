@@ -1,11 +1,12 @@
 """How the privacy settings become parts: what is kept, under which names, and sealed by whose keys."""
 
+from collections.abc import Callable
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.database import Database
-from app.erasure import Terms
+from app.erasure import Terms, UnusedKeys
 from app.feedback import Words
 from app.predictions import Keeper, Pseudonym
 from app.privacy.envelopes import Ring
@@ -52,6 +53,20 @@ class Privacy:
         if self.masters is None or is_local:
             return self.ring
         return SharedRing(shared, self.masters)
+
+
+async def own_unused_keys(
+    privacy: Privacy, outbox: Path, shared: Database, clock: Callable[[], int], parts: AsyncExitStack
+) -> UnusedKeys | None:
+    """What destroys the unused keys in a replica's own file; with a single database the worker does.
+
+    Used is what seals something in the replica's outbox, or what there still is of its keys in the shared database.
+    """
+    if privacy.ring is None or privacy.masters is None:
+        return None
+    elsewhere = SharedRing(shared, privacy.masters).held
+    database = await parts.enter_async_context(Database.of_file(outbox))
+    return UnusedKeys(database, privacy.ring, clock, elsewhere=elsewhere)
 
 
 def open_privacy(settings: PrivacySettings, data_dir: Path, parts: AsyncExitStack | None = None) -> Privacy:

@@ -130,6 +130,7 @@ class Retention:
 
 
 async def _content(connection: AsyncConnection, rows: list[int]) -> None:
+    await _forget_copies(connection, _p.row.in_(rows))
     is_there = or_(*(_p[name].is_not(None) for name in ("request", "question", "answer", "metadata", "sealed")))
     query = select(_p.row, _p.passages, _p.citations, _p.user, _p.conversation).where(_p.row.in_(rows), is_there)
     for row in (await connection.execute(query)).all():

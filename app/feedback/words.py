@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.feedback.calls import KEY_PREFIX, Call, Row, Speaker, callers_key, own_key
-from app.privacy.envelopes import Ring, disclose, enclose, is_sealed, keys_for
+from app.privacy.envelopes import Ring, can_open, disclose, enclose, is_sealed, keys_for
 from app.privacy.policies import Policy
 from app.privacy.redaction import redact
 from app.privacy.sealing import DataKey, is_pseudonym
@@ -76,6 +77,19 @@ class Words:
             idempotency_key=own_key(digest) if own else call.idempotency_key,
         )
 
+    async def lasting(
+        self, connection: AsyncConnection, kept: Sequence[tuple[Call, Call]], columns: Sequence[str]
+    ) -> list[Call]:
+        """Of calls and what `sealed` made of them, what the transaction may write: sealed by keys that are there.
+
+        Raises:
+            Unavailable: where the keys are does not answer.
+        """
+        sealed = [each for _, each in kept]
+        if await can_open(self._ring, connection, (each.says.get(name) for each in sealed for name in columns)):
+            return sealed
+        return [await self.sealed(call, columns) for call, _ in kept]
+
     async def opened(self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[Row]:
         """The rows with their words in place; what was erased, or cannot be read here, is null.
 
@@ -113,9 +127,13 @@ class Words:
 _MAY_BE = "sealed:"
 
 
+PREDICTION = "prediction:"
+"""How the subject of a key begins that is a prediction."""
+
+
 def prediction_subject(prediction_id: str) -> str:
     """Whose words about a prediction are that are not its user's own: they go with the prediction."""
-    return f"prediction:{prediction_id}"
+    return f"{PREDICTION}{prediction_id}"
 
 
 def _subject(identity: Mapping[str, Any], source: str | None) -> str:
