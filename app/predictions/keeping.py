@@ -15,7 +15,7 @@ from app.predictions.prediction import Prediction
 from app.predictions.rows import Row, seal_row, sealed_by, to_row
 from app.predictions.sealed import subject_of
 from app.privacy.policies import Level, Policy
-from app.privacy.redaction import Finding, find, redact, replaced
+from app.privacy.redaction import Finding, replaced
 from app.privacy.sealing import DataKey
 
 Pseudonym = Callable[[str, str], str]
@@ -116,7 +116,7 @@ class Keeper:
         kept.question = kept.question and self._redacted(kept.question)
         kept.question_embedding = None  # It was made of the question as it was said.
         if kept.answer:
-            findings = find(kept.answer, self.policy.kinds)
+            findings = self.policy.find(kept.answer)
             kept.answer = replaced(kept.answer, findings)
             if findings and kept.citations:
                 kept.citations = [_moved(citation, findings) for citation in kept.citations]
@@ -124,7 +124,7 @@ class Keeper:
     def _redacted(self, content: Any) -> Any:
         """The same structure with every string in it redacted; keys are names and stay."""
         if isinstance(content, str):
-            return redact(content, self.policy.kinds)
+            return self.policy.redact(content)
         if isinstance(content, list):
             return [self._redacted(each) for each in content]
         if isinstance(content, dict):
