@@ -36,7 +36,7 @@ from app.leases import Leases
 from app.lineage import Provenance, Tracer, Uses
 from app.links import PassageLinks, load_secret
 from app.predictions import DocumentUses, History, PredictionLog, Shipper
-from app.privacy_wiring import open_privacy
+from app.privacy_wiring import open_privacy, own_unused_keys
 from app.prompts import ANSWER_PROMPT, CLASSIFY_PROMPT, EXTRACT_PROMPT
 from app.quality import Apart, Gauges, Kept, Quality
 from app.rates import RateLimits
@@ -150,11 +150,14 @@ async def open_service(
             engines=engines.samples,
         )
         datasets_kept = await parts.enter_async_context(open_datasets(shared, history, documents=retriever, ring=keys))
+        unused = None if is_local else await own_unused_keys(privacy, database, shared, now, parts)
         erasures = ErasureFollower(
             shared,
             Eraser(shared, now, shredder=keys, datasets=datasets_kept.changes),
             Leases(shared, f"{_replica(data_dir)}/{secrets.token_hex(4)}", now),
             keys=privacy.ring,
+            drop_unused=unused.step if unused is not None else None,
+            scrub=None if is_local else predictions.scrub,
         )
         drifts = Drift(shared)
         quality_gauges, alert_gauges = Gauges(Kept(shared), show=metrics.judged), AlertGauges(shared, metrics.alerted)

@@ -1,15 +1,18 @@
 """How the privacy settings become parts: what is kept, under which names, and sealed by whose keys."""
 
+from collections.abc import Callable
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.database import Database
-from app.erasure import Terms
+from app.erasure import Terms, UnusedKeys
 from app.feedback import Words
 from app.predictions import Keeper, Pseudonym
 from app.privacy.envelopes import Ring
+from app.privacy.names import NAMES, CannotFindNames, NameFinder, open_names
 from app.privacy.policies import Policy
+from app.privacy.redaction import KINDS
 from app.privacy.rings import FileRing, RingPlace, SharedRing
 from app.privacy.sealing import BadKey, MasterKeys
 from app.privacy.subject_keys import SubjectKeys
@@ -54,13 +57,34 @@ class Privacy:
         return SharedRing(shared, self.masters)
 
 
+async def own_unused_keys(
+    privacy: Privacy, outbox: Path, shared: Database, clock: Callable[[], int], parts: AsyncExitStack
+) -> UnusedKeys | None:
+    """What destroys the unused keys in a replica's own file; with a single database the worker does.
+
+    Used is what seals something in the replica's outbox, or what there still is of its keys in the shared database.
+    """
+    if privacy.ring is None or privacy.masters is None:
+        return None
+    elsewhere = SharedRing(shared, privacy.masters).held
+    database = await parts.enter_async_context(Database.of_file(outbox))
+    return UnusedKeys(database, privacy.ring, clock, elsewhere=elsewhere)
+
+
 def open_privacy(settings: PrivacySettings, data_dir: Path, parts: AsyncExitStack | None = None) -> Privacy:
     """Read the master keys and open the file of subjects' keys; without `parts` nothing is written by this process.
 
     Raises:
         BadPrivacy: names the setting.
     """
-    policy = Policy(level=settings.content, tenants=settings.tenants, kinds=settings.redact, share=settings.share)
+    kinds = [kind for kind in KINDS if kind in settings.redact]
+    policy = Policy(
+        level=settings.content,
+        tenants=settings.tenants,
+        kinds=kinds,
+        names=_names(settings) if parts is not None else None,
+        share=settings.share,
+    )
     lines, masters = _masters(settings)
     terms = Terms(**{name: getattr(settings, name) for name in Terms.__struct_fields__})
     if masters is None:
@@ -73,6 +97,17 @@ def open_privacy(settings: PrivacySettings, data_dir: Path, parts: AsyncExitStac
     return Privacy(
         Keeper(policy, pseudonym=pseudonym, keys=keys), pseudonym, FileRing(path, masters), masters, lines, path, terms
     )
+
+
+def _names(settings: PrivacySettings) -> NameFinder | None:
+    """What finds names, where somebody's content is redacted and names are to be taken out of it."""
+    names = tuple(name for name in NAMES if name in settings.redact)
+    if not names:
+        return None
+    try:
+        return open_names(settings.names_model, names)
+    except CannotFindNames as error:
+        raise BadPrivacy(f"`privacy.redact`: {error}.") from error
 
 
 def _masters(settings: PrivacySettings) -> tuple[str, MasterKeys | None]:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, StringConstraints, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from app.privacy.names import Name
 from app.privacy.policies import Level
 from app.privacy.redaction import KINDS, Kind
 
@@ -291,7 +292,11 @@ class PrivacySettings(Section):
         description="`full` as it was said, `redacted` without personal data and secrets, `metadata` nothing of it.",
     )
     tenants: dict[str, Level] = Field({}, description="For tenants that are not to have `content`.")
-    redact: tuple[Kind, ...] = Field(KINDS, description="What is taken out where content is redacted.")
+    redact: tuple[Kind | Name, ...] = Field(
+        KINDS,
+        description="What is taken out of redacted content; `person` and `place` need the extra `presidio`.",
+    )
+    names_model: str = Field("en_core_web_sm", description="The spaCy model that finds names; its folder, or package.")
     share: float = Field(1.0, ge=0, le=1, description="Of conversations whose content is kept at all, by chance.")
     master_key: SecretStr | None = Field(
         None, description="Seals content, each subject's by a key of its own: `id:base64`, several with commas."

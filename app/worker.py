@@ -22,7 +22,7 @@ from app.datasets import Changes, Store
 from app.drift import Drift, DriftPlan
 from app.drift.facts import QuestionEmbedder
 from app.drift.watching import DriftWatcher
-from app.erasure import Eraser, Retention
+from app.erasure import Eraser, Retention, UnusedKeys
 from app.errors import Unavailable
 from app.guards import Watcher
 from app.leases import Leases
@@ -213,6 +213,8 @@ def kinds_of_work(
         "erasure": Eraser(database, now, shredder=ring, datasets=Changes(Store(database))).step,
         "retention": Retention(database, now, privacy.terms).step,
     }
+    if ring is not None:
+        work["subject keys"] = UnusedKeys(database, ring, now).step
     if webhook is not None:
         work["notifications"] = Notifier(database, webhook, now).step
     return work

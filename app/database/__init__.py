@@ -36,7 +36,7 @@ from app.database.quality_tables import quality_reports
 from app.database.review_tables import review_boosts, review_items, review_queues, reviews
 from app.database.revisions import is_latest
 from app.database.shared import Database
-from app.database.sqlite import BUSY_SECONDS, CONNECT_ERRORS, connect, room_bytes
+from app.database.sqlite import BUSY_SECONDS, CONNECT_ERRORS, connect, room_bytes, scrubbed
 from app.database.tables import (
     Id,
     api_keys,
@@ -115,6 +115,7 @@ __all__ = [
     "rollout_changes",
     "rollouts",
     "room_bytes",
+    "scrubbed",
     "subject_keys",
     "training_runs",
     "trial_observations",

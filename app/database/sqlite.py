@@ -74,6 +74,28 @@ def room_bytes(connection: sqlite3.Connection, path: Path) -> int:
     return disk.f_bavail * disk.f_frsize + int(page_bytes) * int(empty_pages)
 
 
+SCRUBBED_BYTES = 32 << 20
+"""A file with more in it than this is not written anew while its writer is waited for."""
+
+
+def scrubbed(connection: sqlite3.Connection) -> bool:
+    """Write the file anew, so that nothing of what was deleted is left in free pages or in the log.
+
+    False if there is too much in it, or if somebody reads or the disk refuses: try again later.
+    """
+    try:
+        (page_bytes,), (pages,), (empty_pages,) = (
+            connection.execute(f"PRAGMA {name}").fetchone() for name in ("page_size", "page_count", "freelist_count")
+        )
+        if (pages - empty_pages) * page_bytes > SCRUBBED_BYTES:
+            return False
+        connection.execute("VACUUM")
+        (is_busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except sqlite3.Error:
+        return False
+    return not is_busy
+
+
 def _open(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:

@@ -145,6 +145,13 @@ Index(
     predictions.c.id,
     postgresql_where=predictions.c.conversation.is_not(None),
 ).ddl_if(dialect="postgresql")
+# Whether anything is left that a key opens; of rows that are not sealed it has none.
+Index(
+    "ix_predictions_subject_key",
+    predictions.c.subject_key,
+    sqlite_where=predictions.c.subject_key.is_not(None),
+    postgresql_where=predictions.c.subject_key.is_not(None),
+)
 # At start the rows that a dead process left open are found without reading the table.
 Index(
     "ix_predictions_open",
@@ -278,6 +285,7 @@ feedback = Table(
     Index("ix_feedback_tenant_idempotency_key", "tenant", "idempotency_key", unique=True),
     Index("ix_feedback_tenant_prediction_id", "tenant", "prediction_id"),
     Index("ix_feedback_tenant_conversation", "tenant", "conversation"),
+    Index("ix_feedback_tenant_author", "tenant", "author"),
 )
 
 labels = Table(
@@ -311,6 +319,7 @@ labels = Table(
     Index("ix_labels_tenant_id_revision", "tenant", "id", "revision", unique=True),
     Index("ix_labels_tenant_idempotency_key", "tenant", "idempotency_key", unique=True),
     Index("ix_labels_tenant_prediction_id", "tenant", "prediction_id"),
+    Index("ix_labels_tenant_author", "tenant", "author"),
 )
 
 # Which documents a prediction was given and cited, so that nobody has to read the predictions' JSON to find out.

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from app.feedback.words import prediction_subject
-from app.privacy.envelopes import Ring, disclose, enclose, is_sealed, keys_for
+from app.privacy.envelopes import Ring, can_open, disclose, enclose, is_sealed, keys_for
 
 
 async def sealed(ring: Ring | None, tenant: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -27,6 +29,23 @@ async def sealed(ring: Ring | None, tenant: str, rows: Sequence[Mapping[str, Any
         else dict(row)
         for row in rows
     ]
+
+
+async def lasting(
+    ring: Ring | None,
+    connection: AsyncConnection,
+    tenant: str,
+    rows: Sequence[Mapping[str, Any]],
+    kept: Sequence[dict[str, Any]],
+) -> Sequence[dict[str, Any]]:
+    """Of rows and what `sealed` made of them, what the transaction may write: sealed by keys that are there.
+
+    Raises:
+        Unavailable: where the keys are does not answer.
+    """
+    if await can_open(ring, connection, (row["content"] for row in kept)):
+        return kept
+    return await sealed(ring, tenant, rows)
 
 
 async def opened(ring: Ring | None, tenant: str, rows: Sequence[Any]) -> Sequence[Any]:

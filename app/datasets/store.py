@@ -24,7 +24,7 @@ from app.database import (
     datasets,
 )
 from app.datasets.recipes import Kind, Purpose, Split
-from app.datasets.sealing import opened, sealed
+from app.datasets.sealing import lasting, opened, sealed
 from app.errors import Conflict, NotFound
 from app.lineage.provenance import sha256
 from app.predictions import uuid7
@@ -185,12 +185,13 @@ class Store:
             Conflict: the claim is held no more.
         """
         rows = [{"tenant": series.tenant, "erased_at": None, **msgspec.structs.asdict(row)} for row in added]
-        rows = await sealed(self.ring, series.tenant, rows)
+        kept = await sealed(self.ring, series.tenant, rows)
         async with self.database.writing() as connection:
             await self.database.not_while_one(connection, dataset_examples.name)
             number = await self._held(connection, series.id, build) + 1
             if added:
-                await connection.execute(self.database.insert(dataset_examples).on_conflict_do_nothing(), rows)
+                lasts = await lasting(self.ring, connection, series.tenant, rows, kept)
+                await connection.execute(self.database.insert(dataset_examples).on_conflict_do_nothing(), lasts)
                 members = [{"series_id": series.id, "digest": row.digest, "v_from": number} for row in added]
                 await connection.execute(dataset_members.insert(), members)
             if removed:

@@ -8,5 +8,6 @@ from app.erasure.erasing import Eraser
 from app.erasure.following import ErasureFollower
 from app.erasure.records import Erasure, Erasures
 from app.erasure.retention import Retention, Terms
+from app.erasure.unused_keys import UnusedKeys
 
-__all__ = ["Eraser", "Erasure", "ErasureFollower", "Erasures", "Retention", "Terms"]
+__all__ = ["Eraser", "Erasure", "ErasureFollower", "Erasures", "Retention", "Terms", "UnusedKeys"]

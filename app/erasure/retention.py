@@ -166,6 +166,7 @@ def _replaced_before(until: int) -> ColumnElement[bool]:
 
 
 async def _content(connection: AsyncConnection, rows: list[int]) -> None:
+    await _forget_copies(connection, _p.row.in_(rows))
     is_there = or_(*(_p[name].is_not(None) for name in ("request", "question", "answer", "metadata", "sealed")))
     query = select(_p.row, *_figures, _p.user, _p.conversation).where(_p.row.in_(rows), is_there)
     for row in (await connection.execute(query)).all():

@@ -148,7 +148,7 @@ class FeedbackLog:
         says: dict[str, Any] = {"withdrawn": True}
         if not given.withdrawn:
             content = {name: getattr(given, name) for name in ("rating", "comment", "correction", "metadata")}
-            says = _columns(self._words.kept(speaker.tenant, content, _WORDS)) | {"withdrawn": False}
+            says = _columns(await self._words.kept(speaker.tenant, content, _WORDS)) | {"withdrawn": False}
         made = call(
             speaker,
             identity,
@@ -168,7 +168,7 @@ class FeedbackLog:
             NotFound: the tenant has no such feedback.
             Forbidden: it is another author's.
         """
-        kept = self._words.kept(speaker.tenant, changes, _WORDS)
+        kept = await self._words.kept(speaker.tenant, changes, _WORDS)
         return await self._say(speaker, feedback_id, _columns(kept), said_at)
 
     async def withdraw(self, speaker: Speaker, feedback_id: str, *, said_at: int | None = None) -> Written:

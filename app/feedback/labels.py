@@ -114,18 +114,18 @@ class LabelLog:
             Overloaded: too many wait already.
             Unavailable: the database does not answer.
         """
-        return await self._ledger.write(self._call(speaker, stated))
+        return await self._ledger.write(await self._call(speaker, stated))
 
     async def state_in(self, connection: AsyncConnection, stated: Sequence[tuple[Speaker, Stated]]) -> list[Written]:
         """Take labels in, in a transaction of the caller's and so with what else it writes; raises as `state` does.
 
         Whatever else the transaction has to wait for, it should have: no label is written anywhere until it ends.
         """
-        return await self._ledger.write_in(connection, [self._call(speaker, each) for speaker, each in stated])
+        return await self._ledger.write_in(connection, [await self._call(speaker, each) for speaker, each in stated])
 
-    def _call(self, speaker: Speaker, stated: Stated) -> Call:
+    async def _call(self, speaker: Speaker, stated: Stated) -> Call:
         content = {name: getattr(stated, name) for name in _WORDS}
-        kept = self._words.kept(speaker.tenant, content, _WORDS)
+        kept = await self._words.kept(speaker.tenant, content, _WORDS)
         if stated.answer is not None and kept["answer"] is None and stated.class_name is stated.passages is None:
             raise InvalidRequest("`answer`: no answers are kept here: state a class or the passages.", param="answer")
         return _call(speaker, msgspec.structs.replace(stated, **kept))

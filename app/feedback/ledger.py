@@ -25,6 +25,8 @@ MAX_BATCH = 256
 CLOSING_SECONDS = 10.0
 
 Waiter = asyncio.Future["Written"]
+Kept = tuple[Call, Call]
+"""A call, and as its words are kept."""
 
 
 class Written(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,7 +86,7 @@ class Ledger:
         kept = {"id", "revision", "tenant", "slot", "key_id", "at", "said_at", "digest", "idempotency_key", "stamps"}
         self._says = [column.name for column in self.columns if column.name not in {*kept, *identity, "said"}]
         self._blank: Row = {column.name: None for column in self.columns} | {"withdrawn": False}
-        self._queue: deque[tuple[Call, Waiter]] = deque()
+        self._queue: deque[tuple[Kept, Waiter]] = deque()
         self._writer: asyncio.Task[None] | None = None
         self._is_open = False
 
@@ -108,13 +110,13 @@ class Ledger:
             Overloaded: too many wait already.
             Unavailable: the database does not answer; sent again with the same idempotency key it is written once.
         """
-        call = await self._words.sealed(call, self._words_in)
+        kept = (call, await self._words.sealed(call, self._words_in))
         if not self._is_open:
             raise _closing()
         if len(self._queue) >= self._capacity:
             raise Overloaded(f"More than {self._capacity} calls wait to be written.", retry_after_seconds=1.0)
         waiter: Waiter = asyncio.get_running_loop().create_future()
-        self._queue.append((call, waiter))
+        self._queue.append((kept, waiter))
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write_waiting(), name=f"{self.table.name}-writer")
         return (await self._shown([await waiter]))[0]
@@ -126,8 +128,8 @@ class Ledger:
             Conflict: an idempotency key came with another content before.
         """
         written: list[Written] = []
-        sealed = [await self._words.sealed(call, self._words_in) for call in calls]
-        for outcome in await self._append_in(connection, sealed):
+        kept = [(call, await self._words.sealed(call, self._words_in)) for call in calls]
+        for outcome in await self._append_in(connection, kept):
             if isinstance(outcome, Conflict):
                 raise outcome
             written.append(outcome)
@@ -189,19 +191,19 @@ class Ledger:
 
     # --- writing ---
 
-    def _taken(self, limit: int) -> list[tuple[Call, Waiter]]:
+    def _taken(self, limit: int) -> list[tuple[Kept, Waiter]]:
         """Take the first calls from the queue, without those whose caller has left."""
         first = [self._queue.popleft() for _ in range(min(limit, len(self._queue)))]
-        return [(call, waiter) for call, waiter in first if not waiter.done()]
+        return [(kept, waiter) for kept, waiter in first if not waiter.done()]
 
-    def _refuse(self, waiting: Sequence[tuple[Call, Waiter]], error: Exception) -> None:
+    def _refuse(self, waiting: Sequence[tuple[Kept, Waiter]], error: Exception) -> None:
         for _, waiter in waiting:
             if not waiter.done():
                 # Each gets an error of its own: a traceback grows with everyone who raises it.
                 waiter.set_exception(_again(error))
 
     async def _write_waiting(self) -> None:
-        batch: list[tuple[Call, Waiter]] = []
+        batch: list[tuple[Kept, Waiter]] = []
         try:
             while self._queue:
                 batch = self._taken(MAX_BATCH)
@@ -210,9 +212,9 @@ class Ledger:
         finally:
             self._refuse(batch, _closing())
 
-    async def _write_batch(self, batch: Sequence[tuple[Call, Waiter]]) -> None:
+    async def _write_batch(self, batch: Sequence[tuple[Kept, Waiter]]) -> None:
         try:
-            outcomes = await self._append([call for call, _ in batch])
+            outcomes = await self._append([kept for kept, _ in batch])
         except Unavailable as error:
             # Whoever waits behind them would learn the same, only later.
             self._refuse([*batch, *self._taken(len(self._queue))], error)
@@ -231,13 +233,14 @@ class Ledger:
                 else:
                     waiter.set_result(outcome)
 
-    async def _append(self, calls: Sequence[Call]) -> list[Written | Conflict]:
+    async def _append(self, kept: Sequence[Kept]) -> list[Written | Conflict]:
         """Write calls in one transaction, in the order they came."""
         async with self.database.writing() as connection:
-            return await self._append_in(connection, calls)
+            return await self._append_in(connection, kept)
 
-    async def _append_in(self, connection: AsyncConnection, calls: Sequence[Call]) -> list[Written | Conflict]:
+    async def _append_in(self, connection: AsyncConnection, kept: Sequence[Kept]) -> list[Written | Conflict]:
         await self.database.one_at_a_time(connection, self.table.name)
+        calls = await self._words.lasting(connection, kept, self._words_in)
         known = await self._known(connection, calls)
         latest = await self._latest(connection, calls)
         fresh: list[Row] = []

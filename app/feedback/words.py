@@ -4,15 +4,16 @@ The main rule: what is not to be kept is taken out before a call is made of it, 
 is kept is sealed after, so the same call is known again. Figures - ratings, classes, ids - stay in the open.
 """
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.feedback.calls import KEY_PREFIX, Call, Row, Speaker, callers_key, own_key
-from app.privacy.envelopes import Ring, disclose, enclose, is_sealed, keys_for
-from app.privacy.policies import Policy
-from app.privacy.redaction import redact
+from app.privacy.envelopes import Ring, can_open, disclose, enclose, is_sealed, keys_for
+from app.privacy.policies import Level, Policy
 from app.privacy.sealing import DataKey, is_pseudonym
 
 Pseudonym = Callable[[str, str], str]
@@ -43,11 +44,14 @@ class Words:
             return speaker
         return msgspec.structs.replace(speaker, user=self._pseudonym(speaker.tenant, name))
 
-    def kept(self, tenant: str, says: Mapping[str, Any], columns: Iterable[str]) -> dict[str, Any]:
+    async def kept(self, tenant: str, says: Mapping[str, Any], columns: Iterable[str]) -> dict[str, Any]:
         """What is kept of what a call says in `columns`."""
         level = self._policy.level_for(tenant)
-        if level == "full":
-            return dict(says)
+        if level == "redacted" and self._policy.names is not None:
+            return await asyncio.to_thread(self._left, level, says, columns)
+        return dict(says) if level == "full" else self._left(level, says, columns)
+
+    def _left(self, level: Level, says: Mapping[str, Any], columns: Iterable[str]) -> dict[str, Any]:
         kept = dict(says)
         for name in columns:
             if kept.get(name) is not None:
@@ -76,6 +80,19 @@ class Words:
             idempotency_key=own_key(digest) if own else call.idempotency_key,
         )
 
+    async def lasting(
+        self, connection: AsyncConnection, kept: Sequence[tuple[Call, Call]], columns: Sequence[str]
+    ) -> list[Call]:
+        """Of calls and what `sealed` made of them, what the transaction may write: sealed by keys that are there.
+
+        Raises:
+            Unavailable: where the keys are does not answer.
+        """
+        sealed = [each for _, each in kept]
+        if await can_open(self._ring, connection, (each.says.get(name) for each in sealed for name in columns)):
+            return sealed
+        return [await self.sealed(call, columns) for call, _ in kept]
+
     async def opened(self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[Row]:
         """The rows with their words in place; what was erased, or cannot be read here, is null.
 
@@ -102,7 +119,7 @@ class Words:
 
     def _redacted(self, content: Any) -> Any:
         if isinstance(content, str):
-            return redact(content, self._policy.kinds)
+            return self._policy.redact(content)
         if isinstance(content, list | tuple):
             return [self._redacted(each) for each in content]
         if isinstance(content, Mapping):
@@ -113,9 +130,13 @@ class Words:
 _MAY_BE = "sealed:"
 
 
+PREDICTION = "prediction:"
+"""How the subject of a key begins that is a prediction."""
+
+
 def prediction_subject(prediction_id: str) -> str:
     """Whose words about a prediction are that are not its user's own: they go with the prediction."""
-    return f"prediction:{prediction_id}"
+    return f"{PREDICTION}{prediction_id}"
 
 
 def _subject(identity: Mapping[str, Any], source: str | None) -> str:

@@ -4,7 +4,7 @@ The main rule: this runs in the thread that writes records, on a copy, and what 
 answer that the caller saw is untouched.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from typing import Any, Protocol, cast
@@ -12,10 +12,10 @@ from typing import Any, Protocol, cast
 import msgspec
 
 from app.predictions.prediction import Prediction
-from app.predictions.rows import Row, seal_row, to_row
+from app.predictions.rows import Row, seal_row, sealed_by, to_row
 from app.predictions.sealed import subject_of
 from app.privacy.policies import Level, Policy
-from app.privacy.redaction import Finding, find, redact, replaced
+from app.privacy.redaction import Finding, replaced
 from app.privacy.sealing import DataKey
 
 Pseudonym = Callable[[str, str], str]
@@ -37,6 +37,10 @@ class SealingKeys(Protocol):
 
     def of_subject(self, tenant: str, subject: str) -> DataKey:
         """Give the key of a subject, made if there is none."""
+        ...
+
+    def are_there(self, ids: Collection[str]) -> bool:
+        """Whether the keys given out in the last `making` block still are."""
         ...
 
 
@@ -69,6 +73,14 @@ class Keeper:
             subject = subject_of(kept.user, kept.conversation, kept.created_at.isoformat())
             seal_row(row, kept, self._keys.of_subject(kept.tenant, subject))
         return row
+
+    def can_open(self, rows: Iterable[Row]) -> bool:
+        """Whether the keys of rows made in the last `making` block are still there; asked where they are written.
+
+        A key goes when nothing is left that it sealed, in a transaction of the rows' database. Whoever has that to
+        himself and finds the keys there can write: they stay, because of what he writes.
+        """
+        return self._keys is None or self._keys.are_there(sealed_by(rows))
 
     def keep(self, prediction: Prediction) -> Prediction:
         """Give what is written of a prediction: itself where that is all of it, else a copy.
@@ -112,7 +124,7 @@ class Keeper:
         kept.question = kept.question and self._redacted(kept.question)
         kept.question_embedding = None  # It was made of the question as it was said.
         if kept.answer:
-            findings = find(kept.answer, self.policy.kinds)
+            findings = self.policy.find(kept.answer)
             kept.answer = replaced(kept.answer, findings)
             if findings and kept.citations:
                 kept.citations = [_moved(citation, findings) for citation in kept.citations]
@@ -120,7 +132,7 @@ class Keeper:
     def _redacted(self, content: Any) -> Any:
         """The same structure with every string in it redacted; keys are names and stay."""
         if isinstance(content, str):
-            return redact(content, self.policy.kinds)
+            return self.policy.redact(content)
         if isinstance(content, list):
             return [self._redacted(each) for each in content]
         if isinstance(content, dict):

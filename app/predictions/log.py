@@ -214,6 +214,17 @@ class PredictionLog:
         self._writer.remove(Removal(rows, waiter))
         await waiter
 
+    async def scrub(self) -> bool:
+        """Leave nothing in the file of rows that are gone from it; False if that has to be tried again later."""
+        waiter: asyncio.Future[bool] = self._loop.create_future()
+
+        def tell(was_done: bool) -> None:
+            if not waiter.done():
+                waiter.set_result(was_done)
+
+        self._writer.run(lambda connection: self._tell_loop(tell, database.scrubbed(connection)))
+        return await waiter
+
     async def _read(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
         def fetch() -> list[tuple[Any, ...]]:
             return self._reading.execute(sql, parameters).fetchall()

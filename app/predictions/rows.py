@@ -3,7 +3,7 @@
 With `store` false, what the caller or a document said is dropped here, before anything is written anywhere.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -13,7 +13,7 @@ import msgspec
 from app import database
 from app.predictions.derived import OPENING_CHARACTERS, declines, is_stuck, question_digest
 from app.predictions.prediction import Prediction
-from app.predictions.sealed import SEALED, opened, seal
+from app.predictions.sealed import SEALED, opened, seal, seal_embedding
 from app.privacy.sealing import DataKey
 
 COLUMNS = tuple(column.name for column in database.predictions.columns if column.name != "row")
@@ -140,7 +140,14 @@ def seal_row(row: Row, prediction: Prediction, key: DataKey) -> None:
     row[_SUBJECT_KEY] = key.id
     if prediction.question is not None:
         row[_DIGEST] = bytearray(question_digest(prediction.question, key))
+    if (packed := row[_EMBEDDING]) is not None:
+        row[_EMBEDDING] = bytearray(seal_embedding(prediction.tenant, prediction.id, packed, key))
     row[_SEALED] = bytearray(seal(prediction.tenant, prediction.id, content, key))
+
+
+def sealed_by(rows: Iterable[Row]) -> set[str]:
+    """The keys that rows are sealed by."""
+    return {row[_SUBJECT_KEY] for row in rows if row[_SUBJECT_KEY] is not None}
 
 
 def without_text(item: dict[str, Any]) -> dict[str, Any]:

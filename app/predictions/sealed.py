@@ -21,10 +21,9 @@ SEALED = (
     "messages",
     "question",
     "answer",
-    "question_embedding",
     "features",
 )
-"""The columns whose content is sealed, as their text in the row."""
+"""The columns whose content is sealed together, as their text in the row; the embedding is sealed by itself."""
 
 _DAY = 10  # Characters of an ISO date.
 
@@ -54,6 +53,11 @@ def seal(tenant: str, prediction_id: str, content: Mapping[str, Any], key: DataK
     return key.seal(msgspec.msgpack.encode(content), _context(tenant, prediction_id))
 
 
+def seal_embedding(tenant: str, prediction_id: str, packed: bytes, key: DataKey) -> bytes:
+    """Seal a question's embedding: apart from the rest, so that it can be let go of before that, and without a key."""
+    return key.seal(packed, _EMBEDDING + _context(tenant, prediction_id))
+
+
 def unseal(tenant: str, prediction_id: str, sealed: bytes, key: DataKey) -> dict[str, Any]:
     """Give the columns that `seal` was given.
 
@@ -66,18 +70,26 @@ def unseal(tenant: str, prediction_id: str, sealed: bytes, key: DataKey) -> dict
 
 def opened(facts: dict[str, Any], keys: Mapping[str, DataKey] | None) -> dict[str, Any]:
     """A row's columns with its content in place, or `erased` where its key is gone; without keys it is `unreadable`."""
-    sealed = facts["sealed"]
+    sealed, embedding = facts["sealed"], facts.get("question_embedding")
     if sealed is None:
         return facts
+    closed = facts | {"sealed": None, "question_embedding": None}
     if keys is None:
-        return facts | {"sealed": None, "kept": "unreadable"}
+        return closed | {"kept": "unreadable"}
     key = keys.get(facts["subject_key"])
     if key is None:
-        return facts | {"sealed": None, "kept": "erased"}
+        return closed | {"kept": "erased"}
+    whose = (facts["tenant"], facts["id"])
     try:
-        return facts | {"sealed": None} | unseal(facts["tenant"], facts["id"], bytes(sealed), key)
+        content = unseal(*whose, bytes(sealed), key)
+        if embedding is not None:
+            content["question_embedding"] = key.open(bytes(embedding), _EMBEDDING + _context(*whose))
     except CannotOpen:
-        return facts | {"sealed": None, "kept": "unreadable"}
+        return closed | {"kept": "unreadable"}
+    return closed | content
+
+
+_EMBEDDING = b"question embedding\0"
 
 
 def _context(tenant: str, prediction_id: str) -> bytes:

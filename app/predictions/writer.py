@@ -62,6 +62,10 @@ class Removal:
         self.waiter = waiter
 
 
+Errand = Callable[[sqlite3.Connection], None]
+"""Something to be done between two commits; it raises nothing."""
+
+
 class Writer:
     """The one thread that writes: it commits what has gathered and tries again for as long as the disk refuses."""
 
@@ -101,8 +105,9 @@ class Writer:
         self._look_for_room = look_for_room
         self._keeper = keeper or Keeper()
         self._tally = tally
-        self._mailbox: SimpleQueue[list[Job] | Removal | None] = SimpleQueue()
+        self._mailbox: SimpleQueue[list[Job] | Removal | Errand | None] = SimpleQueue()
         self._removals: list[Removal] = []
+        self._errands: list[Errand] = []
         self._give_up_at = float("inf")
         # A daemon, so that a disk which never answers cannot keep the process alive.
         self.thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
@@ -114,6 +119,10 @@ class Writer:
     def remove(self, removal: Removal) -> None:
         """Have rows removed along with the next commit: a writer beside this one would make it wait."""
         self._mailbox.put(removal)
+
+    def run(self, errand: Errand) -> None:
+        """Have an errand done by the thread that has the connection."""
+        self._mailbox.put(errand)
 
     def stop(self, drain_seconds: float) -> None:
         """Have the thread end when everything is written, or after `drain_seconds` of trying."""
@@ -139,6 +148,8 @@ class Writer:
                 self._look_for_room()
                 looked_at = time.monotonic()
                 look_at = looked_at + ROOM_SECONDS
+            while self._errands:
+                self._errands.pop()(self._connection)
             if not (batch or self._removals) or time.monotonic() < retry_at:
                 continue
             opening = sum(job.prediction.outcome == "open" for job in batch)
@@ -184,8 +195,10 @@ class Writer:
             while jobs is not None:
                 if isinstance(jobs, Removal):
                     self._removals.append(jobs)
-                else:
+                elif isinstance(jobs, list):
                     batch += jobs
+                else:
+                    self._errands.append(jobs)
                 jobs = self._mailbox.get_nowait()
         except Empty:
             return False
@@ -199,6 +212,8 @@ class Writer:
             self._connection.execute("PRAGMA secure_delete=FAST")
         self._connection.execute("BEGIN IMMEDIATE")
         try:
+            if not self._keeper.can_open(rows):
+                rows = self._rows(jobs)
             try:
                 self._write([row for job, row in zip(jobs, rows, strict=True) if job.is_first], insert)
                 self._write([row for job, row in zip(jobs, rows, strict=True) if not job.is_first], upsert)

@@ -6,8 +6,10 @@ it can be copied from row to row. It opens in its own context only.
 
 import base64
 import binascii
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
+
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.privacy.sealing import CannotOpen, DataKey
 
@@ -24,6 +26,10 @@ class Ring(Protocol):
 
     async def opening(self, ids: Sequence[str]) -> Mapping[str, DataKey]:
         """Give those there are of these keys; raises CannotOpen or Unavailable."""
+        ...
+
+    async def holding(self, connection: AsyncConnection, ids: Sequence[str]) -> Collection[str]:
+        """Those there are of these keys, which stay until the transaction that writes ends. Raises Unavailable."""
         ...
 
 
@@ -55,13 +61,34 @@ async def keys_for(ring: Ring | None, held: Iterable[str | bytes | None]) -> Map
     Raises:
         Unavailable: where the keys are does not answer.
     """
-    texts = (
-        each if isinstance(each, str) else bytes(each).decode("ascii") for each in held if each and is_sealed(each)
-    )
-    ids = sorted({text.removeprefix(_MARK).partition(":")[0] for text in texts})
+    ids = _key_ids(held)
     if ring is None or not ids:
         return {}
     try:
         return await ring.opening(ids)
     except CannotOpen:
         return {}
+
+
+async def can_open(ring: Ring | None, connection: AsyncConnection, held: Iterable[str | bytes | None]) -> bool:
+    """Whether the keys of these columns are still there; then, and then only, they may be written by the transaction.
+
+    If not, they are to be sealed again, in the same transaction: no key goes before it ends.
+
+    Raises:
+        Unavailable: where the keys are does not answer.
+    """
+    ids = _key_ids(held)
+    return ring is None or not ids or len(await ring.holding(connection, ids)) == len(ids)
+
+
+def key_mark(key_id: str) -> str:
+    """What an envelope that a key opens has in it, wherever it is written, in JSON too."""
+    return f"sealed:{key_id}:"
+
+
+def _key_ids(held: Iterable[str | bytes | None]) -> list[str]:
+    texts = (
+        each if isinstance(each, str) else bytes(each).decode("ascii") for each in held if each and is_sealed(each)
+    )
+    return sorted({text.removeprefix(_MARK).partition(":")[0] for text in texts})

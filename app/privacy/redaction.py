@@ -2,7 +2,8 @@
 
 The main rule: time grows with the length of the text and with nothing else, whoever wrote it. So no pattern can be
 entered twice at the same place: quantifiers are possessive or bounded, and what needs context is looked at from an
-anchor (an `@`, a run of digits) outwards. What has no form of its own - a name, a postal address - is not found here.
+anchor (an `@`, a run of digits) outwards. What has no form of its own - a name, a postal address - is not found here
+(`names` asks a model for some of it).
 """
 
 import re
@@ -19,7 +20,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 class Finding(NamedTuple):
     """Characters `start` to `end` of a text are of a kind."""
 
-    kind: Kind
+    kind: str
     start: int
     end: int
 
@@ -31,7 +32,7 @@ def find(text: str, kinds: Iterable[Kind] = KINDS) -> list[Finding]:
     has_digits = _DIGIT.search(text) is not None
     for kind in KINDS:
         if kind in wanted and (has_digits or kind not in _NUMERIC):
-            claimed = _joined(claimed, _FINDERS[kind](text))
+            claimed = joined(claimed, _FINDERS[kind](text))
     return claimed
 
 
@@ -50,7 +51,7 @@ def replaced(text: str, findings: Iterable[Finding]) -> str:
     return "".join((*parts, text[at:])) if parts else text
 
 
-def _joined(claimed: list[Finding], more: Iterator[Finding]) -> list[Finding]:
+def joined(claimed: list[Finding], more: Iterable[Finding]) -> list[Finding]:
     """Add what of `more` is free; both are in the order of the text."""
     out, at = [], 0
     for finding in more:

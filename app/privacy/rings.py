@@ -3,14 +3,15 @@
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from sqlalchemy import delete, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.database import Database, subject_keys
+from app.database import Database, predictions, subject_keys
 from app.errors import Unavailable
 from app.privacy.sealing import DataKey, MasterKeys
 from app.privacy.subject_keys import SubjectKeys, WrappedKey, new_subject_key
@@ -65,6 +66,26 @@ class FileRing:
     async def destroy(self, tenant: str, subjects: Sequence[str], *, made_until: int = 1 << 62) -> int:
         """Destroy the keys of subjects that were made by that moment; gives how many. Raises Unavailable."""
         return int(await asyncio.to_thread(self._call, "destroy", tenant, subjects, made_until=made_until))
+
+    async def holding(self, _: AsyncConnection, ids: Sequence[str]) -> Collection[str]:
+        """Those there are of these keys: they stay while the transaction writes, for SQLite has one writer.
+
+        Raises:
+            Unavailable: the file cannot be read.
+        """
+        return (await self.wrapped(ids)).keys()
+
+    async def page(self, after: str, *, made_until: int, limit: int) -> list[WrappedKey]:
+        """List keys made by that moment, by their ids; raises Unavailable where the file cannot be read."""
+        found: list[WrappedKey] = await asyncio.to_thread(self._call, "page", after, made_until=made_until, limit=limit)
+        return found
+
+    async def let_go(self, _: AsyncConnection, ids: Sequence[str]) -> int:
+        """Destroy keys, in a transaction that writes: nothing is sealed by them meanwhile. Raises Unavailable."""
+        return int(await asyncio.to_thread(self._call, "destroy_ids", ids))
+
+    async def alone(self, connection: AsyncConnection) -> None:
+        """Nothing to wait for: the transaction has its file to itself."""
 
     async def destroy_erased(self, erased: Mapping[str, int]) -> int:
         """Destroy the keys of subjects, by digest, made by the moment each was erased; gives how many.
@@ -122,3 +143,28 @@ class SharedRing:
         async with self._database.writing() as connection:
             of_subjects = delete(subject_keys).where(*mine)
             return (await connection.execute(of_subjects)).rowcount
+
+    async def holding(self, connection: AsyncConnection, ids: Sequence[str]) -> Collection[str]:
+        """Those there are of these keys, which stay until the transaction ends."""
+        await self._database.not_while_one(connection, subject_keys.name)
+        return set((await connection.execute(select(_k.id).where(_k.id.in_(ids)))).scalars())
+
+    async def held(self, ids: Sequence[str]) -> Collection[str]:
+        """Those there are of these keys; raises Unavailable."""
+        async with self._database.reading() as connection:
+            return set((await connection.execute(select(_k.id).where(_k.id.in_(ids)))).scalars())
+
+    async def page(self, after: str, *, made_until: int, limit: int) -> list[WrappedKey]:
+        """List keys made by that moment, by their ids; raises Unavailable."""
+        query = select(*subject_keys.c).where(_k.id > after, _k.created_at <= made_until).order_by(_k.id).limit(limit)
+        async with self._database.reading() as connection:
+            return [WrappedKey(*row) for row in (await connection.execute(query)).all()]
+
+    async def alone(self, connection: AsyncConnection) -> None:
+        """Wait until no transaction writes what is sealed, and keep others from it until this one ends."""
+        for what in (predictions.name, subject_keys.name):
+            await self._database.one_at_a_time(connection, what)
+
+    async def let_go(self, connection: AsyncConnection, ids: Sequence[str]) -> int:
+        """Destroy keys, in a transaction that is `alone`."""
+        return (await connection.execute(delete(subject_keys).where(_k.id.in_(ids)))).rowcount

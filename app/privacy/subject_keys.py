@@ -5,11 +5,12 @@ one with it for as long as the keys in it are: so back them up apart, or not at 
 Used from one thread at a time; other processes may have the file open.
 """
 
+import json
 import os
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -75,6 +76,7 @@ class SubjectKeys:
         self._connection.executescript(_SCHEMA)
         self._by_subject: OrderedDict[tuple[str, str], DataKey] = OrderedDict()
         self._version = self._data_version()
+        self._were_changed = False
 
     def close(self) -> None:
         """Close the file."""
@@ -83,6 +85,7 @@ class SubjectKeys:
     @contextmanager
     def making(self) -> Iterator[None]:
         """Put the keys made in the block on the disk at its end, with one commit; none where it raises."""
+        self._were_changed = False
         try:
             yield
         except BaseException:
@@ -104,6 +107,12 @@ class SubjectKeys:
                 self._by_subject.popitem(last=False)
         return known
 
+    def are_there(self, ids: Collection[str]) -> bool:
+        """Whether the keys given out in the last `making` block still are, and no other process has destroyed one."""
+        if not self._were_changed and self._data_version() == self._version:
+            return True
+        return len(self.of_ids(list(ids))) == len(ids)
+
     def made_for(self, tenant: str, subject: str) -> DataKey:
         """Give the key of a subject, made if there is none and on the disk then."""
         with self.making():
@@ -111,9 +120,16 @@ class SubjectKeys:
 
     def of_ids(self, ids: Sequence[str]) -> dict[str, WrappedKey]:
         """Find those there are of these keys; one that is not there was destroyed."""
-        marks = ", ".join("?" * len(ids))
-        rows = self._connection.execute(f"{_SELECT} WHERE id IN ({marks})", list(ids))
+        query = f"{_SELECT} WHERE id IN (SELECT value FROM json_each(?))"  # noqa: S608 - our own names.
+        rows = self._connection.execute(query, [json.dumps(ids)])
         return {row[0]: WrappedKey(*row) for row in rows}
+
+    def page(self, after: str, *, made_until: int, limit: int) -> list[WrappedKey]:
+        """List keys made by that moment, by their ids."""
+        rows = self._connection.execute(
+            f"{_SELECT} WHERE id > ? AND created_at <= ? ORDER BY id LIMIT ?", (after, made_until, limit)
+        )
+        return [WrappedKey(*row) for row in rows]
 
     def opening(self, ids: Sequence[str]) -> dict[str, DataKey]:
         """Give those there are of these keys, to open what they sealed."""
@@ -129,18 +145,20 @@ class SubjectKeys:
 
     def destroy(self, tenant: str, subjects: Sequence[str], *, made_until: int = 1 << 62) -> int:
         """Destroy the keys of subjects that were made by that moment, in the file and its log; gives how many."""
-        destroyed = 0
+        mine = [(tenant, subject, made_until) for subject in subjects]
+        return self._destroyed("tenant = ? AND subject = ? AND created_at <= ?", mine)
+
+    def destroy_ids(self, ids: Sequence[str]) -> int:
+        """Destroy keys, in the file and its log; gives how many there were."""
+        return self._destroyed("id = ?", [(key_id,) for key_id in ids])
+
+    def _destroyed(self, which: str, those: Iterable[tuple[str | int, ...]]) -> int:
         self._connection.execute("BEGIN IMMEDIATE")
-        for subject in subjects:
-            found = self._connection.execute(
-                "DELETE FROM subject_keys WHERE tenant = ? AND subject = ? AND created_at <= ?",
-                (tenant, subject, made_until),
-            )
-            destroyed += found.rowcount
-            self._by_subject.pop((tenant, subject), None)
+        found = self._connection.executemany(f"DELETE FROM subject_keys WHERE {which}", those)  # noqa: S608 - our own.
         self._connection.execute("COMMIT")
+        self._by_subject.clear()
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        return destroyed
+        return max(0, found.rowcount)
 
     def _forget_what_others_destroyed(self) -> None:
         """A key that another process destroyed must seal nothing more: nobody could ever open it."""
@@ -150,6 +168,7 @@ class SubjectKeys:
         if version != self._version:
             self._by_subject.clear()
             self._version = version
+            self._were_changed = True
 
     def _data_version(self) -> int:
         """A number that changes when another connection has changed the file."""

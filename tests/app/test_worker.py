@@ -13,6 +13,8 @@ from app.database import Database
 from app.errors import Unavailable
 from app.leases import Leases
 from app.predictions import Keeper
+from app.privacy.rings import FileRing
+from app.privacy.sealing import MasterKeys, new_key
 from app.privacy_wiring import Privacy
 from app.worker import Worker, kinds_of_work
 from tests.review_world import Clock
@@ -140,8 +142,8 @@ async def test_a_long_step_keeps_its_lease_and_is_given_up_when_that_is_lost(dat
     assert ended == ["done" if lasts == 4 else "given up"]
 
 
-async def test_a_worker_does_every_kind_of_work_and_tells_of_alerts_where_there_is_a_webhook(database):
-    async def kinds(webhook: Webhook | None) -> set[str]:
+async def test_a_worker_does_every_kind_of_work_that_the_settings_ask_for(database, tmp_path):
+    async def kinds(webhook: Webhook | None, privacy: Privacy | None = None) -> set[str]:
         work = kinds_of_work(
             database,
             adapter_folders={},
@@ -149,7 +151,7 @@ async def test_a_worker_does_every_kind_of_work_and_tells_of_alerts_where_there_
             embedder=None,
             webhook=webhook,
             alerts_every_seconds=60,
-            privacy=Privacy(Keeper()),
+            privacy=privacy or Privacy(Keeper()),
             is_local=True,
         )
         return set(work)
@@ -157,6 +159,9 @@ async def test_a_worker_does_every_kind_of_work_and_tells_of_alerts_where_there_
     usual = {"guards", "drift", "quality", "alerts", "erasure", "retention"}
     assert await kinds(None) == usual
     assert await kinds(Webhook("https://hooks.example/x", b"k" * 32, Policy(()))) == usual | {"notifications"}
+    masters = MasterKeys.parse(new_key())
+    ring = FileRing(tmp_path / "keys.db", masters)
+    assert await kinds(None, Privacy(Keeper(), ring=ring, masters=masters)) == usual | {"subject keys"}
 
 
 async def test_a_worker_that_is_stopped_gives_back_what_it_held(database):
