@@ -56,6 +56,7 @@ from retrieval.edge import EdgeIndex
 from retrieval.embedder import Embedder, SentenceTransformerEmbedder
 from retrieval.errors import IndexMismatch, RetrievalError
 from retrieval.index import Index
+from retrieval.jobs import Ingestion, Limits
 from retrieval.parsers import Parser
 from retrieval.retriever import Retriever
 
@@ -99,6 +100,7 @@ async def open_service(
         limits = ParseLimits(max_bytes=settings.limits.max_document_bytes)
         parser = await parts.enter_async_context(Parser(limits, processes=settings.retrieval.parser_processes))
         retriever = await parts.enter_async_context(_retriever(settings, data_dir, parser, embedder))
+        ingestion = await parts.enter_async_context(_ingestion(settings, data_dir, retriever, metrics))
         is_local = _is_file(shared, database)
         shipper = None if is_local else await parts.enter_async_context(Shipper(predictions, shared, keys=privacy.ring))
         if shipper is not None:
@@ -143,6 +145,7 @@ async def open_service(
             outbox=shipper,
             engines=engines.samples,
         )
+        metrics.watch_ingestion(ingestion)
         await parts.enter_async_context(Gauges(Kept(shared), show=metrics.judged))
         await parts.enter_async_context(AlertGauges(shared, metrics.alerted))
         datasets_kept = await parts.enter_async_context(open_datasets(shared, history, documents=retriever, ring=keys))
@@ -160,6 +163,7 @@ async def open_service(
         folder = settings.main_adapter_folder
         services = Services(
             retriever=retriever,
+            ingestion=ingestion,
             predictions=predictions,
             feedback=await parts.enter_async_context(FeedbackLog(shared, words=privacy.words(keys))),
             labels=label_log,
@@ -240,6 +244,23 @@ def _retriever(settings: Settings, data_dir: Path, parser: Parser, embedder: Emb
         fusion=wanted.fusion,
         retry_seconds=5.0 if server.url else None,
         passage_tokens=wanted.passage_tokens,
+    )
+
+
+def _ingestion(settings: Settings, data_dir: Path, retriever: Retriever, metrics: Metrics) -> Ingestion:
+    wanted = settings.ingestion
+    return Ingestion(
+        retriever,
+        data_dir / "retrieval" / "spool",
+        limits=Limits(
+            max_documents=wanted.max_waiting_documents,
+            max_bytes=wanted.max_waiting_bytes,
+            max_attempts=wanted.max_attempts,
+            keep_jobs=wanted.keep_jobs,
+        ),
+        workers=wanted.workers,
+        reserve_bytes=settings.limits.disk_reserve_bytes,
+        tally=metrics,
     )
 
 

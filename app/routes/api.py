@@ -18,6 +18,7 @@ from app.routes import (
     errors,
     feedback,
     health,
+    jobs,
     labels,
     lineage,
     quality,
@@ -58,6 +59,7 @@ def create_api(version: str, services: Services | None = None, *, max_body_bytes
     api.state.services = services
     routers = (
         documents.routes,
+        jobs.routes,
         documents.search_routes,
         resources.routes,
         feedback.routes,
