@@ -22,6 +22,7 @@ from app.client import Client
 from app.dataset_commands import datasets
 from app.drift_commands import drift
 from app.feature_commands import features
+from app.ingest_commands import ingest, jobs
 from app.loadtest_commands import loadtest
 from app.prediction_commands import predictions
 from app.privacy_commands import privacy
@@ -30,7 +31,7 @@ from app.release_commands import releases, rollouts
 from app.retrain_commands import retrain
 from app.review_commands import review
 from app.settings import Settings, unknown_variables
-from app.terminal import Key, Url, err, explained, load, out, show_sources
+from app.terminal import Key, Url, err, explained, out, show_sources
 
 if TYPE_CHECKING:
     from app.access import ApiKey
@@ -53,7 +54,9 @@ app.add_typer(alerts, name="alerts")
 app.add_typer(datasets, name="datasets")
 app.add_typer(drift, name="drift")
 app.add_typer(features, name="features")
+app.add_typer(jobs, name="jobs")
 app.add_typer(privacy, name="privacy")
+app.command("ingest")(ingest)
 app.command("quality")(quality)
 app.command("capacity")(capacity)
 app.command("loadtest")(loadtest)
@@ -181,18 +184,6 @@ def demo(
             start=start,
             local_engine=not settings.engine.members,
         )
-
-
-@app.command()
-def ingest(
-    paths: Annotated[list[Path], typer.Argument(help="Files, and folders to search for them.", exists=True)],
-    key: Key,
-    url: Url = "http://127.0.0.1:8080",
-) -> None:
-    """Add documents: the same bytes again change nothing, other bytes replace."""
-    with explained(), Client(url, key) as client:
-        if load(client, paths):
-            raise typer.Exit(1)
 
 
 @app.command()

@@ -1,6 +1,5 @@
 """The service from outside, as the command line uses it: plain calls of the public API, nothing else."""
 
-import base64
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,11 @@ import msgspec
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 300.0
+WAIT_SECONDS = 20.0
+"""How long an upload waits for its document before its job is looked at instead."""
+LOOK_SECONDS = 2.0
+MOST_TRIES = 600
+"""Times that an upload is sent while there is no room for it."""
 
 
 class ServiceFailure(Exception):
@@ -18,6 +22,8 @@ class ServiceFailure(Exception):
 
     status: int | None = None
     """What the service answered with, if it did."""
+    retry_after_seconds: float | None = None
+    """When it said to come again, if it did."""
 
 
 class Refusal(ServiceFailure):
@@ -76,20 +82,63 @@ class Client:
             pause(0.5)
         raise ServiceFailure(f"{self.url} did not become ready: {missing}.")
 
-    def add(self, path: Path, name: str) -> dict[str, Any]:
-        """Upload one file under `name`.
+    def add(self, path: Path, name: str, *, pause: Callable[[float], None] = time.sleep) -> str:
+        """Upload one file under `name`, and wait until it is ingested; gives the outcome.
 
         Raises:
             Refusal: the file cannot be read, here or there.
             ServiceFailure: the service cannot be reached, or takes no documents with this key.
         """
+        answer = self.upload(path, name, {"wait": WAIT_SECONDS}, pause=pause)
+        if "outcome" in answer:
+            return str(answer["outcome"])
+        job = self.follow(answer["id"], pause=pause)
+        for document in job["failed"]:
+            raise Refusal(f"{document['error']['message']} ({document['error']['code']})")
+        if job["state"] == "cancelled":
+            raise Refusal("Its job was cancelled.")
+        return next(str(outcome) for outcome, count in job["outcomes"].items() if count)
+
+    def upload(
+        self, path: Path, name: str, query: dict[str, Any], *, pause: Callable[[float], None] = time.sleep
+    ) -> dict[str, Any]:
+        """Send a file; where there is no room for it, again when there should be. Raises what `add` does."""
         try:
             content = path.read_bytes()
         except OSError as error:
             raise Refusal(f"It cannot be read: {error.strerror}.") from error
-        return self.call(
-            "POST", "/v1/documents", json={"name": name, "content_base64": base64.b64encode(content).decode()}
-        )
+        for _ in range(MOST_TRIES):
+            try:
+                return self.call(
+                    "POST",
+                    "/v1/documents",
+                    params=query,
+                    files={"file": ("file", content, "application/octet-stream")},
+                    data={"name": name},
+                )
+            except ServiceFailure as error:
+                if error.status != 429:
+                    raise
+                refused = error
+            pause(refused.retry_after_seconds or 1.0)
+        raise refused
+
+    def follow(
+        self,
+        job_id: str,
+        *,
+        tell: Callable[[dict[str, Any]], None] = lambda _: None,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> dict[str, Any]:
+        """Wait for the end of a job, telling how far it is."""
+        seconds = 0.1
+        while True:
+            job = self.call("GET", f"/v1/jobs/{job_id}")
+            tell(job)
+            if job["finished_at"]:
+                return job
+            pause(seconds)
+            seconds = min(LOOK_SECONDS, seconds * 1.5)
 
     def ask(self, question: str, *, model: str) -> dict[str, Any]:
         """Ask one question and wait for the whole answer."""
@@ -170,4 +219,6 @@ def _failure(response: httpx.Response) -> ServiceFailure:
     except (ValueError, KeyError, TypeError):
         failure = ServiceFailure(f"The service answered with status {response.status_code}.")
     failure.status = response.status_code
+    retry_after = response.headers.get("retry-after", "")
+    failure.retry_after_seconds = float(retry_after) if retry_after.isdigit() else None
     return failure

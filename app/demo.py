@@ -12,7 +12,8 @@ from rich.markup import escape
 
 from app.access import create_key
 from app.client import Client, ServiceFailure
-from app.terminal import load, show_sources
+from app.loading import load
+from app.terminal import show_sources
 
 QUESTIONS = (
     "How long may a document be before it is split into several passages?",

@@ -38,12 +38,18 @@ from typing import ClassVar
 from retrieval.errors import (
     DocumentChanged,
     DocumentNotFound,
+    DocumentOwned,
     IndexMismatch,
     IndexUnavailable,
     InvalidFilter,
     Limit,
+    JobEnded,
+    JobNotFound,
     LimitExceeded,
+    NotExpected,
+    QueueFull,
     RetrievalError,
+    TooManyDeletions,
     UnreadableDocument,
     UnsupportedType,
 )
@@ -240,6 +246,12 @@ _FROM_RETRIEVAL: dict[type[RetrievalError], type[ServiceError]] = {
     UnreadableDocument: UnreadableContent,
     DocumentNotFound: NotFound,
     DocumentChanged: Gone,
+    DocumentOwned: Conflict,
+    JobNotFound: NotFound,
+    JobEnded: Conflict,
+    NotExpected: Conflict,
+    TooManyDeletions: Conflict,
+    QueueFull: Overloaded,
     InvalidFilter: InvalidRequest,
     IndexMismatch: RetrievalUnavailable,
     IndexUnavailable: RetrievalUnavailable,
@@ -264,6 +276,8 @@ def from_retrieval(error: RetrievalError, *, param: str | None = None) -> Servic
         if found := _FROM_RETRIEVAL.get(kind):
             if found is RetrievalUnavailable:
                 return found("The index does not answer. Try again shortly.", retry_after_seconds=2.0)
+            if isinstance(error, QueueFull):
+                return found(str(error), retry_after_seconds=error.retry_after_seconds)
             message = f"{error}{_setting_of(error)}"
             return found(message, param=param if found.kind == "invalid_request_error" else None)
     return ServiceError("Retrieval failed.")

@@ -59,6 +59,7 @@ from retrieval.edge import EdgeIndex
 from retrieval.embedder import Embedder, SentenceTransformerEmbedder
 from retrieval.errors import IndexMismatch, RetrievalError
 from retrieval.index import Index
+from retrieval.jobs import Ingestion, Limits
 from retrieval.parsers import Parser
 from retrieval.retriever import Retriever
 
@@ -103,6 +104,7 @@ async def open_service(
             Parser(_parse_limits(settings.limits), processes=settings.retrieval.parser_processes)
         )
         retriever = await parts.enter_async_context(_retriever(settings, data_dir, parser, embedder))
+        ingestion = await parts.enter_async_context(_ingestion(settings, data_dir, retriever, metrics))
         is_local = _is_file(shared, database)
         shipper = None if is_local else await parts.enter_async_context(Shipper(predictions, shared, keys=privacy.ring))
         if shipper is not None:
@@ -149,6 +151,7 @@ async def open_service(
             outbox=shipper,
             engines=engines.samples,
         )
+        metrics.watch_ingestion(ingestion)
         datasets_kept = await parts.enter_async_context(open_datasets(shared, history, documents=retriever, ring=keys))
         unused = None if is_local else await own_unused_keys(privacy, database, shared, now, parts)
         erasures = ErasureFollower(
@@ -173,6 +176,7 @@ async def open_service(
         folder = settings.main_adapter_folder
         services = Services(
             retriever=retriever,
+            ingestion=ingestion,
             predictions=predictions,
             feedback=await parts.enter_async_context(FeedbackLog(shared, words=privacy.words(keys))),
             labels=label_log,
@@ -274,6 +278,23 @@ def _vetted_by(engines: Engines, features: Features) -> Callable[[Release], Awai
         return await features.reader.problems(release) + await engines.vet(release)
 
     return vet
+
+
+def _ingestion(settings: Settings, data_dir: Path, retriever: Retriever, metrics: Metrics) -> Ingestion:
+    wanted = settings.ingestion
+    return Ingestion(
+        retriever,
+        data_dir / "retrieval" / "spool",
+        limits=Limits(
+            max_documents=wanted.max_waiting_documents,
+            max_bytes=wanted.max_waiting_bytes,
+            max_attempts=wanted.max_attempts,
+            keep_jobs=wanted.keep_jobs,
+        ),
+        workers=wanted.workers,
+        reserve_bytes=settings.limits.disk_reserve_bytes,
+        tally=metrics,
+    )
 
 
 def _shared_database(settings: Settings, local: Path) -> Database:

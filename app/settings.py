@@ -152,6 +152,18 @@ class RetrievalSettings(Section):
     parser_processes: int = Field(1, ge=1)
 
 
+class IngestionSettings(Section):
+    """How documents are taken in."""
+
+    workers: int = Field(3, ge=1, le=64, description="Documents worked on at once.")
+    max_waiting_documents: int = Field(1_000, ge=1, description="Uploads that may wait; one more gets 429.")
+    max_waiting_bytes: int = Field(2_000_000_000, ge=1, description="Their size together, on the disk of `data_dir`.")
+    max_attempts: int = Field(
+        5, ge=1, description="Times that a document is begun, where the index is away or the service ends meanwhile."
+    )
+    keep_jobs: int = Field(1_000, ge=1, description="A tenant's jobs that are kept; failed documents stay listed.")
+
+
 class ReleaseSettings(Section):
     """The release that answers. Its digest is computed from these values, so changing one makes a new release."""
 
@@ -351,6 +363,7 @@ class Settings(BaseSettings):
     embedded: EmbeddedSettings = EmbeddedSettings()
     qdrant: QdrantSettings = QdrantSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
+    ingestion: IngestionSettings = IngestionSettings()
     release: ReleaseSettings = ReleaseSettings()
     drift: DriftSettings = DriftSettings()
     features: FeatureSettings = FeatureSettings()

@@ -29,6 +29,25 @@ class Outbox(Protocol):
         ...
 
 
+class IngestionQueue(Protocol):
+    """What was accepted and is not ingested yet."""
+
+    @property
+    def waiting_documents(self) -> int:
+        """Uploads."""
+        ...
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Their size."""
+        ...
+
+    @property
+    def open_jobs(self) -> Mapping[str, int]:
+        """Jobs that have not ended, by their state."""
+        ...
+
+
 class Timings:
     """What one child of a histogram has seen: how many values each bucket took, and their sum."""
 
@@ -308,6 +327,7 @@ class Observed(Collector):
     def __init__(self) -> None:
         self.sources: dict[str, tuple[type[GaugeMetricFamily | CounterMetricFamily], str, Callable[[], float]]] = {}
         self.waiting: Callable[[], Mapping[str, int]] = dict
+        self.jobs: Callable[[], Mapping[str, int]] = dict
 
     def collect(self) -> Iterator[Metric]:
         """Give the metrics as they are now."""
@@ -316,5 +336,9 @@ class Observed(Collector):
         for priority, count in self.waiting().items():
             waiting.add_metric((priority,), count)
         yield waiting
+        jobs = GaugeMetricFamily("hallmark_ingestion_jobs", "Ingestion jobs that have not ended.", labels=("state",))
+        for state, count in self.jobs().items():
+            jobs.add_metric((state,), count)
+        yield jobs
         for name, (family, documentation, read) in self.sources.items():
             yield family(name, documentation, value=read())

@@ -23,6 +23,7 @@ from observability.collectors import (
     DriftSample,
     Engines,
     GroupSample,
+    IngestionQueue,
     LoopCounter,
     LoopHistogram,
     Observed,
@@ -171,6 +172,9 @@ class Metrics:
         self.ingest_seconds = self._histogram(
             "hallmark_ingest_seconds", "Ingesting one document: parse, split, embed, index.", REQUEST_SECONDS
         ).labels()
+        self.ingested_passages = self._counter(
+            "hallmark_ingested_passages", "Passages of documents ingested, by where their vectors come from.", "kind"
+        )
         self.feedback = self._counter(
             "hallmark_feedback", "What was said of answers, by who said it and what kind it is.", "source", "kind"
         )
@@ -273,6 +277,12 @@ class Metrics:
         self.documents.labels(outcome).inc()
         self.ingest_seconds.observe(seconds)
 
+    def embedded(self, embedded: int, reused: int) -> None:
+        """Count a document's passages: those that were embedded, and those that had their vector already."""
+        for kind, count in (("embedded", embedded), ("reused", reused)):
+            if count:
+                self.ingested_passages.labels(kind).inc(count)
+
     def said(self, source: str, kind: str) -> None:
         """Count a call: positive, negative, number, text, change, withdrawal; label, label_withdrawal."""
         self.feedback.labels(source, kind).inc()
@@ -331,6 +341,19 @@ class Metrics:
             sources["hallmark_outbox_rows"] = gauge, documentation, lambda: outbox.rows
             documentation = "Age of the oldest prediction that waits to be moved into the shared database."
             sources["hallmark_outbox_lag_seconds"] = gauge, documentation, lambda: outbox.lag_seconds
+
+    def watch_ingestion(self, queue: IngestionQueue) -> None:
+        """Read these too when Prometheus asks."""
+        self._observed.jobs = lambda: queue.open_jobs
+        sources = self._observed.sources
+        documentation = "Documents accepted and not ingested yet."
+        sources["hallmark_ingestion_waiting_documents"] = (
+            GaugeMetricFamily,
+            documentation,
+            lambda: queue.waiting_documents,
+        )
+        documentation = "Size of the documents accepted and not ingested yet."
+        sources["hallmark_ingestion_waiting_bytes"] = GaugeMetricFamily, documentation, lambda: queue.waiting_bytes
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """Render all metrics in the format `accept` asks for; takes milliseconds, so call it off the event loop."""

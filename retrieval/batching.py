@@ -1,15 +1,17 @@
-"""One worker thread around a synchronous model, and a queue that makes batches of what waits.
+"""Two worker threads around a synchronous model, and queues that make batches of what waits.
 
 The main rule: nobody waits for a batch to fill. A batch is whatever queued up while the last one ran, so a lone
-question starts at once and 32 concurrent ones share a pass, at under half of the CPU each. Questions go before
-documents, which are encoded in batches short enough that a question never waits long behind an ingest.
+question starts at once and 32 concurrent ones share a pass, at under half of the CPU each. Documents are encoded on a
+thread of their own, so that no question waits behind them; while questions come they give way, in short batches.
 """
 
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from time import monotonic
 from types import TracebackType
 from typing import Literal, Self
 
@@ -22,9 +24,14 @@ TextKind = Literal["query", "document"]
 
 MAX_BATCH_TEXTS = 32
 MAX_BATCH_TOKENS = 1024
-"""About 80 ms of one core for MiniLM: the longest a question waits behind a batch of documents."""
+"""About 80 ms of one core for MiniLM."""
+BUSY_BATCH_TOKENS = 256
+"""Of a batch of documents while questions come: about 20 ms in which a question shares the processor with it."""
+_BUSY_SECONDS = 1.0
+"""So long after a question others are expected."""
+_GIVE_WAY_SECONDS = 0.25
+"""The longest that documents wait for questions before their next batch, so that they never starve."""
 MAX_WAITING_TEXTS = 4096
-_QUESTIONS_PER_BULK_BATCH = 4
 
 
 @dataclass(slots=True, eq=False)
@@ -46,12 +53,10 @@ class BatchingEmbedder:
         self._cache_size = cache_size
         self._max_waiting_texts = max_waiting_texts
         self._waiting_texts = 0
-        self._urgent: deque[_Job] = deque()
-        self._bulk: deque[_Job] = deque()
-        self._urgent_batches = 0
-        self._wake = asyncio.Event()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="embedder")
-        self._runner: asyncio.Task[None] | None = None
+        self._urgent = _Lane("embedder")
+        self._bulk = _Lane("embedder-bulk")
+        self._last_question_at = -_BUSY_SECONDS
+        self._lanes: list[asyncio.Task[None]] = []
 
     @property
     def dimension(self) -> int:
@@ -59,10 +64,13 @@ class BatchingEmbedder:
         raise NotImplementedError
 
     def load(self) -> None:
-        """Make the model ready; called once, on the worker thread."""
+        """Make the model ready; called once, on a worker thread."""
+
+    def settle(self) -> None:
+        """Prepare a worker thread; called once on each, after `load`."""
 
     def encode(self, texts: list[str], kind: TextKind) -> Vector:
-        """Embed one batch; called on the worker thread."""
+        """Embed one batch; called on either worker thread, on both at once too."""
         raise NotImplementedError
 
     def count_tokens(self, texts: list[str]) -> list[int]:
@@ -70,21 +78,26 @@ class BatchingEmbedder:
         raise NotImplementedError
 
     async def __aenter__(self) -> Self:
-        await asyncio.get_running_loop().run_in_executor(self._pool, self.load)
-        self._runner = asyncio.create_task(self._run(), name="embedder")
+        await asyncio.get_running_loop().run_in_executor(self._urgent.pool, self.load)
+        for lane in (self._urgent, self._bulk):
+            await asyncio.get_running_loop().run_in_executor(lane.pool, self.settle)
+        self._lanes = [
+            asyncio.create_task(self._answer_questions(), name="embedder"),
+            asyncio.create_task(self._embed_documents(), name="bulk embedder"),
+        ]
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        runner, self._runner = self._runner, None
-        if runner:
-            runner.cancel()
-            await asyncio.gather(runner, return_exceptions=True)
-        _fail_all([(job, 0) for job in (*self._urgent, *self._bulk)], IndexUnavailable("The embedder is closed."))
-        self._urgent.clear()
-        self._bulk.clear()
-        self._pool.shutdown(wait=False)
+        lanes, self._lanes = self._lanes, []
+        for task in lanes:
+            task.cancel()
+        await asyncio.gather(*lanes, return_exceptions=True)
+        for lane in (self._urgent, self._bulk):
+            _fail_all([(job, 0) for job in lane.jobs], IndexUnavailable("The embedder is closed."))
+            lane.jobs.clear()
+            lane.pool.shutdown(wait=False)
 
     async def embed(self, texts: Sequence[str], kind: TextKind, *, bulk: bool = False) -> Vector:
         """See `Embedder.embed`. Vectors of texts that are not bulk are cached by the exact text."""
@@ -108,8 +121,8 @@ class BatchingEmbedder:
             self._cache.move_to_end((kind, text))
         return vector
 
-    async def _submit(self, texts: list[str], kind: TextKind, queue: deque[_Job]) -> Vector:
-        if self._runner is None or self._runner.done():
+    async def _submit(self, texts: list[str], kind: TextKind, lane: "_Lane") -> Vector:
+        if not self._lanes or any(task.done() for task in self._lanes):
             raise IndexUnavailable("The embedder is not open.")
         if self._waiting_texts + len(texts) > self._max_waiting_texts and self._waiting_texts:
             raise IndexUnavailable(f"The embedder has {self._waiting_texts} texts waiting; try again in a moment.")
@@ -117,45 +130,69 @@ class BatchingEmbedder:
         order = deque(sorted(range(len(texts)), key=lambda i: len(texts[i])))
         job = _Job(kind, texts, asyncio.get_running_loop().create_future(), order)
         self._waiting_texts += len(texts)
-        queue.append(job)
-        self._wake.set()
+        lane.jobs.append(job)
+        lane.wake.set()
         try:
             return await job.done
         finally:
             self._waiting_texts -= len(texts)
 
-    async def _run(self) -> None:
-        """Encode batch after batch for as long as the embedder is open."""
-        loop = asyncio.get_running_loop()
+    async def _answer_questions(self) -> None:
+        """Encode batch after batch of what is asked, for as long as the embedder is open."""
+        lane = self._urgent
         while True:
-            batch = self._next_batch()
-            if not batch:
-                self._wake.clear()
-                await self._wake.wait()
-                continue
-            kind = batch[0][0].kind
-            texts = [job.texts[i] for job, i in batch]
-            try:
-                vectors = await loop.run_in_executor(self._pool, self.encode, texts, kind)
-            except asyncio.CancelledError:
-                _fail_all(batch, IndexUnavailable("The embedder is closed."))
-                raise
-            except Exception as error:  # noqa: BLE001 - the task's outermost edge: one bad batch must not end the others
-                failure = IndexUnavailable(f"The embedding model failed: {type(error).__name__}.")
-                failure.__cause__ = error
-                _fail_all(batch, failure)
-                continue
-            for (job, i), vector in zip(batch, vectors, strict=True):
-                _deliver(job, i, vector)
+            if batch := _take(_drop_finished(lane.jobs), MAX_BATCH_TOKENS):
+                lane.idle.clear()
+                await self._encode(lane, batch)
+                self._last_question_at = monotonic()
+            else:
+                lane.idle.set()
+                await lane.sleep()
 
-    def _next_batch(self) -> list[tuple[_Job, int]]:
-        """Take from the urgent queue, but every fifth time from the bulk queue, so that neither starves."""
-        urgent, bulk = _drop_finished(self._urgent), _drop_finished(self._bulk)
-        if urgent and (not bulk or self._urgent_batches < _QUESTIONS_PER_BULK_BATCH):
-            self._urgent_batches += 1
-            return _take(urgent)
-        self._urgent_batches = 0
-        return _take(bulk)
+    async def _embed_documents(self) -> None:
+        """Encode batch after batch of documents, letting questions pass before each."""
+        lane = self._bulk
+        while True:
+            if not self._urgent.idle.is_set():
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_GIVE_WAY_SECONDS):
+                        await self._urgent.idle.wait()
+            is_busy = not self._urgent.idle.is_set() or monotonic() - self._last_question_at < _BUSY_SECONDS
+            if batch := _take(_drop_finished(lane.jobs), BUSY_BATCH_TOKENS if is_busy else MAX_BATCH_TOKENS):
+                await self._encode(lane, batch)
+            else:
+                await lane.sleep()
+
+    async def _encode(self, lane: "_Lane", batch: list[tuple[_Job, int]]) -> None:
+        texts = [job.texts[i] for job, i in batch]
+        try:
+            vectors = await asyncio.get_running_loop().run_in_executor(lane.pool, self.encode, texts, batch[0][0].kind)
+        except asyncio.CancelledError:
+            _fail_all(batch, IndexUnavailable("The embedder is closed."))
+            raise
+        except Exception as error:  # noqa: BLE001 - the task's outermost edge: one bad batch must not end the others
+            failure = IndexUnavailable(f"The embedding model failed: {type(error).__name__}.")
+            failure.__cause__ = error
+            _fail_all(batch, failure)
+            return
+        for (job, i), vector in zip(batch, vectors, strict=True):
+            _deliver(job, i, vector)
+
+
+class _Lane:
+    """What waits for one thread, and that thread."""
+
+    def __init__(self, name: str) -> None:
+        self.jobs: deque[_Job] = deque()
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self.wake = asyncio.Event()
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    async def sleep(self) -> None:
+        """Wait until something was put in, which may have been before this call."""
+        await self.wake.wait()
+        self.wake.clear()
 
 
 def _drop_finished(queue: deque[_Job]) -> deque[_Job]:
@@ -165,7 +202,7 @@ def _drop_finished(queue: deque[_Job]) -> deque[_Job]:
     return queue
 
 
-def _take(queue: deque[_Job]) -> list[tuple[_Job, int]]:
+def _take(queue: deque[_Job], most_tokens: int) -> list[tuple[_Job, int]]:
     """Take texts of one kind from the front until the batch is full; a token is taken for about four characters."""
     batch: list[tuple[_Job, int]] = []
     longest = 0
@@ -176,7 +213,7 @@ def _take(queue: deque[_Job]) -> list[tuple[_Job, int]]:
             break
         while job.order:
             longest = max(longest, min(len(job.texts[job.order[0]]) // 4, 512))
-            if batch and (len(batch) >= MAX_BATCH_TEXTS or longest * (len(batch) + 1) > MAX_BATCH_TOKENS):
+            if batch and (len(batch) >= MAX_BATCH_TEXTS or longest * (len(batch) + 1) > most_tokens):
                 return batch
             batch.append((job, job.order.popleft()))
     return batch

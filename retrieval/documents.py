@@ -71,6 +71,8 @@ class Document:
     metadata: dict[str, Any]
     created_at: datetime
     updated_at: datetime
+    source: str = ""
+    """What is synchronised with a folder or manifest, by the name of that; empty for what was added by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,7 @@ class Ingested:
     document: Document
     outcome: Literal["created", "unchanged", "replaced"]
     embedded_passages: int = 0
+    """Those that had to be embedded; the others' vectors were taken from the version before."""
 
 
 @dataclass(frozen=True, slots=True)

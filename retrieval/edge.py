@@ -100,7 +100,10 @@ class EdgeIndex:
 
     async def vectors(self, ids: Sequence[int]) -> dict[int, Vector]:
         """See `Index.vectors`."""
-        return await self._read(self._vectors, ids)
+        found: dict[int, Vector] = {}
+        for batch in _batches(ids):  # They come as lists of numbers, which take ten times the room of the vectors.
+            found |= await self._read(self._vectors, batch)
+        return found
 
     async def _write(self, function: Callable[..., _T], *arguments: Any) -> _T:
         return await _run(self._writer_pool, function, *arguments)

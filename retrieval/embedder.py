@@ -116,6 +116,12 @@ class SentenceTransformerEmbedder(BatchingEmbedder):
             self._transform = pack(transformer, model.tokenizer.pad_token_id or 0)
         self.encode(["warm up"], "query")
 
+    def settle(self) -> None:
+        """Have this thread use as many of torch's as all do: OpenMP keeps the number thread by thread."""
+        import torch
+
+        torch.set_num_threads(self._threads)
+
     def _use_bfloat16(self) -> bool:
         import torch
 

@@ -6,6 +6,12 @@ RetrievalError
 │   └── LimitExceeded         too large, too many pages, too slow or too hungry
 ├── DocumentNotFound          no such document or passage for this tenant
 ├── DocumentChanged           the document exists, but not in the version asked for
+├── DocumentOwned             the document belongs to another source
+├── JobNotFound               no such job for this tenant
+├── JobEnded                  the job takes nothing any more
+├── NotExpected               the job's manifest does not name this document
+├── TooManyDeletions          a synchronisation would delete more than it may
+├── QueueFull                 too much waits to be ingested
 ├── InvalidFilter             the metadata filter is not of the supported form
 ├── IndexMismatch             the collection was built with another embedder or schema
 └── IndexUnavailable          the index or the embedder does not answer
@@ -43,6 +49,34 @@ class DocumentNotFound(RetrievalError):
 
 class DocumentChanged(RetrievalError):
     """The document is there, but not in the version asked for."""
+
+
+class DocumentOwned(RetrievalError):
+    """The document belongs to another source."""
+
+
+class JobNotFound(RetrievalError):
+    """No such job for this tenant."""
+
+
+class JobEnded(RetrievalError):
+    """The job takes nothing any more."""
+
+
+class NotExpected(RetrievalError):
+    """The job's manifest does not name this document, or it has come already."""
+
+
+class TooManyDeletions(RetrievalError):
+    """A synchronisation would delete more documents than it may."""
+
+
+class QueueFull(RetrievalError):
+    """Too much waits to be ingested; `retry_after_seconds` is when there should be room."""
+
+    def __init__(self, message: str, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class InvalidFilter(RetrievalError):

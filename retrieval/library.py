@@ -8,7 +8,8 @@ the next start removes.
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from retrieval.documents import Document, Passage
@@ -16,7 +17,7 @@ from retrieval.embedder import Embedder
 from retrieval.errors import RetrievalError
 from retrieval.index import Index, IndexPoint, Vector, labels, point_id, point_key
 from retrieval.sparse import SparseEncoder
-from retrieval.store import DocumentStore, StoredDocument
+from retrieval.store import DocumentStore, Note, StoredDocument
 
 _T = TypeVar("_T")
 _BATCH_PASSAGES = 64
@@ -73,36 +74,50 @@ class Library:
         self._last_generation = max([0, *documents, *(point_key(point)[0] for point in ids)])
 
     async def put(
-        self, document: Document, source: str, passages: Sequence[Passage], old: StoredDocument | None
+        self,
+        document: Document,
+        source: str,
+        passages: Sequence[Passage],
+        old: StoredDocument | None,
+        *,
+        note: Callable[[int], Note | None] | None = None,
+        tell: Callable[[int], None] = lambda _: None,
     ) -> int:
         """Store and index a document in place of `old`; return how many passages had to be embedded.
 
-        Cancelled while it embeds, it leaves everything as it was; later it finishes first.
+        Cancelled while it embeds, it leaves everything as it was; later it finishes first. `note` is made of that
+        number and written in the same transaction; `tell` hears how many passages have their points.
         """
         self._last_generation += 1
         stored = StoredDocument(document, self._last_generation)
         self._hide(stored)
         try:
-            embedded = await self._write_points(stored, passages, await self._known_vectors(old))
+            known = await self._known_vectors(old, passages)
+            embedded = await self._write_points(stored, passages, known, tell)
         except BaseException:
             self._start(self._discard(stored))
             raise
-        await self._finish(self._commit(stored, source, passages, old))
+        await self._finish(self._commit(stored, source, passages, old, note(embedded) if note else None))
         return embedded
 
-    async def remove(self, tenant: str, document_id: str) -> None:
+    async def remove(self, tenant: str, document_id: str, *, note: Note | None = None) -> None:
         """Delete a document, then its points.
 
         Raises:
             DocumentNotFound: The tenant has no such document.
         """
-        await self._finish(self._remove(tenant, document_id))
+        await self._finish(self._remove(tenant, document_id, note))
 
     async def _commit(
-        self, stored: StoredDocument, source: str, passages: Sequence[Passage], old: StoredDocument | None
+        self,
+        stored: StoredDocument,
+        source: str,
+        passages: Sequence[Passage],
+        old: StoredDocument | None,
+        note: Note | None,
     ) -> None:
         try:
-            await self._store.put(stored, source, passages)
+            await self._store.put(stored, source, passages, note=note)
         except BaseException:
             await self._discard(stored)
             raise
@@ -115,8 +130,8 @@ class Library:
             self._hide(old)
             await self._discard(old)
 
-    async def _remove(self, tenant: str, document_id: str) -> None:
-        removed = await self._store.remove(tenant, document_id)
+    async def _remove(self, tenant: str, document_id: str, note: Note | None) -> None:
+        removed = await self._store.remove(tenant, document_id, note=note)
         del self._tenants[removed.generation]
         self._revisions[tenant] += 1
         self._hide(removed)
@@ -132,38 +147,72 @@ class Library:
         else:
             self._show(stored)
 
-    async def _write_points(self, stored: StoredDocument, passages: Sequence[Passage], known: dict[str, Vector]) -> int:
+    async def _write_points(
+        self,
+        stored: StoredDocument,
+        passages: Sequence[Passage],
+        known: dict[str, Vector],
+        tell: Callable[[int], None] = lambda _: None,
+    ) -> int:
         """Embed what is not known and write the points, batch after batch; return how many were embedded."""
-        embedded = 0
+        embedded = done = 0
         filterable = labels(stored.document.metadata)
-        for start in range(0, len(passages), _BATCH_PASSAGES):
-            batch = passages[start : start + _BATCH_PASSAGES]
-            texts = [passage.embedded_text for passage in batch]
-            new = [text for text in dict.fromkeys(texts) if text not in known]
-            vectors = dict(zip(new, await self._embedder.embed(new, "document", bulk=True), strict=True))
-            embedded += len(new)
-            sparse = await asyncio.to_thread(self._sparse.documents, texts)
-            await self._index.upsert(
-                [
-                    IndexPoint(
-                        id=point_id(stored.generation, passage.n),
-                        dense=vectors[text] if text in vectors else known[text],
-                        sparse=terms,
-                        tenant=stored.document.tenant,
-                        labels=filterable,
-                    )
-                    for passage, text, terms in zip(batch, texts, sparse, strict=True)
-                ]
-            )
+        tell(done)
+        async with aclosing(self._embedded(passages, known)) as batches:
+            async for batch, texts, vectors in batches:
+                embedded += len(vectors)
+                sparse = await asyncio.to_thread(self._sparse.documents, texts)
+                await self._index.upsert(
+                    [
+                        IndexPoint(
+                            id=point_id(stored.generation, passage.n),
+                            dense=vectors[text] if text in vectors else known[text],
+                            sparse=terms,
+                            tenant=stored.document.tenant,
+                            labels=filterable,
+                        )
+                        for passage, text, terms in zip(batch, texts, sparse, strict=True)
+                    ]
+                )
+                done += len(batch)
+                tell(done)
         return embedded
 
-    async def _known_vectors(self, old: StoredDocument | None) -> dict[str, Vector]:
-        """The vectors of the old version's passages, by the text that was embedded."""
+    async def _embedded(
+        self, passages: Sequence[Passage], known: dict[str, Vector]
+    ) -> AsyncGenerator[tuple[Sequence[Passage], list[str], dict[str, Vector]]]:
+        """Each batch of passages, with its texts and the vectors of those that are not known.
+
+        One batch ahead is embedded while the caller writes, so that the embedder does not wait for the index.
+        """
+
+        async def embed(batch: Sequence[Passage]) -> tuple[Sequence[Passage], list[str], dict[str, Vector]]:
+            texts = [passage.embedded_text for passage in batch]
+            new = [text for text in dict.fromkeys(texts) if text not in known]
+            return batch, texts, dict(zip(new, await self._embedder.embed(new, "document", bulk=True), strict=True))
+
+        ahead: list[asyncio.Task[Any]] = []
+        try:
+            for start in range(0, len(passages), _BATCH_PASSAGES):
+                ahead.append(asyncio.create_task(embed(passages[start : start + _BATCH_PASSAGES])))
+                if len(ahead) > 1:
+                    yield await ahead.pop(0)
+            for task in ahead:
+                yield await task
+        finally:
+            for task in ahead:
+                task.cancel()
+            await asyncio.gather(*ahead, return_exceptions=True)
+
+    async def _known_vectors(self, old: StoredDocument | None, passages: Sequence[Passage]) -> dict[str, Vector]:
+        """The vectors that the old version has for texts of the new one."""
         if old is None:
             return {}
+        wanted = {passage.embedded_text for passage in passages}
         texts = {
-            point_id(old.generation, passage.n): passage.embedded_text
+            point_id(old.generation, passage.n): text
             for passage in await self._store.passages(old.generation)
+            if (text := passage.embedded_text) in wanted
         }
         vectors = await self._index.vectors(list(texts))
         return {texts[point]: vector for point, vector in vectors.items()}

@@ -5,29 +5,23 @@ and never a deleted one. Points are written before the store's transaction and r
 """
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
-from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
-from uuid import UUID, uuid5
-from weakref import WeakValueDictionary
+from typing import Any, Self
 
-from retrieval.documents import Document, Hit, Ingested, ParsedDocument, Passage, Scope, SearchMode, SearchResult
+from retrieval.documents import Document, Hit, Ingested, Passage, Scope, SearchMode, SearchResult
 from retrieval.embedder import Embedder
 from retrieval.errors import DocumentChanged, DocumentNotFound, IndexOutOfRoom, IndexUnavailable, RetrievalError
 from retrieval.fusion import Fused, Fusion, fuse
 from retrieval.index import Index, IndexSchema, SparseVector, Vector, point_key, tenant_filter
+from retrieval.ingesting import Ingester, Parser, Split
 from retrieval.library import Library
-from retrieval.parsers import media_type_of
 from retrieval.sparse import Bm25Settings, SparseEncoder
-from retrieval.splitting import CountTokens
 from retrieval.splitting import split as split_by_structure
 from retrieval.store import DocumentStore, StoredDocument
 
@@ -35,38 +29,9 @@ SPLITTING_VERSION = 1
 """Raised when `retrieval.splitting` cuts differently: documents ingested again are then split and embedded anew."""
 
 MAX_QUERY_CHARACTERS = 2_000
-_DOCUMENT_IDS = UUID("8f0f6c52-6f7e-5d0a-9a53-2c8f0a2f4c11")
 _log = logging.getLogger(__name__)
-_CONCURRENT_INGESTS = 2
 _SEARCH_ATTEMPTS = 5
 _FULL_DISK_SECONDS = 5.0
-
-
-class Parser(Protocol):
-    """What reads a file: `retrieval.parsers.Parser`, or a test's stand-in."""
-
-    async def parse(self, content: bytes, *, name: str, media_type: str | None = None) -> ParsedDocument:
-        """Return the text and structure of a file."""
-        ...
-
-
-class Split(Protocol):
-    """What cuts a document into passages: `retrieval.splitting.split`, or a test's stand-in."""
-
-    def __call__(
-        self,
-        parsed: ParsedDocument,
-        /,
-        *,
-        document_id: str,
-        document_version: str,
-        document_name: str,
-        count_tokens: CountTokens,
-        target_tokens: int,
-        max_tokens: int,
-    ) -> list[Passage]:
-        """Return the passages in order, numbered from 1."""
-        ...
 
 
 class Retriever:
@@ -96,8 +61,6 @@ class Retriever:
         self._store = DocumentStore(directory / "documents.db")
         self._embedder = embedder
         self._index = index
-        self._parser = parser
-        self._split = split
         self._passage_tokens = passage_tokens
         self._fusion = fusion
         self._depth = depth
@@ -106,8 +69,15 @@ class Retriever:
         self._retry_seconds = retry_seconds
         self._absence = IndexUnavailable("Retrieval is not open.")
         self._library = Library(self._store, index, embedder, self._sparse)
-        self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
-        self._ingests = asyncio.Semaphore(_CONCURRENT_INGESTS)
+        self.ingester = Ingester(
+            self._store,
+            self._library,
+            embedder=embedder,
+            parser=parser,
+            split=split,
+            passage_tokens=passage_tokens,
+            version=self._answering_version,
+        )
         self._stack = AsyncExitStack()
         self._schema: IndexSchema | None = None
 
@@ -161,11 +131,20 @@ class Retriever:
         if self._schema is None:
             raise IndexUnavailable(str(self._absence)) from self._absence
 
+    def _answering_version(self) -> str:
+        self._require_index()
+        return self.index_version
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._schema = None
         await self._stack.aclose()
+
+    @property
+    def store(self) -> DocumentStore:
+        """Where the documents are."""
+        return self._store
 
     @property
     def embedding_model(self) -> str:
@@ -196,61 +175,14 @@ class Retriever:
         document_id: str | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> Ingested:
-        """Ingest a file; the same id, or without one the same name, again replaces it in one step.
-
-        Same bytes, name and metadata change nothing. Of a changed document only changed passages are embedded.
-
-        Raises:
-            UnreadableDocument: The file cannot be turned into text.
-            IndexUnavailable: The index, the embedder or the store does not answer; nothing was changed.
-        """
-        self._require_index()
-        version = await asyncio.to_thread(_digest, content)
-        identity = document_id or str(uuid5(_DOCUMENT_IDS, f"{scope.tenant}\0{name}"))
-        async with self._lock(scope.tenant, identity):
-            old = await self._store.find(scope.tenant, identity)
-            now = datetime.now(UTC)
-            document = Document(
-                id=identity,
-                tenant=scope.tenant,
-                name=name,
-                version=version,
-                media_type=media_type_of(content, name=name, media_type=media_type),
-                title="",
-                length=0,
-                size_bytes=len(content),
-                passages=0,
-                pages=0,
-                index_version=self.index_version,
-                metadata=metadata or {},
-                created_at=old.document.created_at if old else now,
-                updated_at=now,
-            )
-            if old and _is_same(old.document, document):
-                return Ingested(old.document, "unchanged")
-            async with self._ingests:
-                parsed = await self._parser.parse(content, name=name, media_type=media_type)
-                passages = await asyncio.to_thread(self._cut, parsed, document)
-                document = replace(
-                    document,
-                    title=parsed.title or "",
-                    length=len(parsed.text),
-                    passages=len(passages),
-                    pages=len(parsed.pages),
-                )
-                embedded = await self._library.put(document, parsed.text, passages, old)
-            return Ingested(document, "replaced" if old else "created", embedded)
+        """Ingest a file now, as `Ingester.add` says; the service does so by `retrieval.jobs`."""
+        return await self.ingester.add(
+            scope, name=name, content=content, media_type=media_type, document_id=document_id, metadata=metadata
+        )
 
     async def delete(self, scope: Scope, document_id: str) -> None:
-        """Delete a document; from the return on nothing finds it, and a tombstone says when it went.
-
-        Raises:
-            DocumentNotFound: The tenant has no such document.
-            IndexUnavailable: The index does not answer; nothing was changed.
-        """
-        self._require_index()
-        async with self._lock(scope.tenant, document_id):
-            await self._library.remove(scope.tenant, document_id)
+        """Delete a document now, as `Ingester.delete` says."""
+        await self.ingester.delete(scope, document_id)
 
     async def documents(self, scope: Scope, *, limit: int = 50, after: str | None = None) -> list[Document]:
         """List the tenant's documents by id, from the one after the id `after`."""
@@ -364,37 +296,10 @@ class Retriever:
             raise DocumentNotFound(f"There is no document {document_id!r}.")
         return stored
 
-    def _cut(self, parsed: ParsedDocument, document: Document) -> list[Passage]:
-        passages = self._split(
-            parsed,
-            document_id=document.id,
-            document_version=document.version,
-            document_name=document.name,
-            count_tokens=self._embedder.count_tokens,
-            target_tokens=self._passage_tokens,
-            max_tokens=self._passage_tokens * 6 // 5,
-        )
-        return [replace(passage, document_title=parsed.title or "") for passage in passages]
-
-    def _lock(self, tenant: str, document_id: str) -> asyncio.Lock:
-        """One document's writes happen one after the other."""
-        return self._locks.setdefault((tenant, document_id), asyncio.Lock())
-
 
 async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait([task])
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _is_same(old: Document, new: Document) -> bool:
-    def facts(document: Document) -> tuple[Any, ...]:
-        return document.version, document.name, document.media_type, document.index_version, document.metadata
-
-    return facts(old) == facts(new)
 
 
 def _shorten(query: str) -> str:

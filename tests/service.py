@@ -212,7 +212,9 @@ class Api:
 
     async def add(self, name: str, text: str, **metadata: Any) -> dict[str, Any]:
         """Add a document."""
-        response = await self.client.post("/v1/documents", json={"name": name, "text": text, "metadata": metadata})
+        response = await self.client.post(
+            "/v1/documents?wait=20", json={"name": name, "text": text, "metadata": metadata}
+        )
         assert response.status_code in (200, 201), response.text
         return dict(response.json()["document"])
 

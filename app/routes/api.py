@@ -19,6 +19,7 @@ from app.routes import (
     features,
     feedback,
     health,
+    jobs,
     labels,
     lineage,
     quality,
@@ -59,6 +60,7 @@ def create_api(version: str, services: Services | None = None, *, max_body_bytes
     api.state.services = services
     routers = (
         documents.routes,
+        jobs.routes,
         documents.search_routes,
         resources.routes,
         feedback.routes,

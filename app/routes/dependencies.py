@@ -26,6 +26,7 @@ from app.review import ReviewQueue
 from app.routes.schemas import ErrorEnvelope
 from observability.metrics import Metrics
 from observability.telemetry import Telemetry
+from retrieval.jobs import Ingestion
 from retrieval.retriever import Retriever
 
 
@@ -34,6 +35,7 @@ class Services:
     """The parts that routes call, as the composition root made them."""
 
     retriever: Retriever
+    ingestion: Ingestion
     predictions: PredictionLog
     feedback: FeedbackLog
     labels: LabelLog

@@ -20,13 +20,14 @@ from app.routes.dependencies import errors
 from app.routes.documents import UPLOAD_SCHEMAS
 from app.routes.feature_schemas import FeatureRowsRequest
 from app.routes.front import CHAT_PATH, OPEN_PATHS
+from app.routes.jobs import SYNC_SCHEMAS
 from app.routes.lineage import Registered
 
 _REF = "#/components/schemas/{name}"
 
 _TAGS = {
     "chat": "Answers with citations, as OpenAI's SDKs ask for them.",
-    "documents": "What answers rest on: add, list, read and delete documents.",
+    "documents": "What answers rest on: add, synchronise, list, read and delete documents, and follow the jobs.",
     "search": "Find passages without asking a model.",
     "models": "What can be asked, and the embedding model of the index.",
     "predictions": "The record: every answer with its release, passages and timings.",
@@ -67,8 +68,10 @@ def _complete(description: dict[str, Any]) -> dict[str, Any]:
         [ChatRequest, ChatCompletion, ChatCompletionChunk], ref_template=_REF
     )
     schemas.update(found, **_release_schemas(), **_lineage_schemas())
-    for model in UPLOAD_SCHEMAS:
-        schemas[model.__name__] = model.model_json_schema(ref_template=_REF.replace("{name}", "{model}"))
+    for model in (*UPLOAD_SCHEMAS, *SYNC_SCHEMAS):
+        schema = model.model_json_schema(ref_template=_REF.replace("{name}", "{model}"))
+        schemas.update(schema.pop("$defs", {}))
+        schemas[model.__name__] = schema
     description["paths"][CHAT_PATH] = {"post": _chat(request, completion, chunk)}
     components["securitySchemes"] = {
         "key": {"type": "http", "scheme": "bearer", "description": "An API key: `hallmark keys create` makes one."}

@@ -1,22 +1,20 @@
 """Documents in, passages out: `/v1/documents` and `/v1/search`."""
 
-import binascii
-from collections.abc import Awaitable
+import asyncio
+import contextlib
+import re
 from time import perf_counter
 from typing import Annotated, Any
 
-import msgspec
 from fastapi import APIRouter, Path, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import PlainTextResponse
-from pydantic import ValidationError
-from starlette.datastructures import UploadFile
 
 from app.access import Caller
-from app.errors import InvalidRequest, PayloadTooLarge, UnsupportedMedia, from_retrieval
+from app.errors import from_retrieval
 from app.links import VERSION_DIGITS
 from app.routes.dependencies import CallerDep, Services, ServicesDep, errors, own_address
-from app.routes.errors import invalid_fields
+from app.routes.job_schemas import JobObject
+from app.routes.releases import author
 from app.routes.schemas import (
     Deleted,
     DocumentFile,
@@ -31,32 +29,19 @@ from app.routes.schemas import (
     SearchResponse,
     SourceObject,
 )
+from app.routes.uploads import read_upload
 from observability import genai
-from observability.metrics import Metrics
 from retrieval.documents import Ingested, Passage, Scope
 from retrieval.errors import RetrievalError
 
-_SMALL_BYTES = 65_536
-"""A body that is read quicker than a thread is asked to."""
-_STEP = 4 * 65_536
-_FORM_FIELD_BYTES = 1_000_000
-"""Largest field of a form that is not the file."""
+MAX_WAIT_SECONDS = 300.0
+_PREFER = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,6})", re.IGNORECASE)
 
 DocumentId = Annotated[str, Path(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")]
 PassageNumber = Annotated[int, Path(ge=1, le=2**31)]
 
 
 _UPLOAD_BODY = {
-    # openapi-python-client 0.29 forgets an import where an operation has two kinds of body and no optional parameter.
-    "parameters": [
-        {
-            "name": "traceparent",
-            "in": "header",
-            "required": False,
-            "description": "The trace this upload belongs to (W3C Trace Context).",
-            "schema": {"type": "string"},
-        }
-    ],
     "requestBody": {
         "required": True,
         "content": {
@@ -75,39 +60,73 @@ search_routes = APIRouter(tags=["search"])
 @routes.post(
     "/v1/documents",
     operation_id="add_document",
-    status_code=201,
-    responses=errors(413, 415, 422, 429, 503) | {200: {"model": IngestedObject, "description": "Already there."}},
+    status_code=202,
+    response_model=JobObject,
+    responses=errors(404, 409, 413, 415, 422, 429, 503)
+    | {
+        200: {"model": IngestedObject, "description": "With `wait`: it was there already, as it is."},
+        201: {"model": IngestedObject, "description": "With `wait`: it is ingested."},
+        202: {"model": JobObject, "description": "Accepted: it is on the disk, and its job is listed."},
+    },
     openapi_extra=_UPLOAD_BODY,
 )
 async def add_document(
-    request: Request, response: Response, services: ServicesDep, caller: CallerDep
-) -> IngestedObject:
+    request: Request,
+    services: ServicesDep,
+    caller: CallerDep,
+    wait: Annotated[
+        float | None,
+        Query(ge=0, le=MAX_WAIT_SECONDS, description="Seconds to wait for what becomes of it; `Prefer: wait=` too."),
+    ] = None,
+    job: Annotated[
+        str | None, Query(max_length=64, description="The synchronisation that waits for this file.")
+    ] = None,
+) -> Any:
     """Add a document, as JSON or as a form with a file.
 
-    The same bytes under the same name change nothing (200); other bytes replace the document, all at once.
+    It is accepted at once, with a job that ingests it. The same bytes under the same name change nothing; other bytes
+    replace the document, all at once. With `wait` the answer is what became of it, if that is known in time.
     """
     caller.require("documents:write")
-    upload = await _read_upload(request, services.max_document_bytes)
-    started = perf_counter()
-    ingested = await _refusing(
-        services.retriever.add(
-            Scope(caller.tenant),
-            name=upload.name,
-            content=upload.content,
-            media_type=upload.media_type,
-            metadata=upload.metadata,
-        ),
-        services.metrics,
-        started,
+    upload = await read_upload(request, services.max_document_bytes)
+    scope, ingestion = Scope(caller.tenant), services.ingestion
+    if job is not None:
+        found = await ingestion.deliver(
+            scope, job, name=upload.name, content=upload.content, media_type=upload.media_type
+        )
+        return JobObject.of(found)
+    accepted = await ingestion.accept(
+        scope,
+        name=upload.name,
+        content=upload.content,
+        media_type=upload.media_type,
+        metadata=upload.metadata,
+        who=author(caller),
     )
-    services.metrics.ingested(ingested.outcome, perf_counter() - started)
-    if ingested.outcome == "unchanged":
-        response.status_code = 200
-    return IngestedObject(
+    seconds = wait if wait is not None else _preferred_wait(request)
+    if seconds:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                ingested = await asyncio.shield(accepted.ended)
+                return _ingested(ingested, accepted.job_id)
+    return JobObject.of(await ingestion.job(scope, accepted.job_id))
+
+
+def _ingested(ingested: Ingested, job_id: str) -> Response:
+    shown = IngestedObject(
         document=DocumentObject.of(ingested.document),
         outcome=ingested.outcome,
         embedded_passages=ingested.embedded_passages,
+        job=job_id,
     )
+    status = 200 if ingested.outcome == "unchanged" else 201
+    return Response(shown.model_dump_json(), status_code=status, media_type="application/json")
+
+
+def _preferred_wait(request: Request) -> float:
+    """What RFC 7240's header asks for; more than we wait is as much as we wait."""
+    found = _PREFER.search(request.headers.get("prefer", ""))
+    return min(MAX_WAIT_SECONDS, float(found[1])) if found else 0.0
 
 
 @routes.get(
@@ -137,10 +156,13 @@ async def get_document(services: ServicesDep, caller: CallerDep, document_id: Do
 
 @routes.delete("/v1/documents/{document_id}", operation_id="delete_document", responses=errors(404, 503))
 async def delete_document(services: ServicesDep, caller: CallerDep, document_id: DocumentId) -> Deleted:
-    """Delete a document: from now on no search finds it and no link opens it."""
+    """Delete a document: from now on no search finds it and no link opens it.
+
+    What was accepted for it before and is not ingested yet is cancelled.
+    """
     caller.require("documents:write")
     started = perf_counter()
-    await services.retriever.delete(Scope(caller.tenant), document_id)
+    await services.ingestion.delete(Scope(caller.tenant), document_id)
     services.metrics.ingested("deleted", perf_counter() - started)
     return Deleted(id=document_id)
 
@@ -226,97 +248,6 @@ async def search(request: Request, services: ServicesDep, caller: CallerDep, bod
 def _url(services: Services, request: Request, caller: Caller, passage: Passage) -> str:
     path = services.links.path(caller.tenant, passage.document_id, passage.n, passage.document_version)
     return (services.public_url or own_address(request)) + path
-
-
-class Upload(msgspec.Struct, frozen=True):
-    """An uploaded document, whatever form it came in."""
-
-    name: str
-    content: bytes
-    media_type: str | None
-    metadata: dict[str, Any]
-
-
-async def _refusing(adding: Awaitable[Ingested], metrics: Metrics, started: float) -> Ingested:
-    """Await an ingestion, counting a refusal."""
-    try:
-        return await adding
-    except RetrievalError:
-        metrics.ingested("refused", perf_counter() - started)
-        raise
-
-
-async def _read_upload(request: Request, max_bytes: int) -> Upload:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        upload = await _read_form(request)
-    elif kind in ("application/json", ""):
-        body = await request.body()
-        upload = _read_json(body) if len(body) < _SMALL_BYTES else await run_in_threadpool(_read_json, body)
-    else:
-        raise UnsupportedMedia(f"`content-type` is {kind!r}; send application/json or multipart/form-data.")
-    if len(upload.content) > max_bytes:
-        raise PayloadTooLarge(f"A document may have {max_bytes} bytes (setting `limits.max_document_bytes`).")
-    return upload
-
-
-async def _read_form(request: Request) -> Upload:
-    async with request.form(max_files=1, max_fields=8, max_part_size=_FORM_FIELD_BYTES) as form:
-        file = form.get("file")
-        if not isinstance(file, UploadFile):
-            raise InvalidRequest("`file`: the form needs a file under this name.", param="file")
-        media_type = file.content_type if file.content_type != "application/octet-stream" else None
-        facts = {
-            "name": form.get("name") or file.filename or "",
-            "media_type": media_type,
-            "metadata": _read_metadata(form.get("metadata") or "{}"),
-        }
-        content = await file.read()
-    try:
-        asked = DocumentUpload.model_validate(facts)
-    except ValidationError as error:
-        raise invalid_fields(error.errors(include_url=False, include_input=False)) from None
-    return Upload(asked.name, content, asked.media_type, dict(asked.metadata))
-
-
-def _read_metadata(field: str | UploadFile) -> Any:
-    try:
-        return msgspec.json.decode(field if isinstance(field, str) else b"")
-    except (msgspec.DecodeError, UnicodeEncodeError) as error:
-        raise InvalidRequest("`metadata`: this form field must hold a JSON object.", param="metadata") from error
-
-
-def _read_json(body: bytes) -> Upload:
-    try:
-        asked = DocumentUpload.model_validate_json(body)
-    except ValidationError as error:
-        raise invalid_fields(error.errors(include_url=False, include_input=False)) from None
-    if (asked.text is None) == (asked.content_base64 is None):
-        raise InvalidRequest("Send the document as `text` or as `content_base64`, one of the two.", param="text")
-    if asked.text is not None:
-        try:
-            content = asked.text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequest("`text` has half of a surrogate pair.", param="text") from error
-        media_type = asked.media_type or (None if "." in asked.name else "text/plain")
-        return Upload(asked.name, content, media_type, dict(asked.metadata))
-    try:
-        content = _from_base64(asked.content_base64 or "")
-    except ValueError as error:
-        raise InvalidRequest("`content_base64` is not base64.", param="content_base64") from error
-    return Upload(asked.name, content, asked.media_type, dict(asked.metadata))
-
-
-def _from_base64(text: str) -> bytes:
-    """Decode step by step: one call for the whole would keep the interpreter's lock, and every other request waiting.
-
-    Raises:
-        ValueError: it is not base64.
-    """
-    pieces = [binascii.a2b_base64(text[at : at + _STEP], strict_mode=True) for at in range(0, len(text), _STEP)]
-    if any(len(piece) != _STEP // 4 * 3 for piece in pieces[:-1]):
-        raise ValueError("padding in the middle")
-    return b"".join(pieces)
 
 
 def _readable(passage: Passage) -> str:

@@ -80,6 +80,7 @@ class DocumentObject(BaseModel):
     passages: int
     index_version: str
     metadata: dict[str, Any]
+    source: str = Field(description="What it is synchronised with; empty for what was added by itself.")
     created_at: datetime
     updated_at: datetime
 
@@ -98,6 +99,7 @@ class DocumentObject(BaseModel):
             passages=document.passages,
             index_version=document.index_version,
             metadata=document.metadata,
+            source=document.source,
             created_at=document.created_at,
             updated_at=document.updated_at,
         )
@@ -109,6 +111,7 @@ class IngestedObject(BaseModel):
     document: DocumentObject
     outcome: Literal["created", "unchanged", "replaced"]
     embedded_passages: int = Field(description="Passages that had to be embedded; 0 when nothing changed.")
+    job: str = Field(description="The job that did it.")
 
 
 class DocumentList(BaseModel):

@@ -29,7 +29,7 @@ async def tgi():
 async def api(tgi, tmp_path):
     async with live_service(tmp_path, engine_url=tgi.url, tenants=1) as service, service.tenant() as api:
         document = {"name": "kettle.md", "text": "# Kettle\n\nThe kettle boils one litre in 90 seconds."}
-        added = await api.client.post("/v1/documents", json=document)
+        added = await api.client.post("/v1/documents?wait=20", json=document)
         assert added.status_code == 201
         yield api
 

@@ -300,3 +300,63 @@ async def test_a_service_is_started_asked_and_stopped(tgi, folder, tmp_path):
 
 
 SCOPES = ("--scope", "chat", "--scope", "documents:read", "--scope", "documents:write")
+
+
+# --- ingest --sync, jobs ---
+
+
+async def test_a_folder_is_kept_in_step(service, folder):
+    dry = await run("ingest", folder, "--sync", "--dry-run", *at(service))
+    assert dry.exit_code == 0, dry.output
+    assert dry.stdout == "+ deep/tea.txt\n+ gold.md\npapers: 2 added, 0 modified, 0 deleted, 0 unchanged, 0 failed\n"
+    first = await run("ingest", folder, "--sync", *at(service))
+    assert (first.exit_code, first.stdout.splitlines()[-1]) == (0, "2 created"), first.output
+
+    (folder / "gold.md").write_text("# Gold\n\nA hallmark is a stamp on gold and silver.")
+    (folder / "deep" / "tea.txt").unlink()
+    (folder / "broken.pdf").write_bytes(b"%PDF-1.7 no more")
+    second = await run("ingest", folder, "--sync", *at(service))
+    assert second.exit_code == 1  # One document failed, and the others are done.
+    assert second.stdout.splitlines()[-1] == "1 deleted, 1 failed, 1 replaced"
+    assert "broken.pdf:" in second.stderr
+    async with service.client() as client:
+        assert [document["name"] for document in (await client.get("/v1/documents")).json()["data"]] == ["gold.md"]
+
+    again = await run("ingest", folder, "--sync", *at(service))
+    assert "! broken.pdf: failed before" in again.stdout
+    (folder / "broken.pdf").unlink()
+    last = await run("ingest", folder, "--sync", *at(service))
+    assert (last.exit_code, last.stdout.splitlines()[-1]) == (0, "1 unchanged")
+
+    listed = await run("jobs", "list", *at(service))
+    assert listed.stdout.count("sync") == 4
+    async with service.client() as client:
+        job_id = (await client.get("/v1/jobs")).json()["data"][-1]["id"]
+    shown = await run("jobs", "show", job_id, *at(service))
+    assert "2 created" in shown.stdout
+    assert (await run("jobs", "cancel", job_id, *at(service))).stdout == f"{job_id}: done\n"
+
+
+async def test_an_emptied_folder_deletes_most_documents_only_when_that_is_said(service, folder):
+    for number in range(6):
+        (folder / f"{number}.txt").write_text(f"Number {number}.")
+    await run("ingest", folder, "--sync", *at(service))
+    for file in folder.rglob("*.*"):
+        file.unlink()
+    refused = await run("ingest", folder, "--sync", *at(service))
+    assert refused.exit_code == 2
+    assert "--max-deletes 8" in refused.stderr
+    kept = await run("ingest", folder, "--sync", "--max-deletes", "3", *at(service))
+    assert (kept.exit_code, "(conflict, status 409)" in kept.stderr.replace("\n", " ")) == (1, True)
+    async with service.client() as client:
+        assert len((await client.get("/v1/documents")).json()["data"]) == 8
+    gone = await run("ingest", folder, "--sync", "--yes", *at(service))
+    assert (gone.exit_code, gone.stdout.splitlines()[-1]) == (0, "8 deleted"), gone.output
+
+
+@pytest.mark.parametrize("arguments", [("--sync",), ("--dry-run",), ("--source", "x")])
+async def test_options_that_do_not_go_together_are_a_mistake(folder, arguments):
+    paths = (folder, folder) if arguments == ("--sync",) else (folder,)
+    result = await run("ingest", *paths, *arguments, "--key", "k")
+    assert result.exit_code == 2
+    assert "--sync" in result.stderr

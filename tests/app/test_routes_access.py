@@ -24,8 +24,18 @@ SCOPES = {
         "GET /v1/documents/{document_id}/passages",
         "GET /v1/documents/{document_id}/passages/{n}",
         "POST /v1/search",
+        "GET /v1/failed-documents",
+        "GET /v1/jobs",
+        "GET /v1/jobs/{job_id}",
+        "GET /v1/jobs/{job_id}/documents",
     ],
-    "documents:write": ["POST /v1/documents", "DELETE /v1/documents/{document_id}"],
+    "documents:write": [
+        "POST /v1/documents",
+        "DELETE /v1/documents/{document_id}",
+        "POST /v1/documents/sync",
+        "POST /v1/jobs/{job_id}/cancel",
+        "POST /v1/jobs/{job_id}/complete",
+    ],
     "predictions:read": [
         "GET /v1/predictions",
         "GET /v1/predictions/count",
@@ -150,6 +160,7 @@ BODIES = {
     "POST /v1/embeddings": {"model": "hashing", "input": "x"},
     "POST /v1/search": {"query": "gold"},
     "POST /v1/documents": {"name": "mine.txt", "text": "My own text."},
+    "POST /v1/documents/sync": {"source": "folder", "documents": []},
     "POST /v1/feedback": {"conversation": "c", "rating": True},
     "PATCH /v1/feedback/{feedback_id}": {"rating": False},
     "POST /v1/labels": {"prediction_id": "01900000-0000-7000-8000-000000000001", "class": "a"},
@@ -214,6 +225,7 @@ async def owner(service: Service) -> AsyncIterator[Api]:
 async def things(owner: Api) -> dict[str, str]:
     """What the owner has, by the name of the path's parameter."""
     document = await owner.add("gold.txt", "A hallmark is a stamp on gold.")
+    (job,) = (await owner.client.get("/v1/jobs")).json()["data"]
     answer = await owner.answer("What is a hallmark?")
     feedback = await owner.client.post("/v1/feedback", json={"prediction_id": answer["id"], "rating": True})
     label = await owner.client.post("/v1/labels", json={"prediction_id": answer["id"], "class": "a"})
@@ -224,6 +236,7 @@ async def things(owner: Api) -> dict[str, str]:
     build = await call(owner.client, "POST /v1/datasets/{dataset}/builds", {"dataset": "support"})
     return {
         "document_id": document["id"],
+        "job_id": job["id"],
         "alert_id": "01900000-0000-7000-8000-000000000000",
         "silence_id": silence.json()["id"],
         "target": "hallmark",
@@ -300,6 +313,7 @@ ALERTS = ["GET /v1/alerts/{alert_id}", "POST /v1/alerts/{alert_id}/acknowledge"]
 @pytest.mark.parametrize("route", [route for route in ROUTES if "_id}" in route and route not in USES + ALERTS])
 async def test_what_belongs_to_another_tenant_does_not_exist(service, owner, things, route):
     ids = ("prediction_id", "feedback_id", "label_id", "review_id", "item_id", "boost_id", "silence_id", "build_id")
+    ids += ("job_id",)
     unknown = {**things, "document_id": "nobodys"} | dict.fromkeys(ids, "01900000-0000-7000-8000-000000000000")
     async with service.client(await new_key(service, tenant="stranger")) as stranger:
         response = await call(stranger, route, things)

@@ -11,6 +11,7 @@ import pytest
 from tests.fake_tgi import FakeTGI
 from tests.service import Api, Service, live_service
 
+ADD = "/v1/documents?wait=20"
 GUIDE = """# Assay guide
 
 A hallmark is a stamp on gold that says who made it.
@@ -44,7 +45,7 @@ async def api(service: Service) -> AsyncIterator[Api]:
 
 
 async def upload(api: Api, **body: Any) -> httpx.Response:
-    return await api.client.post("/v1/documents", json=body)
+    return await api.client.post(ADD, json=body)
 
 
 async def search(api: Api, query: str, **body: Any) -> list[dict[str, Any]]:
@@ -81,15 +82,16 @@ async def test_a_text_is_added_and_described(api):
 async def test_text_base64_and_a_form_are_the_same_document(api):
     first = (await upload(api, name="guide.md", text=GUIDE)).json()["document"]
     packed = await upload(api, name="guide.md", content_base64=base64.b64encode(GUIDE.encode()).decode())
-    form = await api.client.post("/v1/documents", files={"file": ("guide.md", GUIDE.encode())})
+    form = await api.client.post(ADD, files={"file": ("guide.md", GUIDE.encode())})
     for response in (packed, form):
         assert response.status_code == 200
-        assert response.json() == {"document": first, "outcome": "unchanged", "embedded_passages": 0}
+        job = response.json().pop("job")
+        assert response.json() == {"document": first, "outcome": "unchanged", "embedded_passages": 0, "job": job}
 
 
 async def test_a_form_takes_a_name_and_metadata(api):
     response = await api.client.post(
-        "/v1/documents",
+        ADD,
         files={"file": ("C:\\fakepath\\x.md", GUIDE.encode(), "application/octet-stream")},
         data={"name": "guides/assay.md", "metadata": '{"year": 1478}'},
     )
@@ -107,7 +109,12 @@ async def test_the_same_bytes_again_change_nothing(api):
     first = await upload(api, name="guide.md", text=GUIDE)
     again = await upload(api, name="guide.md", text=GUIDE)
     assert (first.status_code, again.status_code) == (201, 200)
-    assert again.json() == {**first.json(), "outcome": "unchanged", "embedded_passages": 0}
+    assert again.json() == {
+        **first.json(),
+        "outcome": "unchanged",
+        "embedded_passages": 0,
+        "job": again.json()["job"],
+    }
 
 
 async def test_a_changed_document_is_replaced_and_its_old_link_is_gone(api):
@@ -234,14 +241,18 @@ async def test_a_wrong_field_is_named(api, body, param):
     ids=["empty", "list", "broken", "not UTF-8", "half a pair", "deep"],
 )
 async def test_a_body_that_is_no_json_object_is_refused(api, body):
-    response = await api.client.post("/v1/documents", content=body, headers={"content-type": "application/json"})
+    response = await api.client.post(
+        "/v1/documents?wait=20", content=body, headers={"content-type": "application/json"}
+    )
     assert "body" in refused(response, 400, "invalid_request")
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999", "9" * 5_000], ids=lambda number: number[:8])
 async def test_numbers_that_json_cannot_send_back_are_refused(api, number):
     body = f'{{"name": "a", "text": "x", "metadata": {{"n": {number}}}}}'.encode()
-    response = await api.client.post("/v1/documents", content=body, headers={"content-type": "application/json"})
+    response = await api.client.post(
+        "/v1/documents?wait=20", content=body, headers={"content-type": "application/json"}
+    )
     assert response.status_code == 400, response.text
 
 
@@ -261,12 +272,12 @@ WRONG_FORMS = {
 
 @pytest.mark.parametrize(("form", "param"), WRONG_FORMS.values(), ids=WRONG_FORMS)
 async def test_a_wrong_form_is_refused(api, form, param):
-    refused(await api.client.post("/v1/documents", **form), 400, "invalid_request", param)
+    refused(await api.client.post(ADD, **form), 400, "invalid_request", param)
 
 
 @pytest.mark.parametrize("header", ["multipart/form-data", "multipart/form-data; boundary=x"])
 async def test_a_broken_form_is_refused(api, header):
-    response = await api.client.post("/v1/documents", content=b"abc", headers={"content-type": header})
+    response = await api.client.post(ADD, content=b"abc", headers={"content-type": header})
     refused(response, 400, "invalid_request")
 
 
@@ -282,7 +293,7 @@ async def test_a_type_that_is_not_read_is_refused(api):
     packed = base64.b64encode(b"\x89PNG\r\n\x1a\n").decode()
     message = refused(await upload(api, name="a.png", content_base64=packed), 415, "unsupported_media_type")
     assert "Markdown" in message
-    response = await api.client.post("/v1/documents", content=b"<a/>", headers={"content-type": "text/xml"})
+    response = await api.client.post(ADD, content=b"<a/>", headers={"content-type": "text/xml"})
     assert "text/xml" in refused(response, 415, "unsupported_media_type")
 
 
@@ -292,7 +303,7 @@ async def test_a_document_over_the_limit_is_refused(api, form):
     assert len(content) == MAX_BYTES
     for extra, status in ((b"", 201), (b"x", 413)):
         if form == "multipart":
-            response = await api.client.post("/v1/documents", files={"file": ("big.txt", content + extra)})
+            response = await api.client.post(ADD, files={"file": ("big.txt", content + extra)})
         elif form == "text":
             response = await upload(api, name="big.txt", text=(content + extra).decode())
         else:
@@ -310,7 +321,7 @@ async def test_a_body_that_cannot_hold_a_document_is_refused_before_it_is_read(a
 
     headers = {"content-type": "application/json"}
     for content in (body, unannounced()):
-        response = await api.client.post("/v1/documents", content=content, headers=headers)
+        response = await api.client.post(ADD, content=content, headers=headers)
         refused(response, 413, "payload_too_large")
 
 

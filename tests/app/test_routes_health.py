@@ -100,7 +100,7 @@ async def test_a_service_without_its_engine_starts_and_says_what_is_missing(tmp_
         answer = await client.post(CHAT, json={"model": "hallmark", "messages": [{"role": "user", "content": "Hi"}]})
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
         # What needs no engine works.
-        added = await client.post("/v1/documents", json={"name": "a.txt", "text": "A hallmark is a stamp."})
+        added = await client.post("/v1/documents?wait=20", json={"name": "a.txt", "text": "A hallmark is a stamp."})
         assert added.status_code == 201
         assert (await client.post("/v1/search", json={"query": "hallmark"})).json()["hits"]
 

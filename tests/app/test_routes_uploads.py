@@ -26,14 +26,14 @@ async def api(tmp_path) -> AsyncIterator[Api]:
 async def test_base64_of_any_length_is_the_bytes_it_stands_for(api, size):
     content = b"# Guide\n\nA hallmark is a stamp.\n".ljust(size)
     packed = base64.b64encode(content).decode()
-    added = await api.client.post("/v1/documents", json={"name": "guide.md", "content_base64": packed})
+    added = await api.client.post("/v1/documents?wait=20", json={"name": "guide.md", "content_base64": packed})
     assert added.status_code == 201, added.text
-    again = await api.client.post("/v1/documents", files={"file": ("guide.md", content)})
+    again = await api.client.post("/v1/documents?wait=20", files={"file": ("guide.md", content)})
     assert (again.status_code, again.json()["outcome"]) == (200, "unchanged")
 
 
 @pytest.mark.parametrize("middle", [b"\0" * (STEP - 1), b"\0" * (STEP - 2)])
 async def test_padding_in_the_middle_is_no_base64(api, middle):
     packed = base64.b64encode(middle).decode() + base64.b64encode(b"more").decode()
-    refused = await api.client.post("/v1/documents", json={"name": "a.md", "content_base64": packed})
+    refused = await api.client.post("/v1/documents?wait=20", json={"name": "a.md", "content_base64": packed})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "content_base64")

@@ -343,7 +343,7 @@ async def fill(url: str, key: str, passages: int) -> None:
                 f"# Section {made + at}\n\n" + f"The {question(made + at)[9:-1]} is answered here. {ANSWER} "
                 for at in range(500)
             )
-            added = await client.post("/v1/documents", json={"name": f"{made}.md", "text": text})
+            added = await client.post("/v1/documents?wait=300", json={"name": f"{made}.md", "text": text})
             added.raise_for_status()
             made += added.json()["document"]["passages"]
     print(f"{made} passages", file=sys.stderr)

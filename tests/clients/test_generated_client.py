@@ -81,10 +81,10 @@ class Caller:
 
 async def test_it_uploads_searches_and_asks(api, models):
     upload = models.DocumentUpload(name="stamps.md", text="# Stamps\n\nA hallmark is a stamp on gold.")
-    added = await api("documents", "add_document", body=upload)
+    added = await api("documents", "add_document", body=upload, wait=20.0)
     assert isinstance(added, models.IngestedObject)
     assert added.outcome == models.IngestedObjectOutcome.CREATED
-    again = await api("documents", "add_document", body=upload)
+    again = await api("documents", "add_document", body=upload, wait=20.0)
     assert (again.outcome, again.embedded_passages) == ("unchanged", 0)
 
     body = models.SearchRequest(query="hallmark stamp", top_k=3, mode=models.SearchRequestMode.SPARSE)
@@ -135,14 +135,16 @@ async def test_it_uploads_a_file(api, models, package):
     file = importlib.import_module(f"{package}.types").File(
         payload=BytesIO(b"# Assay\n\nAn assay office tests gold."), file_name="assay.md", mime_type="text/markdown"
     )
-    added = await api("documents", "add_document", body=models.DocumentFile(file=file, metadata='{"year": 1478}'))
+    body = models.DocumentFile(file=file, metadata='{"year": 1478}')
+    added = await api("documents", "add_document", body=body, wait=20.0)
     assert added.document.name == "assay.md"
     assert added.document.metadata["year"] == 1478
 
 
 async def test_it_pages_and_deletes(api, models):
     for name in ("one.txt", "two.txt", "three.txt"):
-        await api("documents", "add_document", body=models.DocumentUpload(name=name, text=f"The text of {name}."))
+        body = models.DocumentUpload(name=name, text=f"The text of {name}.")
+        await api("documents", "add_document", body=body, wait=20.0)
     names, after = set(), None
     while True:
         page = await api("documents", "list_documents", limit=1, **({"after": after} if after else {}))

@@ -113,11 +113,13 @@ class World:
             await self._post(CHAT, self.api.body(QUESTION), headers=headers)
             return await self._post(CHAT, self.api.body(QUESTION), headers=headers)
         number = next(self.numbers)
+        tide = {"name": "tide.txt", "text": f"The tide is {number} metres high."}
         posts = {
             "chat": (CHAT, self.api.body(QUESTION, model=model)),
             "chat that requires passages": (CHAT, self.api.body(QUESTION, retrieval={"mode": "required"})),
             "search": ("/v1/search", {"query": QUESTION}),
-            "upload": ("/v1/documents", {"name": "tide.txt", "text": f"The tide is {number} metres high."}),
+            "upload": ("/v1/documents", tide),
+            "upload and wait": ("/v1/documents?wait=10", tide),
             "feedback": ("/v1/feedback", {"conversation": f"c{number}", "author": "a", "rating": True}),
             "new release": ("/v1/releases", {"name": "paired", "engine": "pair", "notes": f"the {number}th"}),
         }

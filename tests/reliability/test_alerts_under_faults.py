@@ -126,7 +126,7 @@ class Tenant:
     answers: list[tuple[float, str, int]] = field(default_factory=list)
 
     async def add(self, text: str) -> str:
-        response = await self.client.post("/v1/documents", json={"name": "facts.txt", "text": text})
+        response = await self.client.post("/v1/documents?wait=20", json={"name": "facts.txt", "text": text})
         assert response.status_code in (200, 201), response.text
         return str(response.json()["document"]["id"])
 

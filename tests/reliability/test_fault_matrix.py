@@ -22,7 +22,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
 HOLD_SECONDS = 2.0
 """How long a fault lasts at least: whatever is done in the background meets it too."""
 
-INSTEAD = {"stream under way": "streamed chat", "chat beyond the key's limit": "chat"}
+INSTEAD = {"stream under way": "streamed chat", "chat beyond the key's limit": "chat", "upload": "upload and wait"}
 """What is asked to see whether all is well, where the request itself would not tell."""
 
 

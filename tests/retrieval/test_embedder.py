@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import numpy as np
 import pytest
 
-from retrieval.batching import MAX_BATCH_TEXTS, TextKind
+from retrieval.batching import TextKind
 from retrieval.embedder import HashingEmbedder, SentenceTransformerEmbedder
 from retrieval.errors import IndexUnavailable
 from retrieval.index import Vector
@@ -76,18 +76,22 @@ async def test_what_waits_during_a_batch_becomes_the_next_batch(gated: Gated) ->
     assert gated.batches == [["hold"], [f"question {n}" for n in range(5)]]
 
 
-async def test_questions_go_before_documents_but_do_not_starve_them(gated: Gated) -> None:
-    held = await gated.hold()
-    bulk = asyncio.create_task(gated.embed(["a document"], "document", bulk=True))
-    questions = [
-        asyncio.create_task(gated.embed([f"{n} {i}" for i in range(MAX_BATCH_TEXTS)], "query")) for n in range(5)
-    ]
-    await queued(bulk, *questions)
+async def test_no_question_waits_for_documents(gated: Gated) -> None:
+    bulk = asyncio.create_task(gated.embed(["hold"], "document", bulk=True))
+    await asyncio.to_thread(gated.held.wait, 10)
+    assert len(await gated.embed(["a question"], "query")) == 1
+    assert not bulk.done()
     gated.release.set()
-    await asyncio.gather(held, bulk, *questions)
-    # One batch of questions ran already: the held one.
-    assert gated.batches.index(["a document"]) == 4
-    assert len(gated.batches) == 7
+    await bulk
+
+
+async def test_documents_give_way_to_questions_in_short_batches_and_do_not_starve(gated: Gated) -> None:
+    held = await gated.hold()
+    texts = ["word " * 50] * 9  # About 62 tokens each, of 256 in a short batch.
+    await gated.embed(texts, "document", bulk=True)  # Done, although the question is still under way.
+    assert [len(batch) for batch in gated.batches] == [1, 4, 4, 1]
+    gated.release.set()
+    await held
 
 
 async def test_a_bulk_job_is_cut_into_short_batches_of_like_length(gated: Gated) -> None:

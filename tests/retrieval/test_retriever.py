@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from qdrant_client import AsyncQdrantClient
 
-from retrieval.documents import ParsedDocument, Passage, Scope, SearchResult
+from retrieval.documents import Scope, SearchResult
 from retrieval.edge import EdgeIndex
 from retrieval.embedder import HashingEmbedder
 from retrieval.errors import (
@@ -28,80 +28,13 @@ from retrieval.errors import (
     UnreadableDocument,
     UnsupportedType,
 )
-from retrieval.index import Index, IndexPoint
+from retrieval.index import Index
 from retrieval.qdrant import MEMORY, QdrantIndex
 from retrieval.retriever import Retriever
+from tests.lines import LineParser, WatchedIndex, split_lines
 
 ACME, OTHER = Scope("acme"), Scope("other")
 TOWER = b"The tower is 330 metres tall.\nIt stands in Paris.\nIt opened in 1889."
-
-
-class LineParser:
-    """The first line is the title if it starts with "# "; "unreadable" is refused."""
-
-    async def parse(self, content: bytes, *, name: str, media_type: str | None = None) -> ParsedDocument:
-        if content == b"unreadable":
-            raise UnreadableDocument("no text")
-        text = content.decode()
-        return ParsedDocument(text, text.partition("\n")[0][2:] if text.startswith("# ") else None)
-
-
-def split_lines(parsed: ParsedDocument, /, *, document_id: str, document_version: str, document_name: str, **_: Any):
-    passages: list[Passage] = []
-    start = 0
-    for line in parsed.text.split("\n"):
-        if line and not line.startswith("# "):
-            passages.append(
-                Passage(
-                    document_id,
-                    document_version,
-                    len(passages) + 1,
-                    line,
-                    start,
-                    start + len(line),
-                    document_name=document_name,
-                )
-            )
-        start += len(line) + 1
-    return passages
-
-
-class WatchedIndex:
-    """An index that can be made to wait or fail, in front of a real one."""
-
-    def __init__(self, index: Index) -> None:
-        self.index = index
-        self.written = 0
-        self.failing: set[str] = set()
-        self.gates: dict[str, asyncio.Event] = {}
-        self.reached: dict[str, asyncio.Event] = {}
-
-    def hold(self, method: str) -> None:
-        self.gates[method], self.reached[method] = asyncio.Event(), asyncio.Event()
-
-    async def pass_through(self, method: str) -> None:
-        if method in self.gates:
-            self.reached[method].set()
-            await self.gates[method].wait()
-        if method in self.failing:
-            raise IndexUnavailable("made to fail")
-
-    async def upsert(self, points: Sequence[IndexPoint]) -> None:
-        await self.index.upsert(points[:1])
-        await self.pass_through("upsert")
-        await self.index.upsert(points)
-        self.written += len(points)
-
-    async def delete(self, ids: Sequence[int]) -> None:
-        await self.pass_through("delete")
-        await self.index.delete(ids)
-
-    async def check(self) -> None:
-        await self.pass_through("check")
-        await self.index.check()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.index, name)
 
 
 @pytest.fixture(params=["edge", "qdrant"])

@@ -1,0 +1,103 @@
+"""Uploads as they come: JSON or a form, decoded without holding up other requests."""
+
+import binascii
+from typing import Any
+
+import msgspec
+from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+
+from app.errors import InvalidRequest, PayloadTooLarge, UnsupportedMedia
+from app.routes.errors import invalid_fields
+from app.routes.schemas import DocumentUpload
+
+_SMALL_BYTES = 65_536
+"""A body that is read quicker than a thread is asked to."""
+_STEP = 4 * 65_536
+_FORM_FIELD_BYTES = 1_000_000
+"""Largest field of a form that is not the file."""
+
+
+class Upload(msgspec.Struct, frozen=True):
+    """An uploaded document, whatever form it came in."""
+
+    name: str
+    content: bytes
+    media_type: str | None
+    metadata: dict[str, Any]
+
+
+async def read_upload(request: Request, max_bytes: int) -> Upload:
+    """Read the document that a request brings; raises InvalidRequest, UnsupportedMedia or PayloadTooLarge."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        upload = await _read_form(request)
+    elif kind in ("application/json", ""):
+        body = await request.body()
+        upload = _read_json(body) if len(body) < _SMALL_BYTES else await run_in_threadpool(_read_json, body)
+    else:
+        raise UnsupportedMedia(f"`content-type` is {kind!r}; send application/json or multipart/form-data.")
+    if len(upload.content) > max_bytes:
+        raise PayloadTooLarge(f"A document may have {max_bytes} bytes (setting `limits.max_document_bytes`).")
+    return upload
+
+
+async def _read_form(request: Request) -> Upload:
+    async with request.form(max_files=1, max_fields=8, max_part_size=_FORM_FIELD_BYTES) as form:
+        file = form.get("file")
+        if not isinstance(file, UploadFile):
+            raise InvalidRequest("`file`: the form needs a file under this name.", param="file")
+        media_type = file.content_type if file.content_type != "application/octet-stream" else None
+        facts = {
+            "name": form.get("name") or file.filename or "",
+            "media_type": media_type,
+            "metadata": _read_metadata(form.get("metadata") or "{}"),
+        }
+        content = await file.read()
+    try:
+        asked = DocumentUpload.model_validate(facts)
+    except ValidationError as error:
+        raise invalid_fields(error.errors(include_url=False, include_input=False)) from None
+    return Upload(asked.name, content, asked.media_type, dict(asked.metadata))
+
+
+def _read_metadata(field: str | UploadFile) -> Any:
+    try:
+        return msgspec.json.decode(field if isinstance(field, str) else b"")
+    except (msgspec.DecodeError, UnicodeEncodeError) as error:
+        raise InvalidRequest("`metadata`: this form field must hold a JSON object.", param="metadata") from error
+
+
+def _read_json(body: bytes) -> Upload:
+    try:
+        asked = DocumentUpload.model_validate_json(body)
+    except ValidationError as error:
+        raise invalid_fields(error.errors(include_url=False, include_input=False)) from None
+    if (asked.text is None) == (asked.content_base64 is None):
+        raise InvalidRequest("Send the document as `text` or as `content_base64`, one of the two.", param="text")
+    if asked.text is not None:
+        try:
+            content = asked.text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest("`text` has half of a surrogate pair.", param="text") from error
+        media_type = asked.media_type or (None if "." in asked.name else "text/plain")
+        return Upload(asked.name, content, media_type, dict(asked.metadata))
+    try:
+        content = _from_base64(asked.content_base64 or "")
+    except ValueError as error:
+        raise InvalidRequest("`content_base64` is not base64.", param="content_base64") from error
+    return Upload(asked.name, content, asked.media_type, dict(asked.metadata))
+
+
+def _from_base64(text: str) -> bytes:
+    """Decode step by step: one call for the whole would keep the interpreter's lock, and every other request waiting.
+
+    Raises:
+        ValueError: it is not base64.
+    """
+    pieces = [binascii.a2b_base64(text[at : at + _STEP], strict_mode=True) for at in range(0, len(text), _STEP)]
+    if any(len(piece) != _STEP // 4 * 3 for piece in pieces[:-1]):
+        raise ValueError("padding in the middle")
+    return b"".join(pieces)
