@@ -96,6 +96,10 @@ class Service:
             base_url=self.url, headers=headers, timeout=20, trust_env=False, verify=NO_TLS, **options
         )
 
+    def nobody(self, **options: Any) -> httpx.AsyncClient:
+        """An HTTP client without a key."""
+        return httpx.AsyncClient(base_url=self.url, trust_env=False, verify=NO_TLS, **options)
+
     def new_key(self, *, tenant: str = "default", scopes: tuple[str, ...] = EVERYTHING, **facts: Any) -> str:
         """Make another key while the service runs, as the command line does."""
         return create_key(self.database, name="test", tenant=tenant, scopes=scopes, **facts)[1]
@@ -245,13 +249,15 @@ def description() -> dict[str, Any]:
     return create_api(VERSION).openapi()
 
 
-async def until(look: Callable[[], Awaitable[Any]], *, seconds: float = 20.0) -> Any:
-    """Wait until `look` finds something, and give it."""
+async def until(look: Callable[[], Awaitable[Any]], *, seconds: float = 50.0) -> Any:
+    """Wait until `look` finds something, and give it; so long that only what never comes is given up."""
+    pause_seconds = 0.005
     async with asyncio.timeout(seconds):
         while True:
             if found := await look():
                 return found
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(pause_seconds)
+            pause_seconds = min(0.1, 1.3 * pause_seconds)  # To look costs what others could do meanwhile.
 
 
 def chat_counts(metrics: str) -> Counter[tuple[str, str]]:
