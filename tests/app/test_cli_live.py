@@ -1,7 +1,6 @@
 """The commands that talk to a service, against a live one."""
 
 import asyncio
-import json
 import os
 import re
 import signal
@@ -17,7 +16,7 @@ from typer.testing import CliRunner, Result
 from app.cli import app
 from app.client import Client
 from tests.fake_tgi import FakeTGI, Refuse, Tokens
-from tests.service import Service, live_service, until
+from tests.service import NO_TLS, Service, live_service, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -129,7 +128,7 @@ async def test_an_answer_is_shown_with_what_it_rests_on(service, folder):
     assert '"A hallmark is a stamp on gold."' in sources
     url = re.search(rf"{service.url}/v1/documents/\S+", sources)
     assert url is not None
-    async with httpx.AsyncClient(trust_env=False) as browser:
+    async with httpx.AsyncClient(trust_env=False, verify=NO_TLS) as browser:
         assert (await browser.get(url[0])).status_code == 200
 
 
@@ -256,13 +255,7 @@ async def test_the_demo_starts_a_service_with_the_engine_that_the_settings_name(
     assert "/health" in {request.path for request in tgi.requests}
 
 
-# --- openapi, serve ---
-
-
-async def test_the_description_is_the_one_that_is_served(service):
-    result = await run("openapi")
-    async with service.client() as client:
-        assert json.loads(result.stdout) == (await client.get("/openapi.json")).json()
+# --- serve ---
 
 
 @pytest.mark.slow

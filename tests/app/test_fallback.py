@@ -26,11 +26,6 @@ SPEED = "How fast does the Aurora kettle boil one litre?"
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 
 
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @asynccontextmanager
 async def two_groups(
     directory: Path, big: FakeTGI, small: FakeTGI, *, tenants: int = 0, **engine: Any

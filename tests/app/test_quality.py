@@ -24,6 +24,7 @@ from app.quality.making import Maker
 from app.review import Finding
 from observability.estimates import Moments, mean, mean_score, prediction_powered, quantile
 from observability.matching import exact_match, token_f1
+from tests.postgres import on_either_kind
 from tests.review_world import EPOCH, World, emptied, person, prediction, replica
 
 CLASSES = ("billing", "contract", "other")
@@ -160,6 +161,7 @@ def recomputed(rows: list[Prediction]) -> dict[str, Any]:  # noqa: C901 - a list
     return found
 
 
+@on_either_kind("module_database_url")
 async def test_figures_of_every_answer_are_those_recomputed_from_the_rows(world, quality):
     rows = traffic()
     await world.ship(rows)
@@ -217,6 +219,7 @@ async def test_a_tenants_report_holds_nothing_of_another(world, quality):
     assert (await quality.report("nobody", Where())).releases == []
 
 
+@on_either_kind("module_database_url")
 async def test_thumbs_count_as_their_author_says_now(world, quality):
     ids = await world.predict(6)
     for number, id_ in enumerate(ids):
@@ -383,6 +386,7 @@ async def judge_all(world: World, ids: list[str], scores: list[bool]) -> None:
     await asyncio.gather(*(world.feedback.give(judge, each) for each in said))
 
 
+@on_either_kind("module_database_url")
 async def test_the_delay_of_labels_is_from_the_answer_to_its_first_label(world, quality):
     rows = [made(NOW - timedelta(hours=hours)) for hours in (1, 2, 3)]
     await world.ship(rows)

@@ -19,7 +19,7 @@ from retrieval.errors import LimitExceeded, UnreadableDocument, UnsupportedType
 from retrieval.parsers import DOCX, Parser, media_type_of, parse
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 async def parser() -> AsyncIterator[Parser]:
     async with Parser() as opened:
         yield opened
