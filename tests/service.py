@@ -264,7 +264,8 @@ def chat_counts(metrics: str) -> Counter[tuple[str, str]]:
     """Read the chat requests by status and outcome from Prometheus' text; every one was also timed once."""
     counts: Counter[tuple[str, str]] = Counter()
     timed = 0.0
-    for family in text_string_to_metric_families(metrics):
+    lines = "\n".join(line for line in metrics.splitlines() if "hallmark_request" in line)
+    for family in text_string_to_metric_families(lines):
         for sample in family.samples:
             if sample.labels.get("route") != CHAT:
                 continue

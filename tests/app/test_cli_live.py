@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -21,16 +22,28 @@ from tests.service import NO_TLS, Service, live_service, until
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-async def tgi() -> AsyncIterator[FakeTGI]:
-    async with FakeTGI(default=Tokens("A hallmark is a", " stamp on gold.")) as tgi:
-        yield tgi
+@pytest.fixture(scope="module")
+async def engine() -> AsyncIterator[FakeTGI]:
+    async with FakeTGI() as engine:
+        yield engine
 
 
-@pytest.fixture
-async def service(tgi: FakeTGI, tmp_path: Path) -> AsyncIterator[Service]:
-    async with live_service(tmp_path / "data", engine_url=tgi.url) as service:
+@pytest.fixture(scope="module")
+async def everyones(engine: FakeTGI, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
+    async with live_service(tmp_path_factory.mktemp("cli"), engine_url=engine.url, tenants=30) as service:
         yield service
+
+
+@pytest.fixture
+def tgi(engine: FakeTGI) -> FakeTGI:
+    engine.default = Tokens("A hallmark is a", " stamp on gold.")
+    return engine
+
+
+@pytest.fixture
+def service(tgi: FakeTGI, everyones: Service) -> Service:
+    """The module's service, with the key of a tenant that has nothing."""
+    return replace(everyones, key=everyones.tenants.popitem()[1])
 
 
 async def run(*arguments: str | Path) -> Result:
