@@ -40,8 +40,8 @@ stop: ## Stop the service that `make run` left running
 test: $(READY) ## Run the quick suite
 	@$(PYTEST) -m "not slow and not long"
 
-test-slow: $(READY) ## Run the tests that take longer, and by themselves those that measure time
-	@$(PYTEST) --timeout 240 -m "slow and not alone"
+test-slow: $(READY) ## Run the tests that take longer, properties at length, and by themselves the tests that measure time
+	@$(PYTEST) --timeout 240 --hypothesis-profile slow -m "(slow or hypothesis) and not alone and not long"
 	@$(BIN)/python -m pytest -q --timeout 240 -m "slow and alone"
 
 test-long: $(READY) ## Train a real model and take it the whole way to its promotion; ask every route in every odd way

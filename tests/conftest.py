@@ -12,20 +12,19 @@ if os.access(memory := Path("/dev/shm"), os.W_OK) and shutil.disk_usage(memory).
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(memory))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import settings
 
 from tests.migrated import migrated
 from tests.postgres import Postgres
+from tests.properties import QUICK
 
-# How long an example takes says more about the machine than about the code.
-settings.register_profile("any machine", deadline=None)
-settings.load_profile("any machine")
+settings.load_profile(QUICK)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
 
@@ -37,19 +36,30 @@ def postgres() -> Iterator[Postgres]:
         yield server
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+KINDS = ("sqlite", "postgresql")
+MORE_KINDS = ("sqlite", pytest.param("postgresql", marks=pytest.mark.slow))
+
+
+def _url(request: pytest.FixtureRequest, folder: Callable[[], Path]) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{migrated(folder() / 'hallmark.db')}"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.create_database()
+
+
+@pytest.fixture(params=KINDS)
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of a database without rows, once of each kind."""
-    if request.param == "sqlite":
-        return f"sqlite:///{migrated(tmp_path / 'hallmark.db')}"
-    server: Postgres = request.getfixturevalue("postgres")
-    return server.create_database()
+    """The URL of a database without rows, once of each kind: for the statements themselves and who runs them."""
+    return _url(request, lambda: tmp_path)
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+@pytest.fixture(params=MORE_KINDS)
+def usual_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database without rows, on PostgreSQL among the slow tests unless one is `on_either_kind`."""
+    return _url(request, lambda: tmp_path)
+
+
+@pytest.fixture(scope="module", params=MORE_KINDS)
 def module_database_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URL of a database that all tests of a module share, once of each kind; each test empties it for itself."""
-    if request.param == "sqlite":
-        return f"sqlite:///{migrated(tmp_path_factory.mktemp('module') / 'hallmark.db')}"
-    server: Postgres = request.getfixturevalue("postgres")
-    return server.create_database()
+    """As the usual one, but all tests of a module share it; each test empties it for itself."""
+    return _url(request, lambda: tmp_path_factory.mktemp("module"))

@@ -101,7 +101,7 @@ class FakeTGI:
     def script(self, *acts: Act) -> None:
         self.acts.extend(acts)
 
-    async def until(self, condition: Callable[[], bool], *, seconds: float = 5.0) -> None:
+    async def until(self, condition: Callable[[], bool], *, seconds: float = 50.0) -> None:
         """Wait until a condition over this stand-in's counters holds, e.g. `lambda: tgi.cancelled == 1`."""
         async with asyncio.timeout(seconds):
             while not condition():

@@ -98,6 +98,10 @@ class Service:
             base_url=self.url, headers=headers, timeout=20, trust_env=False, verify=NO_TLS, **options
         )
 
+    def nobody(self, **options: Any) -> httpx.AsyncClient:
+        """An HTTP client without a key."""
+        return httpx.AsyncClient(base_url=self.url, trust_env=False, verify=NO_TLS, **options)
+
     def new_key(self, *, tenant: str = "default", scopes: tuple[str, ...] = EVERYTHING, **facts: Any) -> str:
         """Make another key while the service runs, as the command line does."""
         return create_key(self.database, name="test", tenant=tenant, scopes=scopes, **facts)[1]
@@ -249,20 +253,23 @@ def description() -> dict[str, Any]:
     return create_api(VERSION).openapi()
 
 
-async def until(look: Callable[[], Awaitable[Any]], *, seconds: float = 20.0) -> Any:
-    """Wait until `look` finds something, and give it."""
+async def until(look: Callable[[], Awaitable[Any]], *, seconds: float = 50.0) -> Any:
+    """Wait until `look` finds something, and give it; so long that only what never comes is given up."""
+    pause_seconds = 0.005
     async with asyncio.timeout(seconds):
         while True:
             if found := await look():
                 return found
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(pause_seconds)
+            pause_seconds = min(0.1, 1.3 * pause_seconds)  # To look costs what others could do meanwhile.
 
 
 def chat_counts(metrics: str) -> Counter[tuple[str, str]]:
     """Read the chat requests by status and outcome from Prometheus' text; every one was also timed once."""
     counts: Counter[tuple[str, str]] = Counter()
     timed = 0.0
-    for family in text_string_to_metric_families(metrics):
+    lines = "\n".join(line for line in metrics.splitlines() if "hallmark_request" in line)
+    for family in text_string_to_metric_families(lines):
         for sample in family.samples:
             if sample.labels.get("route") != CHAT:
                 continue

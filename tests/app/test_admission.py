@@ -6,12 +6,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from app.admission import FIRST_GUESS_SECONDS, SHARES, Admission
 from app.errors import Overloaded
 from app.messages import Priority
+from tests.properties import examples
 
 
 @dataclass
@@ -239,7 +240,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(places=st.integers(1, 4), room=st.integers(0, 4), steps=STEPS)
 async def test_whatever_happens_no_place_is_idle_while_somebody_waits_and_none_is_lost(places, room, steps):
     admission = Admission(places=places, room=room, wait_seconds=1e6)

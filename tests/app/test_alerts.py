@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,12 +12,12 @@ import pytest
 from app.access import KeyStore
 from app.alerts import AlertGauges, Notifier, OutboxReports
 from app.alerts.webhook import NotDelivered
-from app.database import migrate
 from app.errors import Conflict, NotFound, Unavailable
 from app.feedback import LabelLog, Stated
 from observability.collectors import MAX_ALERT_RELEASES, AlertSample, AlertTally
 from observability.metrics import Metrics
 from tests.alert_world import TENANT, Alerting, alerting, drifted
+from tests.migrated import migrated
 from tests.review_world import person
 
 REFUSED: dict[str, Any] = {
@@ -30,17 +29,9 @@ REFUSED: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with its tables: to copy it takes less time than to make one."""
-    path = tmp_path_factory.mktemp("alerts") / "hallmark.db"
-    migrate(f"sqlite:///{path}")
-    return path
-
-
 @pytest.fixture
-async def world(migrated: Path, tmp_path: Path) -> AsyncIterator[Alerting]:
-    async with alerting(Path(shutil.copy(migrated, tmp_path))) as world:
+async def world(tmp_path: Path) -> AsyncIterator[Alerting]:
+    async with alerting(migrated(tmp_path / "hallmark.db")) as world:
         yield world
 
 

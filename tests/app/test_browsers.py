@@ -3,7 +3,6 @@
 import asyncio
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.fake_tgi import FakeTGI, Tokens
@@ -22,7 +21,7 @@ async def test_a_page_that_the_settings_name_may_ask_and_another_may_not(tmp_pat
     async with (
         FakeTGI() as tgi,
         live_service(tmp_path, engine_url=tgi.url, settings=settings("https://chat.example")) as service,
-        httpx.AsyncClient(base_url=service.url, trust_env=False) as browser,
+        service.nobody() as browser,
     ):
         asked = await browser.options(path, headers=PREFLIGHT)  # Without a key, as browsers do.
         assert (asked.status_code, asked.headers["access-control-allow-origin"]) == (200, "https://chat.example")
@@ -58,7 +57,7 @@ async def test_by_default_no_page_is_let_in(tmp_path):
     async with (
         FakeTGI() as tgi,
         live_service(tmp_path, engine_url=tgi.url) as service,
-        httpx.AsyncClient(base_url=service.url, trust_env=False) as browser,
+        service.nobody() as browser,
     ):
         for response in (await browser.options(CHAT, headers=PREFLIGHT), await browser.get("/healthz", headers=PAGE)):
             assert "access-control-allow-origin" not in response.headers

@@ -1,26 +1,22 @@
 """What a request may not be: refused by name, before anything is recorded and before the engine is asked."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from app.access import revoke_key
 from tests.fake_tgi import FakeTGI, Tokens
+from tests.properties import examples
 from tests.service import CHAT, Api, Service, live_service, until
+from tests.stopwatch import Stopwatch
 
 QUESTION = "What is a release?"
 BODY_LIMIT = 20_000
-
-
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +240,7 @@ FIELDS = ["model", "messages", "max_tokens", "temperature", "top_p", "stop", "to
 FIELDS += ["stream", "stream_options", "user", "store", "metadata", "retrieval", "seed", "logprobs", "n"]
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(fields=st.dictionaries(st.sampled_from(FIELDS), JSON, min_size=1, max_size=3))
 async def test_whatever_a_field_holds_it_is_answered_or_refused_in_the_envelope(api, tgi, fields):
     response = await api.client.post(CHAT, json=_finite({**api.body(QUESTION), **fields}))
@@ -300,7 +296,7 @@ async def test_an_unknown_model_is_a_404_that_says_what_there_is(api, tgi):
 )
 async def test_without_a_valid_key_nothing_is_read(service, tgi, header):
     headers = {} if header is None else {"authorization": header}
-    async with httpx.AsyncClient(base_url=service.url, trust_env=False) as client:
+    async with service.nobody() as client:
         response = await client.post(CHAT, content=b"{", headers=headers)
     assert_envelope(response, 401, "invalid_api_key")
     assert response.headers["www-authenticate"] == "Bearer"
@@ -320,7 +316,7 @@ async def test_a_revoked_key_is_refused_soon(service, api):
         response = await api.ask(QUESTION)
         return response if response.status_code != 200 else None
 
-    error = assert_envelope(await until(refused, seconds=3), 401, "invalid_api_key")
+    error = assert_envelope(await until(refused), 401, "invalid_api_key")
     assert "revoked" in error["message"]
 
 
@@ -340,18 +336,18 @@ async def test_one_answer_too_many_is_a_429_at_once_and_health_stays_fast(servic
     await tgi.until(lambda: len(tgi.bodies) == 4)
     slowest = 0.0
     for stream in (False, True) * 5:
-        started = time.perf_counter()
+        watch = Stopwatch()
         response = await api.ask(QUESTION, stream=stream)
-        slowest = max(slowest, time.perf_counter() - started)
+        slowest = max(slowest, watch.seconds)
         assert_envelope(response, 429, "overloaded")
         assert int(response.headers["retry-after"]) >= 1
     assert len(tgi.bodies) == 4
-    async with httpx.AsyncClient(base_url=service.url, trust_env=False) as nobody:
+    async with service.nobody() as nobody:
         assert (await nobody.get("/healthz")).status_code == 200
-        started = time.perf_counter()
+        watch = Stopwatch()
         assert (await nobody.get("/healthz")).status_code == 200
-        slowest = max(slowest, time.perf_counter() - started)
-    # Generous for a busy machine: these are answered without waiting for anything.
+        slowest = max(slowest, watch.seconds)
+    # These are answered without waiting for anything.
     assert slowest < 0.5
     gate.set()
     assert {response.status_code for response in await asyncio.gather(*asking)} == {200}

@@ -7,13 +7,14 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from retrieval.documents import Scope, SearchMode, SearchResult
 from retrieval.errors import IndexUnavailable
 from tests.fake_tgi import FakeTGI, Tokens
-from tests.service import Api, Service, live_gateway, live_service
+from tests.properties import examples
+from tests.service import NO_TLS, Api, Service, live_gateway, live_service
 
 KETTLE = """# Aurora kettle
 
@@ -39,11 +40,6 @@ SPEED = "How fast does the Aurora kettle boil one litre?"
 FAST = "The Aurora kettle boils one litre in 90 seconds"
 WRONG = "The moon is made of green cheese and weighs 77 tons."
 ABSTENTION = "I can't answer that from the documents I have."
-
-
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +227,7 @@ TEXTS = st.lists(
 ).map(" ".join)  # fmt: skip
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=TEXTS, cuts=st.sets(st.integers(1, 200), max_size=12), check=st.sampled_from(["sentence", "end"]))
 async def test_whatever_an_engine_writes_every_citation_was_retrieved_and_streams_say_the_same(
     api, tgi, text, cuts, check
@@ -324,7 +320,7 @@ async def test_markdown_citations_are_links_that_open(api, tgi):
     stream = await api.stream(SPEED, retrieval={"style": "markdown"})
     found = re.fullmatch(rf"{FAST} \[\[1\]\]\((http\S+)\)\.", stream.text)
     assert found
-    async with httpx.AsyncClient(trust_env=False) as anybody:
+    async with httpx.AsyncClient(trust_env=False, verify=NO_TLS) as anybody:
         assert (await anybody.get(found[1])).status_code == 200
 
 
@@ -339,7 +335,7 @@ async def url(owner, tgi) -> str:
 
 @pytest.fixture
 async def anybody() -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False, verify=NO_TLS) as client:
         yield client
 
 

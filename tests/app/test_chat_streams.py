@@ -19,11 +19,6 @@ TOOL = {
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 async def everyone(tmp_path_factory) -> AsyncIterator[tuple[FakeTGI, Service]]:
     directory = tmp_path_factory.mktemp("streams")
     async with FakeTGI() as tgi, live_service(directory, engine_url=tgi.url, tenants=60) as service:

@@ -12,11 +12,12 @@ from app.datasets import Upload
 from app.datasets.files import split_of_name
 from app.errors import InvalidRequest, NotFound
 from tests.dataset_world import World, open_world
+from tests.migrated import migrated
 
 
 @pytest.fixture(scope="module")
 def lite_url(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('imports') / 'hallmark.db'}"
+    return f"sqlite:///{migrated(tmp_path_factory.mktemp('imports') / 'hallmark.db')}"
 
 
 @pytest.fixture

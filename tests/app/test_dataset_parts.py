@@ -4,7 +4,7 @@ import json
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from app.datasets import sieve
@@ -18,6 +18,7 @@ from app.errors import InvalidRequest
 from app.lineage import canonical, row_digest
 from app.predictions import Prediction, uuid7
 from tests.lineage_world import digest_of
+from tests.properties import examples
 
 CLASSIFY = Recipe(task="classify")
 ANSWER = Recipe(task="answer")
@@ -244,7 +245,7 @@ def test_system_turns_become_one_and_come_first():
 
 
 @given(st.text(max_size=40), st.text(max_size=10), st.floats(0.01, 1e6))
-@settings(max_examples=50)
+@examples(50)
 def test_a_line_can_be_verified_by_itself(question, name, weight):
     content = {"messages": [{"role": "user", "content": question}], "label": name, "weight": weight}
     row = example(CLASSIFY, content, session="s", question=question, prediction_id=uuid7())
@@ -285,7 +286,7 @@ def test_sessions_come_in_the_order_in_which_they_began():
 
 
 @given(st.randoms(use_true_random=False), st.integers(2, 40))
-@settings(max_examples=50)
+@examples(50)
 def test_no_step_minds_the_order_that_rows_came_in(chance, count):
     facts = [
         fact(n, session=str(n // 3), class_name="ab"[n % 2], prediction_id=None if n % 5 == 0 else f"{n:04d}")

@@ -19,6 +19,8 @@ from app.parquet import read_parquet
 from app.predictions import uuid7
 from tests.dataset_world import World, open_world
 from tests.lineage_world import dataset_of, digest_of, row_of
+from tests.migrated import migrated
+from tests.postgres import on_either_kind
 
 CLASSES = ("card", "refund", "pin")
 
@@ -31,7 +33,7 @@ async def world(module_database_url) -> AsyncIterator[World]:
 
 @pytest.fixture(scope="module")
 def lite_url(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('datasets') / 'hallmark.db'}"
+    return f"sqlite:///{migrated(tmp_path_factory.mktemp('datasets') / 'hallmark.db')}"
 
 
 @pytest.fixture
@@ -52,6 +54,7 @@ def asked(count: int, seed: int = 1) -> list[tuple[str, str]]:
 # --- building ---
 
 
+@on_either_kind("module_database_url")
 async def test_a_version_has_the_labelled_predictions_and_says_what_was_left_out(world):
     made = await world.classified(*asked(6))
     hidden = world.prediction("A secret?", "card", store=False)
@@ -217,6 +220,7 @@ async def test_an_evaluation_set_has_nothing_to_train_on_and_stays_one(world):
 # --- versions ---
 
 
+@on_either_kind("module_database_url")
 async def test_versions_are_compared_row_by_row_and_stay_as_they_were(world):
     first = await world.classified(*asked(5))
     await world.build()
@@ -288,6 +292,7 @@ async def test_a_tenant_sees_its_own_alone(lite):
 # --- lineage ---
 
 
+@on_either_kind("module_database_url")
 async def test_lineage_verifies_a_built_version_both_ways(world):
     made = await world.classified(*asked(4))
     await world.build()
@@ -346,7 +351,7 @@ async def test_exports_are_the_same_bytes_each_time_and_verify(world):
 async def test_exports_are_the_same_bytes_from_either_database(tmp_path, postgres):
     files: list[dict[str, bytes]] = []
     made, label_ids = None, {}
-    for url in (f"sqlite:///{tmp_path / 'one.db'}", postgres.create_database()):
+    for url in (f"sqlite:///{migrated(tmp_path / 'one.db')}", postgres.create_database()):
         async with open_world(url) as world:
             made = made or [world.prediction(question, name, conversation=name) for question, name in asked(40)]
             await world.put(*made)

@@ -145,7 +145,7 @@ async def test_nothing_is_written_where_nothing_is_new(log, database, path):
     await ids(found)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")  # Whoever wants to write has to wait.
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(30):
             assert len(await ids(found)) == 1
         other.execute("ROLLBACK")
 

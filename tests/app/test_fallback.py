@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fake_tgi import FakeTGI, Refuse, Tokens
 from tests.service import CHAT, Api, Service, live_service, until
@@ -24,11 +23,6 @@ The warranty of the Aurora kettle lasts 24 months from the date of purchase.
 """
 SPEED = "How fast does the Aurora kettle boil one litre?"
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
-
-
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @asynccontextmanager
@@ -62,10 +56,10 @@ async def create(api: Api, name: str, **fields: Any) -> dict[str, Any]:
 
 
 async def gauge(client: httpx.AsyncClient, name: str, **labels: str) -> float | None:
-    for family in text_string_to_metric_families((await client.get("/metrics")).text):
-        for sample in family.samples:
-            if sample.name == name and labels.items() <= sample.labels.items():
-                return sample.value
+    wanted = [f'{label}="{value}"' for label, value in labels.items()]
+    for line in (await client.get("/metrics")).text.splitlines():
+        if line.partition("{")[0] == name and all(each in line for each in wanted):
+            return float(line.rpartition(" ")[2])
     return None
 
 

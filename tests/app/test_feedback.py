@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import event, insert
 
@@ -22,6 +22,7 @@ from app.feedback import Counts, Feedback, FeedbackLog, Given, Label, LabelLog, 
 from app.feedback.calls import Row, call, revised
 from app.predictions import uuid7
 from tests.postgres import Postgres
+from tests.properties import examples
 
 ANNA = Speaker(tenant="acme", key_id="k1", user="anna")
 BEN = Speaker(tenant="acme", key_id="k1", user="ben")
@@ -317,7 +318,7 @@ def outcome(sayings: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {name: row[name] for name in BLANK}
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(SAYINGS, st.randoms(use_true_random=False))
 def test_the_state_depends_neither_on_the_order_of_calls_nor_on_how_often_they_come(sayings, chance):
     shuffled = [*sayings, *chance.choices(sayings, k=3)]
@@ -325,7 +326,7 @@ def test_the_state_depends_neither_on_the_order_of_calls_nor_on_how_often_they_c
     assert outcome(shuffled) == outcome(sayings)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(SAYINGS)
 def test_the_latest_word_about_each_field_stands(sayings):
     sayings = [{**said, "at": number} for number, said in enumerate(sayings, 1)]

@@ -25,11 +25,6 @@ INVALID = Refuse(422, "Input validation error: `stop` supports up to 4 stop sequ
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 async def everyone(tmp_path_factory) -> AsyncIterator[tuple[FakeTGI, Service]]:
     async with FakeTGI() as tgi:
         directory = tmp_path_factory.mktemp("failures")

@@ -32,7 +32,7 @@ async def on_a_full_disk(
     async with live_gateway(
         tmp_path, engine_url=tgi.url, predictions=predictions, record_required=record_required
     ) as live:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(50):
             while predictions.healthy:
                 await live.api.ask(QUESTION + FILLER, store=True)
         tgi.requests.clear()

@@ -15,6 +15,7 @@ from app.trial_plans import GUARDS, TrialPlan
 from app.vetting import folder_digest
 from observability.sequential import Plan
 from tests.guard_world import Guarded, guarded
+from tests.migrated import migrated
 
 ALL = TrialPlan(bets=Plan(guards=tuple(GUARDS.values())))
 FAILED = {"outcome": "failed", "error_code": "engine_unavailable", "answer": None, "completion_tokens": None}
@@ -26,7 +27,14 @@ SEEN = Seen(
 
 
 @pytest.fixture
-async def world(database_url, tmp_path):
+async def world(tmp_path):
+    async with guarded(f"sqlite:///{migrated(tmp_path / 'hallmark.db')}", tmp_path) as world:
+        yield world
+
+
+@pytest.fixture
+async def any_world(database_url, tmp_path):
+    """A world on either kind of database, for what several workers or much of the SQL decide."""
     async with guarded(database_url, tmp_path) as world:
         yield world
 
@@ -134,7 +142,8 @@ def test_a_trial_keeps_the_plan_with_which_it_began():
 # --- trials ---
 
 
-async def test_a_canary_that_refuses_is_rolled_back_with_its_evidence_and_the_decision_follows_again(world):
+async def test_a_canary_that_refuses_is_rolled_back_with_its_evidence_and_the_decision_follows_again(any_world):
+    world = any_world
     await world.canary()
     for _ in range(6):
         await world.answer("stable", 40)
@@ -236,7 +245,8 @@ async def test_what_was_not_kept_or_is_a_call_is_no_nonsense(world, sense):
     assert (await world.rollout()).canary == 2
 
 
-async def test_a_session_is_heard_once_however_much_it_says(world):
+async def test_a_session_is_heard_once_however_much_it_says(any_world):
+    world = any_world
     await world.canary()
     mine = await world.answer("canary", 12, conversation="one", **FAILED)
     others = await world.answer("stable", 3, user="two")
@@ -261,7 +271,8 @@ async def test_many_stable_sessions_are_thinned_by_chance(world):
     assert 10 <= evidence.stable.n <= 70  # 32 are to be expected, with a standard deviation of 5.5.
 
 
-async def test_thumbs_are_heard_where_the_plan_asks_for_them(world):
+async def test_thumbs_are_heard_where_the_plan_asks_for_them(any_world):
+    world = any_world
     await world.canary(plan=ALL)
     for _ in range(4):
         liked, disliked = await world.answer("stable", 40), await world.answer("canary", 10)
@@ -330,7 +341,8 @@ async def test_a_canary_without_traffic_or_feedback_raises_an_alarm_once_and_it_
 # --- several workers ---
 
 
-async def test_several_workers_hear_every_session_once_and_roll_back_once(world):
+async def test_several_workers_hear_every_session_once_and_roll_back_once(any_world):
+    world = any_world
     await world.canary()
     workers = [world.watcher, world.new_watcher(batch_rows=7), world.new_watcher(batch_rows=16)]
     answered: list[str] = []
@@ -348,7 +360,8 @@ async def test_several_workers_hear_every_session_once_and_roll_back_once(world)
     assert (state, decision, used) == (trial.state, trial.decision, len(heard))
 
 
-async def test_a_worker_that_died_between_reading_and_writing_has_changed_nothing(world):
+async def test_a_worker_that_died_between_reading_and_writing_has_changed_nothing(any_world):
+    world = any_world
     await world.canary()
     for _ in range(6):
         await world.answer("stable", 40)

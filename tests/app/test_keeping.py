@@ -18,6 +18,7 @@ from app.privacy.redaction import redact
 from app.privacy.rings import FileRing
 from app.privacy.sealing import MasterKeys, is_pseudonym, new_key
 from app.privacy.subject_keys import SubjectKeys
+from tests.migrated import migrated
 
 MASTERS = MasterKeys.parse(new_key())
 SAID = "My card 4716 4245 2151 1864 was refused, write to anna@mail.example"
@@ -155,7 +156,7 @@ async def test_values_of_features_are_content_and_sealed_and_dropped_like_it(pat
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "data" / "hallmark.db"
+    return migrated(tmp_path / "data" / "hallmark.db")
 
 
 async def _write(path: Path, *predictions: Prediction, keeper: Keeper, ring: FileRing | None = None) -> None:

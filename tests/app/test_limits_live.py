@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -36,11 +35,6 @@ async def sample(api: Api, line: str) -> float:
     """One value of `/metrics`."""
     lines = (await api.client.get("/metrics")).text.splitlines()
     return next((float(each.rsplit(" ", 1)[1]) for each in lines if each.startswith(f"{line} ")), 0.0)
-
-
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture(scope="module")
@@ -164,16 +158,11 @@ async def test_no_answer_outlives_its_deadline_even_if_it_had_to_wait(tmp_path, 
         for _ in range(3):
             assert (await api.ask("Hi", retrieval=PLAIN)).status_code == 200
         tgi.script(*(Hang() for _ in range(6)))
-
-        async def timed() -> tuple[int, float]:
-            started = time.perf_counter()
-            response = await api.ask("Hi", retrieval=PLAIN)
-            return response.status_code, time.perf_counter() - started
-
-        found = await asyncio.gather(*(timed() for _ in range(6)))
-        assert {status for status, _ in found} <= {429, 504}
+        watch = Stopwatch()
+        found = await asyncio.gather(*(api.ask("Hi", retrieval=PLAIN) for _ in range(6)))
+        assert watch.seconds < 3  # One second, and generous for a busy machine.
+        assert {response.status_code for response in found} <= {429, 504}
         assert (await api.counts())["504", "failed"] >= 1
-        assert max(seconds for _, seconds in found) < 3  # One second, and generous for a busy machine.
         tgi.acts.clear()
 
 
@@ -313,7 +302,7 @@ async def test_a_valid_key_is_never_refused_because_the_database_is_down(tmp_pat
                 async def looks_up() -> bool:
                     return (await client.post(CHAT, json=body, headers=unknown)).status_code == 401
 
-                await until(looks_up, seconds=10)
+                await until(looks_up)
                 assert (await client.post(CHAT, json=body)).status_code == 200
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import update
 
@@ -23,11 +23,14 @@ from app.releases import Lineage, Prompt, Release
 from retrieval.documents import Document, Scope
 from retrieval.errors import DocumentNotFound, IndexUnavailable
 from tests.lineage_world import World, dataset_of, digest_of, row_of, run_of
+from tests.migrated import migrated
+from tests.postgres import on_either_kind
+from tests.properties import examples
 
 
 @pytest.fixture
-async def world(tmp_path, database_url) -> AsyncIterator[World]:
-    async with Database(database_url) as database:
+async def world(tmp_path, usual_database_url) -> AsyncIterator[World]:
+    async with Database(usual_database_url) as database:
         yield World(database, tmp_path / "adapters")
 
 
@@ -47,6 +50,7 @@ async def alter(world: World, table: Any, **values: Any) -> None:
 # --- forward ---
 
 
+@on_either_kind("usual_database_url")
 async def test_a_prediction_is_traced_to_what_its_adapter_was_trained_on(world):
     release = await world.trained("tone", examples=3)
     prediction = world.prediction(release, index_version="minilm-1")
@@ -147,6 +151,7 @@ async def test_another_tenant_s_dataset_is_verified_and_not_shown(world):
     assert (trace.training_run.id, trace.training_run.manifest, trace.rows) == ("tone-run", None, ())
 
 
+@on_either_kind("usual_database_url")
 async def test_rows_come_in_pages(world):
     release = await world.trained(examples=45)
     trace = await world.tracer.trace(world.prediction(release))
@@ -253,6 +258,7 @@ async def used(found: Any) -> list[str]:
     return [each.prediction_id for each in (await found).data]
 
 
+@on_either_kind("usual_database_url")
 async def test_everything_on_the_way_leads_back_to_the_predictions(world):
     release, plain = await world.trained(examples=2), await world.release()
     predictions = [world.prediction(release) for _ in range(3)]
@@ -308,6 +314,7 @@ async def test_a_release_that_was_changed_is_told_on_the_way_back(world):
     assert "was changed after it was made" in found.problems[0]
 
 
+@on_either_kind("usual_database_url")
 async def test_documents_lead_back_with_their_versions(world):
     release = await world.release()
     given, cited = (
@@ -330,6 +337,7 @@ async def test_documents_lead_back_with_their_versions(world):
 # --- registering ---
 
 
+@on_either_kind("usual_database_url")
 async def test_what_is_registered_twice_is_there_once(world):
     dataset = dataset_of("d", "1", [row_of(str(n)) for n in range(3)])
     assert [(await world.provenance.add_dataset("acme", dataset, who="t"))[1] for _ in range(2)] == [True, False]
@@ -398,6 +406,7 @@ async def test_a_version_and_an_id_are_given_once(world):
             await add.add_training_run(tenant, run_of("run", adapter * 64, None), who="t")
 
 
+@on_either_kind("usual_database_url")
 async def test_many_at_once_register_a_dataset_once(world):
     dataset = dataset_of("d", "1", [row_of(str(n)) for n in range(50)])
     done = await asyncio.gather(*(world.provenance.add_dataset("acme", dataset, who="t") for _ in range(5)))
@@ -429,7 +438,7 @@ def past(tmp_path_factory) -> tuple[Path, Prediction, Release]:
     folder = tmp_path_factory.mktemp("world")
 
     async def make() -> tuple[Path, Prediction, Release]:
-        async with Database.of_file(folder / "hallmark.db") as database:
+        async with Database.of_file(migrated(folder / "hallmark.db")) as database:
             world = World(database, folder / "adapters")
             release = await world.trained(examples=1)
             return folder, world.prediction(release), release
@@ -439,7 +448,7 @@ def past(tmp_path_factory) -> tuple[Path, Prediction, Release]:
 
 @pytest.mark.parametrize("part", COLUMNS)
 @given(place=st.floats(0, 1, exclude_max=True), change=st.integers(1, 127))
-@settings(max_examples=15, deadline=None)
+@examples(15)
 def test_any_byte_that_is_changed_is_noticed(past, part, place, change):
     folder, prediction, _ = past
     where, column = COLUMNS[part]
@@ -473,7 +482,7 @@ def _changed(content: bytes, place: float, change: int) -> bytes:
 
 
 @given(place=st.floats(0, 1, exclude_max=True), change=st.integers(1, 127))
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_a_prompt_that_is_changed_is_noticed_also_when_its_release_s_digest_is_changed_along(past, place, change):
     folder, prediction, release = past
     parts = msgspec.json.decode(release.canonical)

@@ -13,7 +13,7 @@ from uuid import RFC_4122, UUID
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from app import database
@@ -22,6 +22,7 @@ from app.errors import RecordUnavailable
 from app.messages import Message
 from app.predictions import Prediction, PredictionLog, uuid7
 from tests.migrated import migrated
+from tests.properties import examples
 from tests.service import size_with_room
 from tests.stopwatch import Stopwatch
 
@@ -257,7 +258,7 @@ async def test_an_opening_row_nobody_waits_for_is_written_soon_all_the_same(path
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["open", "opened", "nowait", "close"])), max_size=30))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_any_order_of_calls_leaves_one_row_for_each_id_that_was_opened(tmp_path_factory, calls):
     path = migrated(tmp_path_factory.mktemp("any") / "hallmark.db")
 

@@ -9,6 +9,7 @@ import pytest
 
 from app.errors import RecordUnavailable
 from app.predictions import Prediction, PredictionLog, uuid7
+from tests.migrated import migrated
 from tests.service import until
 
 
@@ -31,7 +32,7 @@ def prediction(**facts) -> Prediction:
 
 async def test_each_closed_prediction_counts_as_written_once(tmp_path: Path):
     tally = Counted()
-    async with PredictionLog(tmp_path / "log.db", tally=tally) as log:
+    async with PredictionLog(migrated(tmp_path / "log.db"), tally=tally) as log:
         for _ in range(3):
             one = prediction()
             log.open(one)
@@ -44,7 +45,7 @@ async def test_each_closed_prediction_counts_as_written_once(tmp_path: Path):
 
 
 async def test_rows_left_open_by_a_crash_count_as_interrupted(tmp_path: Path):
-    path = tmp_path / "log.db"
+    path = migrated(tmp_path / "log.db")
     async with PredictionLog(path) as log:
         for _ in range(2):
             await log.close(prediction(outcome="finished"))
@@ -57,7 +58,7 @@ async def test_rows_left_open_by_a_crash_count_as_interrupted(tmp_path: Path):
 
 
 async def test_a_refusing_disk_counts_each_row_once_until_it_is_given_up(tmp_path: Path):
-    path = tmp_path / "log.db"
+    path = migrated(tmp_path / "log.db")
     tally = Counted()
     async with PredictionLog(path, commit_seconds=0.2, drain_seconds=0.3, tally=tally) as log:
         with closing(sqlite3.connect(path)) as connection:

@@ -25,11 +25,6 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 async def world(tmp_path_factory) -> AsyncIterator[World]:
     folder = tmp_path_factory.mktemp("publishing")
     given = {"engine": {"dialect": "embedded", "adapter_folder": folder / "adapters"}}

@@ -67,11 +67,6 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 async def parts(tmp_path_factory) -> AsyncIterator[tuple[Service, Api, FakeTGI]]:
     folder = tmp_path_factory.mktemp("retrain")
     given = {"engine": {"dialect": "embedded", "adapter_folder": folder / "adapters"}}

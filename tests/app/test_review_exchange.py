@@ -7,13 +7,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import InvalidRequest, NotFound
 from app.predictions import uuid7
 from app.review import Finding
 from app.review.labelstudio import MAX_TASKS, MAX_TOLD, read_tasks
+from tests.postgres import on_either_kind
+from tests.properties import examples
 from tests.review_world import Clock, World, emptied, person, prediction, replica
 
 FULL = Finding(class_name="wrong", answer="Six weeks.", passages=["p1", "p2"], comment="See\nclause 7.")
@@ -89,6 +91,7 @@ async def test_a_task_shows_what_was_asked_and_answered_and_what_is_known_of_the
     assert task["annotations"] == []
 
 
+@on_either_kind("module_database_url")
 async def test_gold_is_not_shown_and_pages_are_put_together(world):
     await world.queue(uniform=1.0)
     made = await world.predict(230)
@@ -293,7 +296,7 @@ _tasks = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.lists(_tasks | json_values, max_size=4) | json_values)
 def test_whatever_a_file_holds_is_read_or_told(body):
     found, problems = read_tasks(body, now=2_000_000_000_000)

@@ -16,6 +16,8 @@ from app.predictions import PredictionLog, Where, created_at, uuid7
 from app.predictions.history import History
 from app.review import Finding, Negative, Rules, Threshold
 from app.review.rules import draw
+from tests.migrated import migrated
+from tests.postgres import on_either_kind
 from tests.review_world import EPOCH, Clock, World, as_shipped, cited, emptied, person, prediction, replica
 
 
@@ -176,6 +178,7 @@ async def test_feedback_raises_the_probability_of_an_item_and_of_its_labels(worl
     assert {(each.class_name, each.revision) for each in labels} == {("right", 2)}
 
 
+@on_either_kind("module_database_url")
 async def test_weights_hold_up_where_feedback_comes_before_during_and_after_the_review(world):
     """What each prediction counts for is 1 on average, over many queues with numbers of their own."""
     names = [f"q{n}" for n in range(15)]
@@ -246,6 +249,7 @@ async def test_a_cluster_is_boosted_by_naming_its_predictions(world):
 # --- replicas ---
 
 
+@on_either_kind("module_database_url")
 async def test_replicas_that_fill_at_once_take_everything_once(database_url):
     clock = Clock()
     async with replica(database_url, clock) as one, replica(database_url, clock) as two:
@@ -315,7 +319,7 @@ async def test_shippers_wait_for_whoever_looks_what_has_settled_and_not_for_each
 
 
 async def test_answers_that_are_still_open_in_the_local_record_are_waited_for(tmp_path):
-    path = tmp_path / "hallmark.db"
+    path = migrated(tmp_path / "hallmark.db")
     async with PredictionLog(path) as log, replica(f"sqlite:///{path}") as world:
         await world.queue()
         first, slow, last = (prediction(outcome="open") for _ in range(3))
@@ -334,7 +338,7 @@ async def test_answers_that_are_still_open_in_the_local_record_are_waited_for(tm
 
 
 async def test_numbers_that_sqlite_gives_a_second_time_are_not_missed(tmp_path):
-    async with replica(f"sqlite:///{tmp_path / 'hallmark.db'}") as world:
+    async with replica(f"sqlite:///{migrated(tmp_path / 'hallmark.db')}") as world:
         await world.queue()
         made = await world.predict(5)
         await world.fill()
@@ -377,6 +381,7 @@ async def test_a_tenant_has_its_own_queues_and_sees_no_others(world):
     assert await world.queues.find("nobody") == []
 
 
+@on_either_kind("module_database_url")
 async def test_two_calls_that_define_the_same_queue_at_once_make_one(database_url):
     async with replica(database_url) as one, replica(database_url) as two:
         await one.queues.find("acme")

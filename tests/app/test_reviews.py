@@ -13,6 +13,7 @@ from app.predictions import uuid7
 from app.review import Finding, Threshold
 from app.review.reviews import MAX_LEASED, MAX_SKIPS
 from observability.estimates import wilson
+from tests.postgres import on_either_kind
 from tests.review_world import Clock, World, cited, emptied, person, replica
 
 ANNA, BEN, CLEO = person("anna"), person("ben"), person("cleo")
@@ -133,6 +134,7 @@ async def test_an_item_that_wants_more_reviewers_is_given_to_so_many_different_o
     }
 
 
+@on_either_kind("module_database_url")
 async def test_many_reviewers_of_two_replicas_at_once_never_get_an_item_beyond_its_overlap(database_url):
     clock = Clock()
     async with replica(database_url, clock) as one, replica(database_url, clock) as two:
@@ -316,6 +318,7 @@ async def test_what_is_only_gold_is_given_to_everybody_and_stands_for_nothing(wo
 # --- figures ---
 
 
+@on_either_kind("module_database_url")
 async def test_progress_counts_items_and_what_each_reviewer_did(world):
     await filled(world, 6)
     await world.queue("elsewhere")
@@ -382,6 +385,7 @@ async def test_reviewers_who_differ_count_in_part(world):
     assert found == {"right": 0.5, "wrong": 0.5}
 
 
+@on_either_kind("module_database_url")
 async def test_items_are_listed_page_by_page_and_by_what_they_are(world):
     made = await filled(world, 7)
     await world.review("anna")

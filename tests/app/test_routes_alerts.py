@@ -40,11 +40,6 @@ objective = 0.995
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
     async with (
         FakeTGI(default=Tokens("Hello", " wor", finish="length")) as tgi,
@@ -210,7 +205,7 @@ async def test_a_test_of_the_webhook_says_whether_it_was_taken(client, service):
     receiver = Receiver()
     testing = asyncio.create_task(run(service, "test"))
     async with Database.of_file(service.database) as database:
-        await until(Notifier(database, receiver, now).step, seconds=20)
+        await until(Notifier(database, receiver, now).step)
     done = await testing
     assert (done.exit_code, "was taken" in done.stdout) == (0, True), done.output
     assert receiver.got["type"] == "alert.test"

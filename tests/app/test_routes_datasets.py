@@ -20,11 +20,6 @@ QUESTIONS = ["Where is my card at last?", "I want my money back.", "How do I cha
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 async def service(tmp_path_factory) -> AsyncIterator[Service]:
     async with (
         FakeTGI() as tgi,

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.fake_tgi import FakeTGI
-from tests.service import Api, Service, live_service
+from tests.service import NO_TLS, Api, Service, live_service
 
 ADD = "/v1/documents?wait=20"
 GUIDE = """# Assay guide
@@ -21,11 +21,6 @@ A hallmark is a stamp on gold that says who made it.
 The maker's mark has two letters. The fineness mark says how pure the metal is.
 """
 MAX_BYTES = 20_000
-
-
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +123,7 @@ async def test_a_changed_document_is_replaced_and_its_old_link_is_gone(api):
     assert body["document"]["version"] != old["version"]
     assert 1 <= body["embedded_passages"] < body["document"]["passages"]  # Only what changed is embedded anew.
     assert "three letters" in (await search(api, "maker's mark two letters"))[0]["passage"]["text"]
-    async with httpx.AsyncClient(trust_env=False) as browser:
+    async with httpx.AsyncClient(trust_env=False, verify=NO_TLS) as browser:
         message = refused(await browser.get(link), 410, "gone")
     assert "was replaced" in message
 
@@ -143,7 +138,7 @@ async def test_a_deleted_document_is_nowhere(api):
     for path in ("", "/source", "/passages", "/passages/1"):
         refused(await api.client.get(f"/v1/documents/{document['id']}{path}"), 404, "not_found")
     refused(await api.client.delete(f"/v1/documents/{document['id']}"), 404, "not_found")
-    async with httpx.AsyncClient(trust_env=False) as browser:
+    async with httpx.AsyncClient(trust_env=False, verify=NO_TLS) as browser:
         refused(await browser.get(hit["url"]), 404, "not_found")
 
 
@@ -183,7 +178,7 @@ async def test_documents_are_listed_in_pages(api):
 async def test_a_browser_gets_a_passage_as_text_it_will_not_run(api):
     await upload(api, name="evil.md", text="# Evil\n\n<script>alert(1)</script> is what the page says.")
     link = (await search(api, "what the page says"))[0]["url"]
-    async with httpx.AsyncClient(trust_env=False) as browser:
+    async with httpx.AsyncClient(trust_env=False, verify=NO_TLS) as browser:
         response = await browser.get(link, headers={"accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
     assert response.status_code == 200
     assert response.headers["content-type"] == "text/plain; charset=utf-8"
@@ -195,7 +190,7 @@ async def test_a_browser_gets_a_passage_as_text_it_will_not_run(api):
 async def test_a_link_opens_its_own_passage_and_nothing_else(api):
     await upload(api, name="guide.md", text=GUIDE)
     link = httpx.URL((await search(api, "maker's mark two letters"))[0]["url"])
-    async with httpx.AsyncClient(trust_env=False) as browser:
+    async with httpx.AsyncClient(trust_env=False, verify=NO_TLS) as browser:
         assert (await browser.get(link)).status_code == 200
         other = "1" if not link.path.endswith("/1") else "2"
         changed = [

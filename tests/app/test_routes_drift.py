@@ -25,11 +25,6 @@ PLAN = DriftPlan(reference_sessions=400, window_sessions=200)
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 async def service(tmp_path_factory) -> AsyncIterator[Service]:
     async with (
         FakeTGI() as tgi,

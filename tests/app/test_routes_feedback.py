@@ -27,14 +27,6 @@ async def serve(directory: Path, **settings: Any) -> AsyncIterator[Service]:
         yield service
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def shared(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Settings with a database of either kind."""
-    if request.param == "sqlite":
-        return {}
-    return {"database_url": request.getfixturevalue("postgres").create_database()}
-
-
 @pytest.fixture
 async def service(tmp_path: Path, shared: dict[str, Any]) -> AsyncIterator[Service]:
     async with serve(tmp_path / "data", **shared) as service:

@@ -15,11 +15,6 @@ ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 async def everyone(tmp_path_factory) -> AsyncIterator[tuple[FakeTGI, Service]]:
     async with FakeTGI() as tgi, live_service(tmp_path_factory.mktemp("health"), engine_url=tgi.url) as service:
         yield tgi, service
@@ -37,7 +32,7 @@ def service(everyone) -> Service:
 
 @pytest.fixture
 async def anybody(service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=service.url, trust_env=False) as client:
+    async with service.nobody() as client:
         yield client
 
 
@@ -117,7 +112,7 @@ async def test_an_adapter_that_the_engine_does_not_serve_makes_the_service_unrea
     assert "'legal'" in ready.json()["checks"]["release"]
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/openapi.json"])
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/docs"])
 async def test_a_probe_may_ask_for_the_head_alone(anybody, path):
     response = await anybody.head(path)
     assert (response.status_code, response.content) == (200, b"")
@@ -142,7 +137,7 @@ async def test_metrics_can_be_opened_by_a_setting(tmp_path):
     async with (
         FakeTGI() as tgi,
         live_service(tmp_path, engine_url=tgi.url, settings={"open_metrics": True}) as service,
-        httpx.AsyncClient(base_url=service.url, trust_env=False) as anybody,
+        service.nobody() as anybody,
     ):
         assert "hallmark_build_info" in (await anybody.get("/metrics")).text
         assert (await anybody.get("/v1/me")).status_code == 401
@@ -184,7 +179,7 @@ async def test_paths_that_do_not_exist_share_one_label(service):
     [
         ("GET", "/healthz", 200),
         ("GET", "/readyz", 200),
-        ("GET", "/openapi.json", 200),
+        ("GET", "/docs", 200),
         ("GET", "/v1/me", 200),
         ("GET", "/v1/documents/nobody", 404),
         ("GET", "/nowhere", 404),

@@ -21,14 +21,6 @@ from tests.postgres import Postgres
 from tests.service import CHAT, EVERYTHING, Api, Service, live_service, until
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def shared(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Settings with a database of either kind."""
-    if request.param == "sqlite":
-        return {}
-    return {"database_url": request.getfixturevalue("postgres").create_database()}
-
-
 @pytest.fixture
 async def tgi() -> AsyncIterator[FakeTGI]:
     async with FakeTGI(adapters=("tone",)) as tgi:
@@ -144,25 +136,22 @@ async def test_pages_are_led_from_one_to_the_next(api):
     assert rest["next"] is None
 
 
-@pytest.mark.parametrize(
-    ("params", "field"),
-    [
-        ({"release": "Not a name"}, "release"),
-        ({"outcome": "great"}, "outcome"),
-        ({"since": "yesterday"}, "since"),
-        ({"until": "0.5"}, "until"),
-        ({"user": "a\0"}, "user"),
-        ({"releas": "hallmark"}, "releas"),
-        ({"tenant": "other"}, "tenant"),
-        ({"release_digest": "abc"}, "release_digest"),
-        ({"label_state": "yes"}, "label_state"),
-        ({"feedback_state": "bad"}, "feedback_state"),
-    ],
-)
 @pytest.mark.parametrize("shared", ["sqlite"], indirect=True)
-async def test_a_filter_that_is_none_is_refused_by_name(api, params, field):
-    for path in ("/v1/predictions", "/v1/predictions/count", "/v1/predictions/export"):
-        await refused(await api.client.get(path, params=params), 400, field)
+async def test_a_filter_that_is_none_is_refused_by_name(api):
+    for field, value in (
+        ("release", "Not a name"),
+        ("outcome", "great"),
+        ("since", "yesterday"),
+        ("until", "0.5"),
+        ("user", "a\0"),
+        ("releas", "hallmark"),
+        ("tenant", "other"),
+        ("release_digest", "abc"),
+        ("label_state", "yes"),
+        ("feedback_state", "bad"),
+    ):
+        for path in ("/v1/predictions", "/v1/predictions/count", "/v1/predictions/export"):
+            await refused(await api.client.get(path, params={field: value}), 400, field)
 
 
 async def test_what_was_just_answered_is_found_at_once(api):
@@ -209,7 +198,7 @@ async def test_the_shared_database_may_be_away_and_gets_everything_later(tmp_pat
                 response = await api.client.get("/v1/predictions")
                 return response.status_code == 200 and len(response.json()["data"]) == 2
 
-            await until(shipped, seconds=15)
+            await until(shipped)
             assert [each["id"] for each in await api.records(2)] == [second, first]
 
 

@@ -14,11 +14,6 @@ from tests.service import Api, Service, live_service
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 async def service(tmp_path_factory) -> AsyncIterator[Service]:
     async with (
         FakeTGI() as tgi,

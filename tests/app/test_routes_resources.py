@@ -8,15 +8,10 @@ import httpx
 import pytest
 
 from tests.fake_tgi import FakeTGI
-from tests.service import Api, Service, live_service
+from tests.service import NO_TLS, Api, Service, live_service
 
 GOLD = "A hallmark is a stamp on gold that says who made it."
 TEA = "Green tea is brewed at eighty degrees for two minutes."
-
-
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +83,7 @@ async def test_one_leg_alone_says_nothing_of_the_other(library, mode, silent):
 
 async def test_a_hit_s_url_opens_its_passage(library):
     hit = (await search(library, query="hallmark gold")).json()["hits"][0]
-    async with httpx.AsyncClient(trust_env=False) as browser:
+    async with httpx.AsyncClient(trust_env=False, verify=NO_TLS) as browser:
         assert (await browser.get(hit["url"])).json() == hit["passage"]
 
 

@@ -27,11 +27,6 @@ RULES = {
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 async def service(tmp_path_factory) -> AsyncIterator[Service]:
     async with (
         FakeTGI() as tgi,

@@ -45,7 +45,7 @@ async def send(connection: socket.socket, method: str, *headers: str, body: byte
 async def rest(connection: socket.socket) -> bytes:
     """All that comes until the server closes."""
     received = b""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(50):
         while part := await asyncio.get_running_loop().sock_recv(connection, 65_536):
             received += part
     return received
@@ -79,7 +79,7 @@ async def test_a_client_that_asks_whether_to_go_on_is_told_at_once() -> None:
     app.may_go_on.set()
     async with connected(app) as connection:
         await send(connection, "POST", "expect: 100-continue", "content-length: 4")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(50):
             told = await asyncio.get_running_loop().sock_recv(connection, 65_536)
         assert told == b"HTTP/1.1 100 Continue\r\n\r\n"
         await asyncio.get_running_loop().sock_sendall(connection, b"body")

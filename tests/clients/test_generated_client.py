@@ -8,18 +8,14 @@ from io import BytesIO
 from types import ModuleType
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.fake_tgi import FakeTGI, Tokens
 from tests.service import Service, live_service
 
+pytestmark = pytest.mark.slow  # To generate the client takes longer than all that it is asked.
+
 PACKAGE = "generated_hallmark_client"
-
-
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +30,7 @@ async def service(tmp_path_factory) -> AsyncIterator[Service]:
 async def package(service: Service, tmp_path_factory) -> AsyncIterator[str]:
     """Generate the client from what the service serves, and make it importable."""
     directory = tmp_path_factory.mktemp("client")
-    async with httpx.AsyncClient(base_url=service.url, trust_env=False) as client:
+    async with service.nobody() as client:
         (directory / "openapi.json").write_bytes((await client.get("/openapi.json")).content)
     (directory / "config.yaml").write_text("post_hooks: []\n")
     command = ("openapi_python_client", "generate", "--path", "openapi.json", "--config", "config.yaml")

@@ -15,7 +15,7 @@ from openai.types.chat import ChatCompletionMessage
 from openai.types.chat.chat_completion_message import Annotation
 
 from tests.fake_tgi import FakeTGI, Refuse, Reply, Tokens, ToolCall
-from tests.service import Api, Service, live_service
+from tests.service import NO_TLS, Api, Service, live_service
 
 KETTLE = """# Aurora kettle
 
@@ -31,11 +31,6 @@ WEATHER = {
     "type": "function",
     "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
 }
-
-
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +81,7 @@ async def assert_cited(message: ChatCompletionMessage) -> None:
     citation = annotation.url_citation
     assert message.content[citation.start_index : citation.end_index] == "[1]"
     assert citation.title == "Aurora kettle"
-    async with httpx.AsyncClient(trust_env=False) as browser:  # It has no key.
+    async with httpx.AsyncClient(trust_env=False, verify=NO_TLS) as browser:  # It has no key.
         opened = await browser.get(citation.url)
     assert opened.status_code == 200
     assert "boils one litre in 90 seconds" in opened.json()["text"]

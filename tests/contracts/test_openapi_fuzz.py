@@ -28,7 +28,8 @@ MAIN = ("create_chat_completion", "add_document", "search", "create_embeddings",
 CONFORMANCE = "status_code_conformance,content_type_conformance,response_schema_conformance"
 
 
-pytestmark = pytest.mark.timeout(300)  # Schemathesis is a process of its own, which a busy machine makes wait.
+# Schemathesis is a process of its own, which a busy machine makes wait.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @dataclass
@@ -157,10 +158,7 @@ async def test_without_a_key_every_route_but_the_open_ones_is_closed(target: Tar
     assert succeeded <= {"/openapi.json", "/healthz", "/readyz", "unmatched"}
 
 
-@pytest.mark.parametrize("examples", [30, pytest.param(120, marks=pytest.mark.slow)])
-async def test_an_engine_that_fails_in_every_way_gets_the_statuses_and_events_described(
-    target: Target, examples: int
-) -> None:
+async def test_an_engine_that_fails_in_every_way_gets_the_statuses_and_events_described(target: Target) -> None:
     failures = cycle(
         (
             Drop,
@@ -182,7 +180,7 @@ async def test_an_engine_that_fails_in_every_way_gets_the_statuses_and_events_de
         *options,
         *POSITIVE,
         "--max-examples",
-        str(examples),
+        "120",
         checks=f"{CONFORMANCE},response_headers_conformance",
     )
     statuses = {status for route, status in target.answered() if route == CHAT}

@@ -4,13 +4,14 @@ from pathlib import Path
 
 from finetune.dataset import read_dataset
 from tests.dataset_world import open_world
+from tests.migrated import migrated
 
 
 async def test_an_export_of_the_service_is_read_and_verified(tmp_path: Path) -> None:
     words = ("paying", "sending", "opening", "a parcel", "my pin", "a code", "the app", "money")
     questions = [f"{word} went wrong with my order {n * 7919}, what of it?" for n, word in enumerate(words)]
     asked = [(question, ("card", "refund")[n % 2]) for n, question in enumerate(questions)]
-    async with open_world(f"sqlite:///{tmp_path / 'hallmark.db'}") as world:
+    async with open_world(f"sqlite:///{migrated(tmp_path / 'hallmark.db')}") as world:
         made = await world.classified(*asked)
         await world.build(split={"heldout": 0.3})
         folder = tmp_path / "export"

@@ -3,11 +3,12 @@
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from observability.calibration import Calibration, calibrate, label_free
 from tests.benchmarks.simulated_labels import signals
+from tests.properties import examples
 
 
 def world(seed=1, labels=600, **change):
@@ -107,7 +108,7 @@ def test_the_same_labels_give_the_same_calibration(fitted):
     assert calibrate(*world()) == fitted
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.dictionaries(st.sampled_from(["support", "retrieval_score", "mean_log_probability"]), st.floats(-1e6, 1e6)))
 def test_every_guess_is_a_probability_whatever_the_signals(fitted, values):
     columns = {name: [values.get(name, np.nan)] for name in fitted.signals}

@@ -11,11 +11,12 @@ from contextvars import copy_context
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace import TracerProvider
 
 from observability import logs
+from tests.properties import examples
 
 CANARY = "canary-7f3a"
 
@@ -152,7 +153,7 @@ def test_the_access_line_tells_the_request_without_its_content(log: logs.Log, st
     }
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(st.text(max_size=20), st.text(max_size=20), st.text(max_size=20))
 def test_the_access_line_is_json_whatever_the_names_are(method: str, tenant: str, release: str) -> None:
     stream = Stream()
@@ -162,7 +163,7 @@ def test_the_access_line_is_json_whatever_the_names_are(method: str, tenant: str
     assert (line["method"], line["tenant"], line["release"]) == (method, tenant, release)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(st.text(max_size=30), st.dictionaries(st.text(min_size=1, max_size=8), st.text() | st.floats() | st.binary()))
 def test_a_record_is_one_line_whatever_it_holds(message: str, extra: dict[str, object]) -> None:
     stream = Stream()

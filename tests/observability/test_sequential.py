@@ -6,11 +6,12 @@ import math
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from observability.sequential import Evidence, Guard, Observation, Plan, Trial, replay
 from tests.benchmarks import simulated_canaries as simulated
+from tests.properties import examples
 
 PLAN = Plan(guards=(Guard(name="refusal"), Guard(name="unsupported", tolerance=0.02, margin=0.1, weight=3)))
 ONE = Plan(guards=(Guard(name="bad"),))
@@ -45,7 +46,7 @@ def through(guard, rows):
     return evidence
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(guards, st.lists(st.sampled_from(["stable", "canary"]), min_size=3, max_size=5), shares, st.booleans())
 def test_a_canary_that_is_no_worse_wins_nothing_on_average(guard, last_arms, rate, at_margin):
     # Every way in which these sessions could turn out, weighed by its chance, is the exact expectation of the capital.

@@ -5,7 +5,7 @@ from dataclasses import astuple
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from observability.estimates import mean, mean_score, quantile, unknown
@@ -26,7 +26,6 @@ def tally_of(rows) -> Tally:
 
 
 @given(ROWS)
-@settings(deadline=None)
 def test_a_tally_gives_the_share_and_the_mean_of_all_rows_at_once(rows):
     sessions, values = [each[0] for each in rows], [each[1] for each in rows]
     tally = tally_of(rows)

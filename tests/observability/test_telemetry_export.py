@@ -99,12 +99,12 @@ def test_a_collector_in_trouble_costs_no_request_time_and_memory_is_bounded(
         telemetry = Telemetry(service_version="1")
         others = {id(thing) for thing in alive(ReadableSpan, LogRecord)}
         worst = 0.0
-        for turn in range(1000):
+        for turn in range(300):
             started = time.process_time()
             trace = telemetry.begin(route=ROUTE)
             trace.end(200)
             telemetry.evaluated(genai.Evaluation("feedback", 1.0, "positive"))
-            if turn == 500 and trouble in ("503", "slow"):
+            if turn == 150 and trouble in ("503", "slow"):
                 assert collector.asked.wait(10), "it was asked while requests went on"
             worst = max(worst, time.process_time() - started)
         kept = [thing for thing in alive(ReadableSpan, LogRecord) if id(thing) not in others]

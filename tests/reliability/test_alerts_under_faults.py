@@ -169,11 +169,6 @@ class Tenant:
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 async def deployment(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Deployment]:
     folder = tmp_path_factory.mktemp("faults")
     data_dir, adapter, model = folder / "data", folder / "adapters" / "new", Model()

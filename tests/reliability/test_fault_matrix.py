@@ -78,11 +78,6 @@ TABLE = read_table()
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 async def world(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
     async with faulty_world(tmp_path_factory.mktemp("faults")) as world:
         yield world

@@ -5,12 +5,13 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieval.citations import AnswerChecker, CheckPolicy, Citation
 from retrieval.documents import Hit, Passage
 from retrieval.errors import IndexUnavailable
+from tests.properties import examples
 
 SOURCE = """# Retention
 
@@ -337,7 +338,7 @@ OPTIONS = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(ANSWERS, QUESTIONS, OPTIONS, st.lists(st.integers(0, 200), max_size=12))
 async def test_the_output_is_the_same_however_the_stream_is_cut(
     answer: str, question: str, options: dict[str, Any], cuts: list[int]
@@ -350,7 +351,7 @@ async def test_the_output_is_the_same_however_the_stream_is_cut(
         assert checker.verdict == whole[1].verdict
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(ANSWERS, QUESTIONS, OPTIONS)
 async def test_every_citation_is_true_to_its_source_and_to_the_answer(
     answer: str, question: str, options: dict[str, Any]

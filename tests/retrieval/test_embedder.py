@@ -189,11 +189,6 @@ def test_importing_the_embedder_imports_no_torch() -> None:
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 async def packaged(anyio_backend: str) -> AsyncIterator[SentenceTransformerEmbedder]:
     async with SentenceTransformerEmbedder() as embedder:
         yield embedder

@@ -33,32 +33,13 @@ from retrieval.index import (
 from retrieval.qdrant import MEMORY, QdrantIndex
 from tests.fake_qdrant import fake_qdrant
 from tests.faults import FaultyProxy
+from tests.index_points import AXES, SCHEMA, point
 from tests.service import until
 from tests.small_disk import SmallDisk
 from tests.stopwatch import Stopwatch
 
-SCHEMA = IndexSchema(
-    embedding_model="acme/Tiny Model",
-    dimension=4,
-    splitting_version=1,
-    passage_tokens=200,
-    sparse_model="bm25",
-    owner="store-1",
-)
-AXES = np.eye(4, dtype=np.float32)
 EVERYTHING = IndexFilter("acme")
-
-
-def point(
-    generation: int, n: int, dense: int = 0, words: tuple[int, ...] = (7,), tenant: str = "acme", **metadata: object
-) -> IndexPoint:
-    return IndexPoint(
-        point_id(generation, n),
-        AXES[dense],
-        SparseVector(list(words), [1.0] * len(words)),
-        tenant,
-        labels(metadata),
-    )
+ROOT = Path(__file__).parents[2]
 
 
 def words(*ids: int) -> SparseVector:
@@ -174,26 +155,23 @@ async def test_a_tenant_finds_its_own_points_only(make: Callable[[], Index]) -> 
         assert (nobody.dense, nobody.sparse) == ([], [])
 
 
-@pytest.mark.parametrize(
-    ("wanted", "generations"),
-    [
-        ({}, {1, 2, 3}),
-        ({"product": "x"}, {1, 3}),
-        ({"product": "x", "year": 2024}, {1}),
-        ({"year": [2023, 2024]}, {1, 2}),
-        ({"year": 2024.0}, {1}),
-        ({"year": "2024"}, set()),
-        ({"year": True}, set()),
-        ({"public": True}, {2}),
-        ({"tags": "red"}, {3}),
-        ({"tags": ["blue", "red"]}, {3}),
-        ({"price": 1.5}, {2}),
-        ({"absent": "x"}, set()),
-    ],
-)
-async def test_a_filter_keeps_what_matches_every_key(
-    make: Callable[[], Index], wanted: dict[str, object], generations: set[int]
-) -> None:
+FILTERS: list[tuple[dict[str, object], set[int]]] = [
+    ({}, {1, 2, 3}),
+    ({"product": "x"}, {1, 3}),
+    ({"product": "x", "year": 2024}, {1}),
+    ({"year": [2023, 2024]}, {1, 2}),
+    ({"year": 2024.0}, {1}),
+    ({"year": "2024"}, set()),
+    ({"year": True}, set()),
+    ({"public": True}, {2}),
+    ({"tags": "red"}, {3}),
+    ({"tags": ["blue", "red"]}, {3}),
+    ({"price": 1.5}, {2}),
+    ({"absent": "x"}, set()),
+]
+
+
+async def test_a_filter_keeps_what_matches_every_key(make: Callable[[], Index]) -> None:
     async with opened(make()) as index:
         await index.upsert(
             [
@@ -202,9 +180,10 @@ async def test_a_filter_keeps_what_matches_every_key(
                 point(3, 1, product="x", tags=["red", "green"]),
             ]
         )
-        legs = await index.search(tenant_filter(Scope("acme", wanted)), dense=AXES[0], sparse=words(7), depth=10)
-    assert {generation for generation, _ in found(legs.dense)} == generations
-    assert {generation for generation, _ in found(legs.sparse)} == generations
+        for wanted, generations in FILTERS:
+            legs = await index.search(tenant_filter(Scope("acme", wanted)), dense=AXES[0], sparse=words(7), depth=10)
+            assert {generation for generation, _ in found(legs.dense)} == generations, wanted
+            assert {generation for generation, _ in found(legs.sparse)} == generations, wanted
 
 
 async def test_hidden_generations_are_not_found(make: Callable[[], Index]) -> None:
@@ -241,24 +220,19 @@ async def test_points_survive_closing(make: Callable[[], Index]) -> None:
         assert len(legs.sparse) == 2
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
+async def test_another_schema_is_refused_and_named(make: Callable[[], Index]) -> None:
+    async with opened(make()) as index:
+        await index.upsert([point(1, 1)])
+    for change, named in (
         ({"embedding_model": "acme/other"}, "embedding_model is 'acme/Tiny Model' in the collection and 'acme/other'"),
         ({"dimension": 8}, "dimension"),
         ({"sparse_model": "bm25-k2"}, "sparse_model"),
         ({"owner": "store-2"}, "owner"),
-    ],
-)
-async def test_another_schema_is_refused_and_named(
-    make: Callable[[], Index], change: dict[str, object], named: str
-) -> None:
-    async with opened(make()) as index:
-        await index.upsert([point(1, 1)])
-    index = make()
-    with pytest.raises(IndexMismatch, match=named):
-        await index.open(replace(SCHEMA, **change))
-    await index.close()
+    ):
+        index = make()
+        with pytest.raises(IndexMismatch, match=named):
+            await index.open(replace(SCHEMA, **change))
+        await index.close()
     async with opened(make()) as index:
         assert await index.ids() == [point_id(1, 1)]
 
@@ -342,9 +316,8 @@ async def test_rebuilding_an_embedded_index_leaves_one_shard(tmp_path: Path) -> 
 WRITER = """
 import asyncio, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from test_index import SCHEMA, point
 from retrieval.edge import EdgeIndex
+from tests.index_points import SCHEMA, point
 
 async def main():
     index = EdgeIndex(Path(sys.argv[1]))
@@ -361,9 +334,8 @@ asyncio.run(main())
 
 def written_until_killed(directory: Path) -> set[int]:
     """Start a writer, kill it after 200 acknowledged points, return all that it acknowledged."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(directory), str(Path(__file__).parent)], stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", WRITER, str(directory)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout
     try:
         acknowledged = [int(process.stdout.readline()) for _ in range(200)]

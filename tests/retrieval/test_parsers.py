@@ -21,7 +21,7 @@ from retrieval.parsing.child import DOCX, EPUB, PPTX, XLSX
 from tests.office_files import archive
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 async def parser() -> AsyncIterator[Parser]:
     async with Parser() as opened:
         yield opened

@@ -32,8 +32,15 @@ from tests.office_files import archive, book, presentation, row, shape, sheet, w
 from tests.stopwatch import Stopwatch
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 async def parser() -> AsyncIterator[Parser]:
+    async with Parser() as opened:
+        yield opened
+
+
+@pytest.fixture
+async def fresh_parser() -> AsyncIterator[Parser]:
+    """One that has no process yet."""
     async with Parser() as opened:
         yield opened
 
@@ -168,19 +175,21 @@ async def test_time_beyond_the_limit_is_refused_and_the_process_ended() -> None:
     ("number", "expected"),
     [(signal.SIGKILL, "more memory"), (signal.SIGABRT, "crash"), (signal.SIGXCPU, "took more than")],
 )
-async def test_a_process_that_dies_costs_only_its_file(parser: Parser, number: signal.Signals, expected: str) -> None:
+async def test_a_process_that_dies_costs_only_its_file(
+    fresh_parser: Parser, number: signal.Signals, expected: str
+) -> None:
     before = children()
-    await assert_alive(parser)
+    await assert_alive(fresh_parser)
     (child,) = children() - before
     os.kill(child, signal.SIGSTOP)
-    reading = asyncio.create_task(parser.parse(b"x", name="a.txt"))
+    reading = asyncio.create_task(fresh_parser.parse(b"x", name="a.txt"))
     await asyncio.sleep(0)
     os.kill(child, number)
     with contextlib.suppress(ProcessLookupError):  # A killed one may be gone by now.
         os.kill(child, signal.SIGCONT)
     with pytest.raises(UnreadableDocument, match=expected):
         await reading
-    await assert_alive(parser)
+    await assert_alive(fresh_parser)
 
 
 async def test_processor_time_beyond_the_limit_is_refused() -> None:
@@ -215,17 +224,17 @@ async def test_a_parser_process_dies_with_the_one_that_started_it() -> None:
         await asyncio.sleep(0.01)
 
 
-async def test_a_cancelled_caller_leaves_no_process_behind(parser: Parser) -> None:
+async def test_a_cancelled_caller_leaves_no_process_behind(fresh_parser: Parser) -> None:
     before = children()
-    await assert_alive(parser)
+    await assert_alive(fresh_parser)
     (child,) = children() - before
     os.kill(child, signal.SIGSTOP)
-    reading = asyncio.create_task(parser.parse(b"x", name="a.txt"))
+    reading = asyncio.create_task(fresh_parser.parse(b"x", name="a.txt"))
     await asyncio.sleep(0)
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
-    await assert_alive(parser)
+    await assert_alive(fresh_parser)
     assert child not in children()
 
 

@@ -1,7 +1,7 @@
 """Splitting: the promises that hold for every document, and the shapes that passages should have."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieval.documents import Block, Page, ParsedDocument, ParseLimits, Passage
@@ -68,7 +68,6 @@ pieces = st.lists(
 
 
 @given(pieces)
-@settings(deadline=None)
 def test_every_visible_character_is_in_exactly_one_passage(text: str) -> None:
     if not text.strip():
         return
@@ -81,13 +80,11 @@ def test_every_visible_character_is_in_exactly_one_passage(text: str) -> None:
 
 
 @given(pieces)
-@settings(deadline=None)
 def test_no_passage_is_longer_than_allowed(text: str) -> None:
     assert all(len(passage.text.split()) <= 24 for passage in (passages_of(text) if text.strip() else []))
 
 
 @given(pieces)
-@settings(deadline=None)
 def test_blocks_lie_in_order_inside_the_source(text: str) -> None:
     if not text.strip():
         return
@@ -208,7 +205,7 @@ def test_impossible_sizes_are_refused() -> None:
 
 @pytest.mark.parametrize("unit", ["a\n\n", "- a\n", "a. B ", "x", "x y ", "# a\n\n", "| a |\n", "a\n"])
 def test_time_grows_with_the_length_only(unit: str) -> None:
-    parsed = plain.read((unit * (300_000 // len(unit))).encode(), ParseLimits())
+    parsed = plain.read((unit * (100_000 // len(unit))).encode(), ParseLimits())
     watch = Stopwatch()
     passages_of(parsed, 200, 240)
-    assert watch.seconds < 8
+    assert watch.seconds < 3

@@ -120,7 +120,7 @@ async def test_an_engine_that_does_not_come_is_not_waited_for(clock):
     with pytest.raises(EngineUnavailable):
         await asyncio.wait_for(Startup(wait_seconds=0.0, clock=clock).wait(), 1)
     clock.now += GIVEN_UP_AFTER * USUAL_SECONDS
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(20):
         await refused(startup)
 
 

@@ -102,7 +102,7 @@ async def test_closing_the_generator_stops_the_engine_at_once():
         batches = engine.generate(ask())
         assert [piece.text for piece in await anext(batches)] == ["a"]
         await batches.aclose()
-        await tgi.until(lambda: tgi.cancelled == 1, seconds=1)
+        await tgi.until(lambda: tgi.cancelled == 1)
         await engine.aclose()
 
 
@@ -115,7 +115,7 @@ async def test_cancelling_the_consumer_stops_the_engine_at_once(stream):
         consumer.cancel()
         with pytest.raises(asyncio.CancelledError):
             await consumer
-        await tgi.until(lambda: tgi.cancelled == 1, seconds=1)
+        await tgi.until(lambda: tgi.cancelled == 1)
         await engine.aclose()
 
 
@@ -311,7 +311,7 @@ async def test_a_stop_sequence_that_the_engine_missed_ends_the_answer_and_the_en
     async with FakeTGI(tokens) as tgi:
         engine = TGIEngine(tgi.url)
         pieces = await pieces_of(engine, ask(stop=("\n\n",)))
-        await tgi.until(lambda: tgi.cancelled == 1, seconds=1)
+        await tgi.until(lambda: tgi.cancelled == 1)
         await engine.aclose()
     assert ("".join(piece.text for piece in pieces), pieces[-1].finish_reason) == ("one.", "stop")
 
@@ -344,7 +344,7 @@ async def test_closing_the_engine_ends_answers_in_flight():
             await anext(batches)
         with pytest.raises(EngineUnavailable):
             await text_of(engine, ask())
-        await tgi.until(lambda: tgi.open_connections == 0, seconds=1)
+        await tgi.until(lambda: tgi.open_connections == 0)
 
 
 def test_it_works_on_uvloop():
@@ -355,7 +355,7 @@ def test_it_works_on_uvloop():
             consumer = asyncio.create_task(text_of(engine, ask()))
             await tgi.until(lambda: len(tgi.requests) == 3)
             consumer.cancel()
-            await tgi.until(lambda: tgi.cancelled == 1, seconds=1)
+            await tgi.until(lambda: tgi.cancelled == 1)
             await engine.aclose()
             return texts, tgi.connections
 

@@ -1,10 +1,11 @@
 """Joining and leaving a batch changes nobody's tokens."""
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from app.engines.local.model import Batch, LoadedModel, Prefill, faster_dtype
+from tests.properties import examples
 
 prompts = st.lists(st.integers(2, 300), min_size=1, max_size=40)
 
@@ -25,7 +26,7 @@ def prefilled(tiny: LoadedModel, prompt: list[int], slice_tokens: int) -> tuple[
     return prefill, int(logits.argmax())
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(
     st.lists(st.tuples(prompts, st.integers(1, 8), st.integers(0, 6)), min_size=1, max_size=6),
     st.integers(1, 64),
