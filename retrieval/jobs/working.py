@@ -14,7 +14,14 @@ from time import monotonic, perf_counter
 from typing import Any
 
 from retrieval.documents import Ingested, Scope
-from retrieval.errors import DocumentNotFound, DocumentOwned, IndexUnavailable, JobEnded, LimitExceeded, RetrievalError
+from retrieval.errors import (
+    DocumentNotFound,
+    DocumentOwned,
+    IndexUnavailable,
+    JobEnded,
+    RetrievalError,
+    UnreadableDocument,
+)
 from retrieval.jobs import ledger
 from retrieval.jobs.nouns import Item, Limits, Tally
 from retrieval.jobs.spool import Spool
@@ -167,7 +174,9 @@ class Workers:
     async def _put(self, item: Item, started: float) -> None:
         if item.attempts > self._limits.max_attempts:
             # Whatever it is that ends the process, it is not to do so for ever.
-            raise LimitExceeded(f"{item.name!r} was begun {item.attempts - 1} times, and the service ended each time")
+            raise UnreadableDocument(
+                f"{item.name!r} was begun {item.attempts - 1} times, and the service ended each time"
+            )
         content = await self._spool.get(item.spool or "")
 
         def note(connection: Any, ingested: Ingested) -> None:
