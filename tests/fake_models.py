@@ -9,8 +9,9 @@ the socket can be told to be right. The next answers are `failures` while there 
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from starlette.applications import Starlette
@@ -25,7 +26,7 @@ from tests.service import serving
 class FakeModels:
     """What it is asked, and what goes wrong."""
 
-    def __init__(self) -> None:
+    def __init__(self, dimension: int = 16) -> None:
         self.model_id = "acme/embedder"
         self.max_batch = 32
         self.failures: list[int | Any] = []
@@ -35,7 +36,7 @@ class FakeModels:
         self.hold: asyncio.Event | None = None
         self.most_at_once = 0
         self._at_once = 0
-        self._embedder = HashingEmbedder(16)
+        self._embedder = HashingEmbedder(dimension)
         self.app = Starlette(
             routes=[
                 Route("/info", self._info),
@@ -94,8 +95,30 @@ class FakeModels:
 
 
 @asynccontextmanager
-async def fake_models() -> AsyncIterator[tuple[FakeModels, str]]:
+async def fake_models(dimension: int = 16) -> AsyncIterator[tuple[FakeModels, str]]:
     """Serve it on a free port of loopback until the block ends."""
-    fake = FakeModels()
+    fake = FakeModels(dimension)
     async with serving(fake.app) as url:
         yield fake, url
+
+
+@contextmanager
+def fake_models_beside(dimension: int) -> Iterator[str]:
+    """Serve it from a thread of its own, for what runs a loop in this one; gives the address."""
+    started = threading.Event()
+    facts: dict[str, Any] = {}
+
+    async def serve() -> None:
+        async with fake_models(dimension) as (_, url):
+            facts.update(url=url, loop=asyncio.get_running_loop(), over=asyncio.Event())
+            started.set()
+            await facts["over"].wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    assert started.wait(30)
+    try:
+        yield facts["url"]
+    finally:
+        facts["loop"].call_soon_threadsafe(facts["over"].set)
+        thread.join()

@@ -1,7 +1,7 @@
 """Retrieval, citations and abstention measured on small sets; and on the judged sets beside the project."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from retrieval.evaluation.claims import value_figures
 from retrieval.evaluation.searching import MODES, SCOPE, indexed, rank
 from retrieval.evaluation.sets import BadSet, EvaluationSet, Question, TextDocument
 from retrieval.retriever import Retriever
+from tests.fake_models import fake_models_beside
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 CATS = "The cats of the castle sleep twelve hours a day. They hunt at night."
@@ -141,8 +142,9 @@ async def test_documents_of_a_service_count_by_their_names() -> None:
     assert (ranked.value("recall"), ranked.index_version) == (0.5, "served-1")
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"HALLMARK_API_KEY": None})
+def run(*arguments: object, embedder: str | None = None) -> Result:
+    env = {"HALLMARK_API_KEY": None, "HALLMARK_RETRIEVAL_EMBEDDING_URL": embedder}
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env=env)
 
 
 def test_the_command_tells_a_wrong_line_and_exits_with_two(tmp_path: Path) -> None:
@@ -158,37 +160,61 @@ def test_the_command_tells_a_wrong_line_and_exits_with_two(tmp_path: Path) -> No
     assert (result.exit_code, "--key" in result.output) == (2, True)
 
 
-@pytest.mark.slow
-def test_the_command_measures_a_teams_own_questions_and_fails_below_a_threshold(tmp_path: Path) -> None:
-    documents = tmp_path / "docs"
+@pytest.fixture(scope="module")
+def embedder() -> Iterator[str]:
+    with fake_models_beside(256) as url:
+        yield url
+
+
+def write_own(folder: Path) -> tuple[object, ...]:
+    documents = folder / "docs"
     documents.mkdir()
     (documents / "tower.md").write_text(f"# Tower\n\n{TOWER}\n")
-    file = tmp_path / "own.jsonl"
     lines = [
         {"question": "How tall is the tower of the harbour?", "documents": ["tower.md"], "answers": ["330 metres"]},
         {"question": "Who composed the opera Carmen?", "answerable": False, "kind": "off_topic"},
     ]
+    file = folder / "own.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)))
+    return file, "--documents", documents, "--json", folder / "out.json"
+
+
+def test_the_command_ranks_a_teams_own_documents_and_replaces_the_marked_table(tmp_path: Path, embedder: str) -> None:
+    own = write_own(tmp_path)
     into = tmp_path / "table.md"
     into.write_text("Before\n<!-- hallmark-eval begin -->\nold\n<!-- hallmark-eval end -->\nafter\n")
-    own = (file, "--documents", documents, "--json", tmp_path / "out.json")
-    assert run("retrieval", *own, "--into", into, "--at-least", "ndcg=0.9", "--settings").exit_code == 0
+    result = run("retrieval", *own, "--into", into, "--at-least", "ndcg=0.9", "--settings", embedder=embedder)
+    assert result.exit_code == 0, result.output
     first = (tmp_path / "out.json").read_bytes()
     report = json.loads(first)
     assert report["passed"] is True
     assert report["of"]["fusion"] == "dbsf"
+    assert report["of"]["index_version"].startswith("embedder-d256")
     assert [each["mode"] for each in report["rows"]] == ["dense", "sparse", "hybrid", "fused by RRF"]
     assert "| own | 1 | **1.000** |" in into.read_text()
     assert into.read_text().startswith("Before\n<!-- hallmark-eval begin -->\n| set |")
     assert into.read_text().endswith("<!-- hallmark-eval end -->\nafter\n")
-    assert run("citations", *own, "--at-least", "answered_right=1", "--markdown", tmp_path / "out.md").exit_code == 0
-    assert "| own | citation_precision | 1.000 |" in (tmp_path / "out.md").read_text()
-    result = run("abstention", *own, "--at-least", "off_topic_abstention=1", "--at-most", "false_abstention=0")
-    assert result.exit_code == 0
-    assert run("abstention", *own, "--at-most", "off_topic_abstention=0.5").exit_code == 1
-    assert run("retrieval", *own, "--at-least", "own:mrr=0.9").exit_code == 0
-    assert run("retrieval", *own, "--settings").exit_code == 0
+    assert run("retrieval", *own, "--settings", "--at-least", "own:mrr=1", embedder=embedder).exit_code == 0
     assert (tmp_path / "out.json").read_bytes() == first
+    into.write_text("no marks")
+    result = run("retrieval", *own, "--into", into, embedder=embedder)
+    assert (result.exit_code, "mark the table's place" in " ".join(result.output.split())) == (2, True)
+
+
+def test_the_command_fails_where_a_figure_misses_its_threshold(tmp_path: Path, embedder: str) -> None:
+    own = write_own(tmp_path)
+    result = run(
+        "citations", *own, "--at-least", "answered_right=1", "--markdown", tmp_path / "o.md", embedder=embedder
+    )
+    assert result.exit_code == 0, result.output
+    assert "| own | citation_precision | 1.000 |" in (tmp_path / "o.md").read_text()
+    met = ("--at-least", "off_topic_abstention=1", "--at-most", "false_abstention=0")
+    result = run("abstention", *own, *met, embedder=embedder)
+    assert result.exit_code == 0, result.output
+    result = run("abstention", *own, "--at-most", "off_topic_abstention=0.5", embedder=embedder)
+    assert result.exit_code == 1
+    assert "off_topic_abstention is 1.000, over 0.5" in result.output
+    assert json.loads((tmp_path / "out.json").read_bytes())["passed"] is False
 
 
 @pytest.mark.slow
