@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --maxprocesses 4 --dis
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run stop demo test test-slow test-long check format bench evaluate questions clean
+.PHONY: help install run stop demo test test-slow test-long check format bench evaluate evaluate-answers questions clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -61,9 +61,18 @@ bench: $(READY) ## Measure what a request costs beside calling the engine direct
 	@$(BIN)/python -m tests.benchmarks.gateway
 
 EVALUATION_DATA ?= ../shared/data
-evaluate: $(READY) ## Measure retrieval on the judged sets of EVALUATION_DATA
-	@$(BIN)/python -m retrieval.evaluate --data $(EVALUATION_DATA) --sets squad2_cs224n_dev cranfield cisi \
-		--gate squad2_cs224n_dev=.88 cranfield=.42 cisi=.44
+JUDGED := squad2_cs224n_dev cranfield cisi adi
+evaluate: $(READY) ## Measure retrieval on the judged sets of EVALUATION_DATA and put the table into docs/retrieval.md
+	@$(BIN)/hallmark-eval retrieval $(addprefix $(EVALUATION_DATA)/,$(JUDGED)) --settings \
+		--references docs/retrieval-references.json --into docs/retrieval.md --at-least squad2_cs224n_dev:ndcg=.88 \
+		--at-least cranfield:ndcg=.42 --at-least cisi:ndcg=.44
+
+evaluate-answers: $(READY) ## Measure citations and abstention of the passages alone on EVALUATION_DATA
+	@$(BIN)/hallmark-eval citations $(EVALUATION_DATA)/squad2_cs224n_dev --limit 400 \
+		--at-least citation_precision=.95 --at-least citation_recall=.9 --at-least wrong_value_auc=.95
+	@$(BIN)/hallmark-eval abstention $(EVALUATION_DATA)/squad2_cs224n_dev --limit 300 \
+		--off-topic $(EVALUATION_DATA)/cranfield --off-topic $(EVALUATION_DATA)/cisi \
+		--at-least off_topic_abstention=.85 --at-most false_abstention_before_engine=.08
 
 questions: $(READY) ## Ask the regression set through the whole service and print how it did
 	@$(BIN)/python -m tests.benchmarks.questions

@@ -103,7 +103,7 @@ class Answering:
         self.headers = _NO_HEADERS
         """Of the request, by lower-case name: a release may have it say there whom it is about."""
         self._started = perf_counter()
-        self.embed_seconds: float | None = None
+        self.grounds: Grounds | None = None
         self._texts: list[str] = []
         self._tool_calls: list[dict[str, Any]] = []
         self.place = gateway.admission.place(caller.priority)
@@ -329,7 +329,7 @@ class Answering:
         prediction.index_version = grounds.index_version
         prediction.question_embedding = grounds.embedding
         prediction.passages = [hit_facts(hit) for hit in grounds.found]
-        self.embed_seconds = grounds.embed_seconds
+        self.grounds = grounds
         genai.end_retrieval(
             self.trace,
             span,

@@ -72,6 +72,7 @@ class Grounds:
     embed_seconds: float | None = None
     search_seconds: float = 0.0
     embedding_model: str | None = None
+    rerank_seconds: float | None = None
     embedding: bytes | None = None
     """What was searched for, packed to be kept."""
 
@@ -150,7 +151,7 @@ async def find_grounds(
             outcome, hits = "irrelevant", ()
     vector, model = result.query_vector, result.embedding_model
     packed = pack(vector, model) if vector is not None and model else None
-    took = result.embed_seconds, result.search_seconds, result.embedding_model
+    took = result.embed_seconds, result.search_seconds, result.embedding_model, result.rerank_seconds
     return Grounds(outcome, hits, shown, result.hits, result.index_version, *took, packed)
 
 
@@ -205,6 +206,7 @@ async def fit_prompt(
 def hit_facts(hit: Hit) -> dict[str, Any]:
     """What goes on record about a passage that was found."""
     passage = hit.passage
+    reranked = {} if hit.rerank_score is None else {"rerank_score": round(hit.rerank_score, 6)}
     return {
         "id": passage.id,
         "document_id": passage.document_id,
@@ -217,6 +219,7 @@ def hit_facts(hit: Hit) -> dict[str, Any]:
         "dense_score": hit.dense_score,
         "sparse_rank": hit.sparse_rank,
         "sparse_score": hit.sparse_score,
+        **reranked,
     }
 
 

@@ -44,6 +44,7 @@ from app.readiness import Check, Problem, Readiness
 from app.registry import Registry
 from app.releases import Prompt, Release, RetrievalPlan
 from app.repeating import Repeating
+from app.retrieval_wiring import open_retriever
 from app.review import open_review
 from app.routes.api import create_api, for_browsers
 from app.routes.chat import ChatRoute
@@ -55,10 +56,8 @@ from observability.logs import Log
 from observability.metrics import Metrics
 from observability.telemetry import Telemetry
 from retrieval.documents import ParseLimits
-from retrieval.edge import EdgeIndex
-from retrieval.embedder import Embedder, SentenceTransformerEmbedder
+from retrieval.embedder import Embedder
 from retrieval.errors import IndexMismatch, RetrievalError
-from retrieval.index import Index
 from retrieval.jobs import Ingestion, Limits
 from retrieval.parsers import Parser
 from retrieval.retriever import Retriever
@@ -103,7 +102,7 @@ async def open_service(
         parser = await parts.enter_async_context(
             Parser(_parse_limits(settings.limits), processes=settings.retrieval.parser_processes)
         )
-        retriever = await parts.enter_async_context(_retriever(settings, data_dir, parser, embedder))
+        retriever = await parts.enter_async_context(open_retriever(settings, data_dir, parser, embedder))
         ingestion = await parts.enter_async_context(_ingestion(settings, data_dir, retriever, metrics))
         is_local = _is_file(shared, database)
         shipper = None if is_local else await parts.enter_async_context(Shipper(predictions, shared, keys=privacy.ring))
@@ -152,6 +151,12 @@ async def open_service(
             engines=engines.samples,
         )
         metrics.watch_ingestion(ingestion)
+        metrics.watch_retrieval(
+            embeddings_cached=lambda: retriever.cache.hits,
+            embeddings_computed=lambda: retriever.cache.misses,
+            searches_by_words=lambda: retriever.searches_by_words_alone,
+            rerank_failures=lambda: retriever.rerankings_failed,
+        )
         datasets_kept = await parts.enter_async_context(open_datasets(shared, history, documents=retriever, ring=keys))
         unused = None if is_local else await own_unused_keys(privacy, database, shared, now, parts)
         erasures = ErasureFollower(
@@ -243,31 +248,6 @@ def _parse_limits(limits: LimitSettings) -> ParseLimits:
         max_characters=limits.max_document_characters,
         max_seconds=limits.max_document_seconds,
         max_memory_bytes=limits.max_document_memory_bytes,
-    )
-
-
-def _retriever(settings: Settings, data_dir: Path, parser: Parser, embedder: Embedder | None) -> Retriever:
-    wanted, server = settings.retrieval, settings.qdrant
-    directory = data_dir / "retrieval"
-
-    def index() -> Index:
-        if server.url is None:
-            return EdgeIndex(directory / "index" / server.collection)
-        from retrieval.qdrant import QdrantIndex  # Half a second of import that most do not need.
-
-        key = server.api_key.get_secret_value() if server.api_key else None
-        return QdrantIndex(
-            server.url, alias=server.collection, api_key=key, search_seconds=server.search_timeout_seconds
-        )
-
-    return Retriever(
-        directory,
-        embedder=embedder or SentenceTransformerEmbedder(wanted.embedding_model, threads=wanted.embedding_threads),
-        index=index(),
-        parser=parser,
-        fusion=wanted.fusion,
-        retry_seconds=5.0 if server.url else None,
-        passage_tokens=wanted.passage_tokens,
     )
 
 

@@ -147,9 +147,29 @@ class RetrievalSettings(Section):
 
     embedding_model: str = Field("all-minilm-l6-v2", description="The packaged model, a hub id, or a path.")
     embedding_threads: int = Field(1, ge=1)
+    embedding_cache: int = Field(4096, ge=0, description="Vectors of questions kept in memory; 0 keeps none.")
+    embedding_url: HttpUrl | None = Field(None, description="A server that embeds, in place of this process.")
+    embedding_dialect: Literal["tei", "openai"] = "tei"
+    embedding_token: SecretStr | None = Field(None, description="Bearer token that server wants.")
+    embedding_timeout_seconds: float = Field(5.0, gt=0, description="Longest wait for it, with all tries.")
+    embedding_retries: int = Field(2, ge=0, le=10, description="Further tries while it is busy or does not answer.")
+    embedding_fallback: Literal["fail", "words"] = Field("fail", description="`words`: without it, search by BM25.")
+    rerank_url: HttpUrl | None = Field(None, description="A TEI server that orders anew what the search found.")
+    rerank_token: SecretStr | None = Field(None, description="Bearer token it wants.")
+    rerank_model: str | None = Field(None, description="A CrossEncoder by hub id or folder, run in this process.")
+    rerank_depth: int = Field(20, ge=1, le=100, description="Passages it is shown for a question.")
+    rerank_timeout_seconds: float = Field(2.0, gt=0, description="Longest wait for the server that reranks.")
     fusion: Literal["dbsf", "rrf"] = Field("dbsf", description="How the dense and the BM25 ranking become one.")
     passage_tokens: int = Field(200, ge=32, le=512, description="Size a passage is split to, in embedder tokens.")
     parser_processes: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.embedding_dialect == "openai" and self.embedding_url and self.embedding_model == "all-minilm-l6-v2":
+            raise ValueError("embedding_model: name the model that the server at embedding_url serves")
+        if self.rerank_url and self.rerank_model:
+            raise ValueError("rerank_url and rerank_model exclude each other: unset one")
+        return self
 
 
 class IngestionSettings(Section):

@@ -134,6 +134,9 @@ class Metrics:
         self.embed_seconds = self._histogram(
             "hallmark_embed_seconds", "Embedding a query, waiting for its batch included.", STAGE_SECONDS
         ).labels()
+        self.rerank_seconds = self._histogram(
+            "hallmark_rerank_seconds", "A reranker's look at what a search found.", STAGE_SECONDS
+        ).labels()
 
     def _answers_and_records(self) -> None:
         self.tokens = self._loop_counter("hallmark_tokens", "Tokens as the engine counted them.", "release", "kind")
@@ -354,6 +357,38 @@ class Metrics:
         )
         documentation = "Size of the documents accepted and not ingested yet."
         sources["hallmark_ingestion_waiting_bytes"] = GaugeMetricFamily, documentation, lambda: queue.waiting_bytes
+
+    def watch_retrieval(
+        self,
+        *,
+        embeddings_cached: Callable[[], float],
+        embeddings_computed: Callable[[], float],
+        searches_by_words: Callable[[], float],
+        rerank_failures: Callable[[], float],
+    ) -> None:
+        """Read these when Prometheus asks, too."""
+        self._observed.sources |= {
+            "hallmark_embedding_cache_hits": (
+                CounterMetricFamily,
+                "Texts whose vector was at hand when it was asked for.",
+                embeddings_cached,
+            ),
+            "hallmark_embedding_cache_misses": (
+                CounterMetricFamily,
+                "Texts that had to be embedded, those of documents left out.",
+                embeddings_computed,
+            ),
+            "hallmark_searches_by_words": (
+                CounterMetricFamily,
+                "Searches that went on by words alone because the embedder did not answer.",
+                searches_by_words,
+            ),
+            "hallmark_rerank_failures": (
+                CounterMetricFamily,
+                "Searches whose hits stayed in the order of the fusion because the reranker did not answer.",
+                rerank_failures,
+            ),
+        }
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """Render all metrics in the format `accept` asks for; takes milliseconds, so call it off the event loop."""

@@ -6,21 +6,20 @@ thread of their own, so that no question waits behind them; while questions come
 """
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 
+from retrieval.caching import TextKind, VectorCache
 from retrieval.errors import IndexUnavailable
 from retrieval.index import Vector
-
-TextKind = Literal["query", "document"]
 
 MAX_BATCH_TEXTS = 32
 MAX_BATCH_TOKENS = 1024
@@ -49,8 +48,7 @@ class BatchingEmbedder:
     """The queue, the cache and the worker thread around a synchronous model; see the module's rule."""
 
     def __init__(self, *, cache_size: int, max_waiting_texts: int) -> None:
-        self._cache: OrderedDict[tuple[TextKind, str], Vector] = OrderedDict()
-        self._cache_size = cache_size
+        self.cache = VectorCache(cache_size)
         self._max_waiting_texts = max_waiting_texts
         self._waiting_texts = 0
         self._urgent = _Lane("embedder")
@@ -100,26 +98,18 @@ class BatchingEmbedder:
             lane.pool.shutdown(wait=False)
 
     async def embed(self, texts: Sequence[str], kind: TextKind, *, bulk: bool = False) -> Vector:
-        """See `Embedder.embed`. Vectors of texts that are not bulk are cached by the exact text."""
+        """See `Embedder.embed`. Vectors of texts that are not bulk are cached."""
         if not texts:
             return np.empty((0, self.dimension), np.float32)
         if bulk:
             return await self._submit(list(texts), kind, self._bulk)
-        found = {text: vector for text in texts if (vector := self._cached(kind, text)) is not None}
+        found = {text: vector for text in texts if (vector := self.cache.get(kind, text)) is not None}
         if missing := [text for text in dict.fromkeys(texts) if text not in found]:
             vectors = await self._submit(missing, kind, self._urgent)
             found.update(zip(missing, vectors, strict=True))
             for text in missing:
-                self._cache[kind, text] = found[text]
-            while len(self._cache) > self._cache_size:
-                self._cache.popitem(last=False)
+                self.cache.put(kind, text, found[text])
         return np.stack([found[text] for text in texts])
-
-    def _cached(self, kind: TextKind, text: str) -> Vector | None:
-        vector = self._cache.get((kind, text))
-        if vector is not None:
-            self._cache.move_to_end((kind, text))
-        return vector
 
     async def _submit(self, texts: list[str], kind: TextKind, lane: "_Lane") -> Vector:
         if not self._lanes or any(task.done() for task in self._lanes):

@@ -121,6 +121,8 @@ class Hit:
     dense_score: float | None = None
     sparse_rank: int | None = None
     sparse_score: float | None = None
+    rerank_score: float | None = None
+    """What the reranker thought, 0 to 1, where there is one: then hits are in its order, and this is the `score`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,10 @@ class SearchResult:
     """What embedded the query; None where it was searched by its words alone."""
     query_vector: "NDArray[np.float32] | None" = field(default=None, compare=False)
     """The query as it was embedded."""
+    rerank_seconds: float | None = None
+    """What the second look took; None where there was none."""
+    reranking_model: str | None = None
+    """What ordered the hits after the fusion; None where nothing did, or failed to."""
 
 
 @dataclass(frozen=True, slots=True)

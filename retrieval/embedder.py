@@ -6,13 +6,15 @@ The main rule: vectors are float32 of length one, so a dot product is a cosine e
 import hashlib
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 
-from retrieval.batching import MAX_WAITING_TEXTS, BatchingEmbedder, TextKind
+from retrieval.batching import MAX_WAITING_TEXTS, BatchingEmbedder
+from retrieval.caching import TextKind, VectorCache
 from retrieval.errors import IndexUnavailable
 from retrieval.index import Vector
 from retrieval.packing import Transform, pack
@@ -27,6 +29,7 @@ class Embedder(Protocol):
     """A model that turns texts into vectors of one space."""
 
     model_id: str
+    cache: VectorCache
 
     @property
     def dimension(self) -> int:
@@ -197,6 +200,21 @@ class HashingEmbedder(BatchingEmbedder):
     def count_tokens(self, texts: list[str]) -> list[int]:
         """Count words and punctuation marks."""
         return [len(re.findall(r"\w+|[^\w\s]", text)) for text in texts]
+
+
+def count_packaged_tokens(texts: list[str]) -> list[int]:
+    """Count the packaged model's tokens per text, special tokens left out, without loading the model."""
+    return [len(row.ids) for row in _packaged_tokenizer().encode_batch(texts, add_special_tokens=False)]
+
+
+@lru_cache(maxsize=1)
+def _packaged_tokenizer() -> Any:
+    from tokenizers import Tokenizer
+
+    tokenizer: Any = Tokenizer.from_file(str(Path(_model_path(PACKAGED_MODEL)) / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def _model_path(source: str) -> str | Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from retrieval.caching import VectorCache
 from retrieval.documents import Document, Hit, Ingested, Passage, Scope, SearchMode, SearchResult
 from retrieval.embedder import Embedder
 from retrieval.errors import DocumentChanged, DocumentNotFound, IndexOutOfRoom, IndexUnavailable, RetrievalError
@@ -21,6 +22,7 @@ from retrieval.fusion import Fused, Fusion, fuse
 from retrieval.index import Index, IndexSchema, SparseVector, Vector, point_key, tenant_filter
 from retrieval.ingesting import Ingester, Parser, Split
 from retrieval.library import Library
+from retrieval.reranking import SecondLook
 from retrieval.sparse import Bm25Settings, SparseEncoder
 from retrieval.splitting import split as split_by_structure
 from retrieval.store import DocumentStore, StoredDocument
@@ -41,6 +43,8 @@ class Retriever:
     re-embeds every stored passage where the index was built with another embedder or schema, which otherwise raises
     IndexMismatch. `retry_seconds` is for an index on a server: when that is down at the start, retrieval opens without
     it, says so to whoever asks, and tries again at that interval; None has the start fail, but on a disk that is full.
+    A `second_look` orders anew what was found. `words_alone` has hybrid searches go on by BM25 while the embedder does
+    not answer.
     """
 
     def __init__(
@@ -57,6 +61,8 @@ class Retriever:
         bm25: Bm25Settings | None = None,
         rebuild: bool = False,
         retry_seconds: float | None = None,
+        second_look: SecondLook | None = None,
+        words_alone: bool = False,
     ) -> None:
         self._store = DocumentStore(directory / "documents.db")
         self._embedder = embedder
@@ -67,6 +73,9 @@ class Retriever:
         self._sparse = SparseEncoder(bm25)
         self._rebuild = rebuild
         self._retry_seconds = retry_seconds
+        self._second_look = second_look
+        self._words_alone = words_alone
+        self.searches_by_words_alone = 0
         self._absence = IndexUnavailable("Retrieval is not open.")
         self._library = Library(self._store, index, embedder, self._sparse)
         self.ingester = Ingester(
@@ -86,6 +95,8 @@ class Retriever:
             await self._store.open()
             stack.push_async_callback(self._store.close)
             await stack.enter_async_context(self._embedder)
+            if self._second_look is not None:
+                await stack.enter_async_context(self._second_look)
             schema = IndexSchema(
                 embedding_model=self._embedder.model_id,
                 dimension=self._embedder.dimension,
@@ -150,6 +161,16 @@ class Retriever:
     def embedding_model(self) -> str:
         """The embedder's model id."""
         return self._embedder.model_id
+
+    @property
+    def cache(self) -> VectorCache:
+        """The vectors that need not be computed again."""
+        return self._embedder.cache
+
+    @property
+    def rerankings_failed(self) -> int:
+        """How often hits stayed in the order of the fusion because the reranker did not answer."""
+        return self._second_look.failures if self._second_look else 0
 
     @property
     def index_version(self) -> str:
@@ -233,8 +254,17 @@ class Retriever:
             raise DocumentNotFound(f"Document {document_id!r} was just replaced or deleted.")
         return text
 
-    async def search(self, scope: Scope, query: str, *, top_k: int = 5, mode: SearchMode = "hybrid") -> SearchResult:
-        """Find the passages nearest to a question, best first.
+    async def search(
+        self,
+        scope: Scope,
+        query: str,
+        *,
+        top_k: int = 5,
+        mode: SearchMode = "hybrid",
+        fusion: Fusion | None = None,
+        rerank: bool = True,
+    ) -> SearchResult:
+        """Find the passages nearest to a question, best first; `fusion` and `rerank` can differ from the settings.
 
         A question over 2,000 characters is searched by its first and last 1,000: what is asked stands at an end.
 
@@ -248,27 +278,45 @@ class Retriever:
         text = _shorten(query)
         if not text:
             return SearchResult((), self.index_version)
-        dense = (await self._embedder.embed([text], "query"))[0] if mode != "sparse" else None
+        dense = await self._query_vector(text, mode) if mode != "sparse" else None
         sparse = self._sparse.query(text) if mode != "dense" else None
         embedded = time.perf_counter()
+        # What a second look may bring to the front must be found.
+        second_look = self._second_look if rerank else None
+        wanted = max(top_k, second_look.depth) if second_look else top_k
         # A document replaced meanwhile would be missed in both versions: then look again.
         for _ in range(_SEARCH_ATTEMPTS):
-            hits, steady = await self._look(scope, dense, sparse, top_k)
+            hits, steady = await self._look(scope, dense, sparse, wanted, fusion or self._fusion)
             if steady:
                 break
         model = None if dense is None else self.embedding_model
         took = embedded - started, time.perf_counter() - embedded
-        return SearchResult(hits, self.index_version, *took, model, dense)
+        result = SearchResult(hits, self.index_version, *took, model, dense)
+        return await second_look.order(text, result, top_k) if second_look else result
+
+    async def _query_vector(self, text: str, mode: SearchMode) -> Vector | None:
+        """Embed a query; None where the embedder does not answer and the words may do."""
+        try:
+            vectors = await self._embedder.embed([text], "query")
+        except IndexUnavailable as error:
+            if not self._words_alone or mode != "hybrid":
+                raise
+            if not self.searches_by_words_alone:
+                _log.warning("Searches go on by their words alone: %s", error)
+            self.searches_by_words_alone += 1
+            return None
+        vector: Vector = vectors[0]
+        return vector
 
     async def _look(
-        self, scope: Scope, dense: Vector | None, sparse: SparseVector | None, top_k: int
+        self, scope: Scope, dense: Vector | None, sparse: SparseVector | None, top_k: int, fusion: Fusion
     ) -> tuple[tuple[Hit, ...], bool]:
         """Search once; also say whether the tenant's documents were the same from beginning to end."""
         revision = self._library.revision(scope.tenant)
         where = tenant_filter(scope, self._library.hidden(scope.tenant))
         legs = await self._index.search(where, dense=dense, sparse=sparse, depth=max(self._depth, top_k))
         steady = revision == self._library.revision(scope.tenant)
-        fused = fuse(legs, self._fusion)
+        fused = fuse(legs, fusion)
         visible = (one for one in fused if self._library.is_visible(one.point, scope.tenant))
         found = list(islice(visible, top_k))
         passages = await self._store.passages_of([point_key(one.point) for one in found])

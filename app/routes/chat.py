@@ -234,7 +234,7 @@ class ChatRoute:
             self._metrics.answer(route=CHAT_PATH, release="", status=shown, outcome="failed", seconds=seconds)
             self._log.access("POST", CHAT_PATH, shown, seconds, trace_id=trace.trace_id, outcome="failed")
             return
-        prediction, place = answering.prediction, answering.place
+        prediction, place, grounds = answering.prediction, answering.place, answering.grounds
         if place.waited_seconds is None and prediction.outcome == "open":  # It got no place, and is not on record.
             prediction.outcome = "failed" if error else "cancelled"
         release = prediction.release_name or ""
@@ -247,13 +247,15 @@ class ChatRoute:
             seconds=seconds,
             engine_seconds=prediction.engine_seconds,
             retrieval_seconds=prediction.retrieve_seconds,
-            embed_seconds=answering.embed_seconds,
+            embed_seconds=grounds.embed_seconds if grounds else None,
             first_token_seconds=prediction.first_token_seconds,
             priority=place.priority,
             waited_seconds=place.waited_seconds,
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
         )
+        if grounds is not None and grounds.rerank_seconds is not None:
+            self._metrics.rerank_seconds.observe(grounds.rerank_seconds)
         if prediction.fallback:
             self._metrics.fell_back(release, prediction.assignment or "")
         if prediction.citations:

@@ -226,6 +226,8 @@ async def search(request: Request, services: ServicesDep, caller: CallerDep, bod
         if isinstance(error, RetrievalError):
             raise from_retrieval(error, param="filter") from error
         raise
+    if result.rerank_seconds is not None:
+        services.metrics.rerank_seconds.observe(result.rerank_seconds)
     genai.end_retrieval(
         trace,
         span,
@@ -242,6 +244,8 @@ async def search(request: Request, services: ServicesDep, caller: CallerDep, bod
         index_version=result.index_version,
         embed_seconds=result.embed_seconds,
         search_seconds=result.search_seconds,
+        rerank_seconds=result.rerank_seconds,
+        reranking_model=result.reranking_model,
     )
 
 

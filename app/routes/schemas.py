@@ -197,6 +197,9 @@ class HitObject(BaseModel):
     dense_score: float | None
     sparse_rank: int | None
     sparse_score: float | None
+    rerank_score: float | None = Field(
+        description="What the reranker thought of it, 0 to 1; null where none is set up."
+    )
     url: str = Field(description="Opens the passage without a key.")
 
     @classmethod
@@ -209,6 +212,7 @@ class HitObject(BaseModel):
             dense_score=hit.dense_score,
             sparse_rank=hit.sparse_rank,
             sparse_score=hit.sparse_score,
+            rerank_score=hit.rerank_score,
             url=url,
         )
 
@@ -221,6 +225,8 @@ class SearchResponse(BaseModel):
     index_version: str
     embed_seconds: float
     search_seconds: float
+    rerank_seconds: float | None = Field(None, description="What the reranker took; null where none is set up.")
+    reranking_model: str | None = Field(None, description="What ordered the hits; null where it did not answer, too.")
 
 
 class ModelObject(BaseModel):

@@ -27,7 +27,7 @@ import uvloop
 from retrieval.documents import ParsedDocument, Passage, Scope
 from retrieval.edge import EdgeIndex
 from retrieval.embedder import SentenceTransformerEmbedder
-from retrieval.evaluate import load_set
+from retrieval.evaluation.sets import load
 from retrieval.retriever import Retriever
 
 CPU_BUDGET_MS = 6.0
@@ -122,9 +122,9 @@ async def measure(work: Callable[[str], Awaitable[object]], questions: Sequence[
 
 
 async def run(options: argparse.Namespace) -> dict[str, object]:
-    sets = [load_set(options.data / name) for name in SETS]
-    texts = [text.replace("\n", " ") for judged in sets for _, _, text in judged.documents]
-    questions = list(dict.fromkeys(q for judged in sets for q in judged.questions.values() if len(q) < 200))
+    sets = [load(options.data / name) for name in SETS]
+    texts = [each.text.replace("\n", " ") for judged in sets for each in judged.texts]
+    questions = list(dict.fromkeys(q.text for judged in sets for q in judged.questions if len(q.text) < 200))
     random.Random(7).shuffle(questions)
     embedder = SyntheticEmbedder(threads=options.threads, precision=options.precision)
     results: dict[str, object] = {}

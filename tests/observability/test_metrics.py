@@ -1,6 +1,7 @@
 """The Prometheus metrics: what one call counts, that labels stay few, and that every name is documented."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -235,6 +236,13 @@ def test_every_metric_and_no_other_is_listed_in_the_docs(metrics: Metrics) -> No
         shadows_dropped=lambda: 0,
         evaluations_dropped=lambda: 0,
         redis_failures=lambda: 0,
+    )
+    metrics.watch_ingestion(SimpleNamespace(waiting_documents=0, waiting_bytes=0, open_jobs={}))
+    metrics.watch_retrieval(
+        embeddings_cached=lambda: 0,
+        embeddings_computed=lambda: 0,
+        searches_by_words=lambda: 0,
+        rerank_failures=lambda: 0,
     )
     served = {
         family.name + "_total" if family.type == "counter" else family.name for family in metrics.registry.collect()
