@@ -70,9 +70,15 @@ SHADOW_SECONDS = 60.0
 
 @asynccontextmanager
 async def open_service(
-    settings: Settings, log: Log, *, engine: Engine | None = None, embedder: Embedder | None = None
+    settings: Settings,
+    log: Log,
+    *,
+    engine: Engine | None = None,
+    embedder: Embedder | None = None,
+    telemetry: Telemetry | None = None,
+    metrics: Metrics | None = None,
 ) -> AsyncIterator[ASGIApp]:
-    """Open every part and give the ASGI application; `engine` and `embedder` take the place of those in the settings.
+    """Open every part and give the ASGI application; parts that are given take the place of those of the settings.
 
     Raises:
         DataDirectoryBusy: another process serves from this data directory.
@@ -81,13 +87,13 @@ async def open_service(
     async with AsyncExitStack() as parts:
         data_dir = parts.enter_context(own_directory(settings.data_dir))
         database = data_dir / "hallmark.db"
-        telemetry = Telemetry(
+        telemetry = telemetry or Telemetry(
             service_version=VERSION,
             profile=settings.telemetry.genai_profile,
             keep_failures=settings.telemetry.keep_failures,
         )
         parts.push_async_callback(telemetry.aclose)
-        metrics = Metrics(version=VERSION)
+        metrics = metrics or Metrics(version=VERSION)
         reserve_bytes = settings.limits.disk_reserve_bytes
         privacy = open_privacy(settings.privacy, data_dir, parts)
         predictions = await parts.enter_async_context(

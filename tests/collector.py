@@ -8,7 +8,7 @@ with Collector() as collector:
 import gzip
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
-from typing import Self
+from typing import ClassVar, Self
 
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
@@ -21,6 +21,8 @@ class Collector(ThreadingHTTPServer):
     `status` is what it answers. With `holds` it answers nobody until `released` is set, or it is left.
     """
 
+    running: ClassVar[set["Collector"]] = set()
+    """Those that a service under test may be sending to."""
     daemon_threads = True
     block_on_close = False
 
@@ -43,9 +45,11 @@ class Collector(ThreadingHTTPServer):
     def __enter__(self) -> Self:
         self._thread = Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         self._thread.start()
+        self.running.add(self)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.running.discard(self)
         self.released.set()
         self.shutdown()
         self.server_close()

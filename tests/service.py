@@ -49,6 +49,7 @@ from observability.metrics import Metrics
 from observability.telemetry import Telemetry
 from retrieval.embedder import Embedder, HashingEmbedder
 from tests.migrated import migrated
+from tests.watching import Watch
 
 EVERYTHING = (
     "chat",
@@ -321,10 +322,12 @@ async def live_service(
     log_stream: BinaryIO | None = None,
     tenants: int = 0,
     key: str | None = None,
+    watched: bool = True,
 ) -> AsyncIterator[Service]:
     """Run the whole service on a free port of loopback until the block ends, with keys for so many fresh tenants.
 
-    With a `key` none is made: the database may be down.
+    With a `key` none is made: the database may be down. If it is `watched`, the block ends with `watching.Leaked` where
+    anything that the service was told is in its log, spans, events or metrics.
     """
     engine = {"url": engine_url, "start_wait_seconds": 0.0, **(settings or {}).get("engine", {})}
     given = {"data_dir": data_dir, **(settings or {}), "engine": engine}
@@ -332,15 +335,30 @@ async def live_service(
     names = [*([] if key else ["default"]), *(f"tenant-{i}" for i in range(tenants))]
     keys = await _make_keys(database, names)
     key = key or keys.pop(0)
-    log = logs.configure("INFO", "json", stream=log_stream or io.BytesIO())
+    watch = Watch(VERSION) if watched else None
+    log = logs.configure("INFO", "json", stream=watch.log(log_stream) if watch else log_stream or io.BytesIO())
     try:
-        async with (
-            open_service(Settings(**given), log, embedder=embedder or HashingEmbedder()) as app,
-            serving(app) as url,
-        ):
+        async with contextlib.AsyncExitStack() as parts:
+            chosen = Settings(**given)
+            seen = _seen_by(watch, chosen) if watch else {}
+            app = await parts.enter_async_context(
+                open_service(chosen, log, embedder=embedder or HashingEmbedder(), **seen)
+            )
+            url = await parts.enter_async_context(serving(watch.app(app) if watch else app))
             yield Service(url, key, data_dir, database, {f"tenant-{i}": each for i, each in enumerate(keys)})
+            if watch is not None:
+                watch.measure()
     finally:
         await asyncio.to_thread(log.close)
+    if watch is not None:
+        watch.keep_secret(key, *keys)
+        watch.check()
+
+
+def _seen_by(watch: Watch, settings: Settings) -> dict[str, Any]:
+    """The parts of a service by which it says something of itself."""
+    chosen = {"profile": settings.telemetry.genai_profile, "keep_failures": settings.telemetry.keep_failures}
+    return {"telemetry": watch.telemetry(service_version=VERSION, **chosen), "metrics": watch.metrics}
 
 
 def size_with_room(path: Path, room_bytes: int) -> int:
@@ -407,8 +425,8 @@ async def live_gateway(
     """Serve the chat route on a free port of loopback, with the parts given."""
     database = data_dir / "hallmark.db"
     (key,) = await _make_keys(database, ["default"])
-    spans, metrics = InMemorySpanExporter(), Metrics(version="test", process=False)
-    log = logs.configure("INFO", "json", stream=io.BytesIO())
+    watch, spans = Watch(process=False), InMemorySpanExporter()
+    log = logs.configure("INFO", "json", stream=watch.log())
     async with contextlib.AsyncExitStack() as parts:
         parts.callback(log.close)
         telemetry = telemetry or Telemetry(service_version="test", span_processor=SimpleSpanProcessor(spans))
@@ -437,13 +455,17 @@ async def live_gateway(
             rates=await parts.enter_async_context(RateLimits()),
             links=PassageLinks(b"secret"),
             telemetry=telemetry,
-            metrics=metrics,
+            metrics=watch.metrics,
             log=log,
             max_body_bytes=2_000_000,
             timeout_seconds=timeout_seconds,
         )
-        url = await parts.enter_async_context(serving(route))
+        url = await parts.enter_async_context(serving(watch.app(route)))
         headers = {"authorization": f"Bearer {key}"}
         client = httpx.AsyncClient(base_url=url, headers=headers, timeout=20, trust_env=False, verify=NO_TLS)
         await parts.enter_async_context(client)
-        yield LiveGateway(url, gateway, Api(client, "default", key), History(shared), metrics, spans)
+        yield LiveGateway(url, gateway, Api(client, "default", key), History(shared), watch.metrics, spans)
+        watch.measure()
+    watch.see(spans.get_finished_spans())
+    watch.keep_secret(key)
+    watch.check()

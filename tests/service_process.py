@@ -121,7 +121,9 @@ def _run(
 ) -> None:
     os.environ.update(variables)
     with Path(os.devnull).open("wb") as nowhere:
-        service = live_service(data_dir, engine_url=engine_url, settings=settings, key=key, log_stream=nowhere)
+        service = live_service(
+            data_dir, engine_url=engine_url, settings=settings, key=key, log_stream=nowhere, watched=False
+        )
         uvloop.run(_serve(service, pipe))
 
 
