@@ -290,7 +290,7 @@ class AnswerChecker:
         self._note(finding, start, at, [(hit, self._numbers[hit], left, right) for hit, left, right in spots])
         return out
 
-    def _without_links(self, parts: list[str | int], *, at_line_start: bool) -> list[str | int]:
+    def _without_links(self, parts: Sequence[str | int], *, at_line_start: bool) -> Sequence[str | int]:
         """Filter the text around the marks: only now is it as it will be read."""
         if self._links is None:
             return parts

@@ -379,7 +379,8 @@ async def test_every_citation_is_true_to_its_source_and_to_the_answer(
 
 @pytest.mark.parametrize("check", ["sentence", "end"])
 async def test_links_are_taken_out_and_no_mark_that_goes_leaves_one(check: Any) -> None:
-    answer = "Predictions are kept for 30 days ht[9]tps://evil.example/x and <[9]img src=//evil.example> [1](//evil.example)."
+    kept = "Predictions are kept for 30 days"
+    answer = f"{kept} ht[9]tps://evil.example/x and <[9]img src=//evil.example> [1](//evil.example)."
     out, checker = await checked(KEPT, answer, check=check, links=LinkFilter([SOURCE]), fallback="keep")
     assert "https://" not in out
     assert "<img" not in out
