@@ -17,13 +17,7 @@ from app.admission import Admission
 from app.calls import CANCELLED, Conclusion, EngineCall, StopReason, checked, filter_of, filtered
 from app.chat import ChatRequest
 from app.engines.groups import EngineGroups
-from app.errors import (
-    EngineInterrupted,
-    EngineUnavailable,
-    FeaturesUnavailable,
-    RecordUnavailable,
-    ServiceError,
-)
+from app.errors import EngineInterrupted, EngineUnavailable, FeaturesUnavailable, RecordUnavailable, ServiceError
 from app.fallback import extract, is_stood_in_for, next_choice, wait_for
 from app.features import Asker, FeatureReader, shown
 from app.grounding import Grounds, Ratings, Search, citation_facts, find_grounds, fit_prompt, hit_facts, plan_for
