@@ -14,6 +14,7 @@ from app.admission import Place
 from app.chat import ChatRequest
 from app.engines import Engine
 from app.errors import EngineTimeout, UnfitAnswer
+from app.grounding import is_for_a_program
 from app.messages import FinishReason, Generation, Message, Piece, Sampling, Usage
 from app.predictions import Outcome, Prediction
 from app.releases import Release
@@ -22,7 +23,8 @@ from observability import genai
 from observability.spans import NOT_RECORDED, TraceSpan
 from observability.traces import RequestTrace
 from retrieval.citations import AnswerChecker, Citation, Verdict
-from retrieval.documents import Passage
+from retrieval.documents import Hit, Passage
+from retrieval.links import LinkFilter
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +175,24 @@ class EngineCall:
         prediction.valid = True
         prediction.predicted_class = answer if task.labels else None
         yield [Piece(text=answer), *(Piece(logprobs=piece.logprobs) for piece in pieces if piece.logprobs)]
+
+
+def filter_of(request: ChatRequest, task: Task, hits: Sequence[Hit], allowed: Sequence[str]) -> LinkFilter | None:
+    """What takes links and images out of an answer that rests on documents; none for an answer that a program reads."""
+    if not task.is_answer or is_for_a_program(request):
+        return None
+    # Of what stands in the sources or was said by the callers themselves, addresses may be told.
+    return LinkFilter([*(hit.passage.text for hit in hits), *(message.text for message in request.messages)], allowed)
+
+
+async def filtered(batches: AsyncGenerator[list[Piece], None], links: LinkFilter) -> AsyncGenerator[list[Piece], None]:
+    """Send an answer on that nobody checks, without links."""
+    async with aclosing(batches):
+        async for batch in batches:
+            if text := links.feed("".join([piece.text for piece in batch])):
+                yield [Piece(text=text)]
+    if text := links.finish():
+        yield [Piece(text=text)]
 
 
 async def checked(

@@ -25,6 +25,7 @@ from app.predictions import Prediction
 from app.releases import Choice, Release, Releases, RetrievalPlan
 from retrieval.citations import AnswerChecker
 from retrieval.documents import Passage
+from retrieval.links import LinkFilter
 
 EXTRACTIVE = "extractive"
 
@@ -71,7 +72,12 @@ async def wait_for(engine: Engine, prediction: Prediction) -> bool:
 
 
 async def extract(
-    question: str, grounds: Grounds, plan: RetrievalPlan, search: Search, marker: Callable[[int, Passage], str]
+    question: str,
+    grounds: Grounds,
+    plan: RetrievalPlan,
+    search: Search,
+    marker: Callable[[int, Passage], str],
+    links: LinkFilter | None,
 ) -> tuple[str, AnswerChecker] | None:
     """Answer by the sentences of the passages that answer best, cited; None where none does."""
     checker = AnswerChecker(
@@ -82,6 +88,7 @@ async def extract(
         similarity=search.similarity,
         marker=marker,
         shown=len(grounds.shown) if plan.context == "sentences" else None,
+        links=links,
     )
     text = await checker.finish()
     if checker.verdict.status != "replaced":

@@ -14,16 +14,10 @@ from typing import Any
 
 from app.access import Caller
 from app.admission import Admission
-from app.calls import CANCELLED, Conclusion, EngineCall, StopReason, checked
+from app.calls import CANCELLED, Conclusion, EngineCall, StopReason, checked, filter_of, filtered
 from app.chat import ChatRequest
 from app.engines.groups import EngineGroups
-from app.errors import (
-    EngineInterrupted,
-    EngineUnavailable,
-    FeaturesUnavailable,
-    RecordUnavailable,
-    ServiceError,
-)
+from app.errors import EngineInterrupted, EngineUnavailable, FeaturesUnavailable, RecordUnavailable, ServiceError
 from app.fallback import extract, is_stood_in_for, next_choice, wait_for
 from app.features import Asker, FeatureReader, shown
 from app.grounding import Grounds, Ratings, Search, citation_facts, find_grounds, fit_prompt, hit_facts, plan_for
@@ -53,6 +47,7 @@ class Gateway:
         admission: Admission,
         features: FeatureReader | None = None,
         record_required: bool = True,
+        link_hosts: Sequence[str] = (),
     ) -> None:
         self.releases = releases
         self.engines = engines
@@ -61,6 +56,7 @@ class Gateway:
         self.admission = admission
         self.features = features
         self.record_required = record_required
+        self.link_hosts = link_hosts
 
     def begin(
         self, request: ChatRequest, body: bytes, caller: Caller, trace: RequestTrace, *, conversation: str | None = None
@@ -264,8 +260,10 @@ class Answering:
         hits = grounds.hits
         if self.prediction.retrieval_outcome == "irrelevant":
             return self._abstain()
+        links = filter_of(self.request, release.task, hits, self._gateway.link_hosts)
         if is_extractive:
-            found = await extract(question_of(messages), grounds, self.plan, search, self.marker) if hits else None
+            given = question_of(messages), grounds, self.plan, search, self.marker, links
+            found = await extract(*given) if hits else None
             return self._quote(*found) if found else await self._answer_later()
         if not hits:
             return self._generate(bare)
@@ -281,7 +279,7 @@ class Answering:
         )
         check = self.plan.check
         if check == "off":
-            return self._generate(composed)
+            return filtered(self._generate(composed), links) if links else self._generate(composed)
         if check == "end":
             self._passages = [hit.passage for hit in hits]
         self._checker = AnswerChecker(
@@ -296,6 +294,7 @@ class Answering:
             rate=self._rate,
             marker=self.marker,
             shown=len(grounds.shown) if self.plan.context == "sentences" else None,
+            links=links,
         )
         return checked(self._generate(composed), self._checker, self.trace, check)
 

@@ -136,6 +136,7 @@ async def open_service(
             admission=_admission(settings),
             features=features.reader,
             record_required=settings.record == "required",
+            link_hosts=settings.retrieval.link_hosts,
         )
         shadows = Shadows(
             gateway,

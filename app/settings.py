@@ -162,6 +162,9 @@ class RetrievalSettings(Section):
     fusion: Literal["dbsf", "rrf"] = Field("dbsf", description="How the dense and the BM25 ranking become one.")
     passage_tokens: int = Field(200, ge=32, le=512, description="Size a passage is split to, in embedder tokens.")
     parser_processes: int = Field(1, ge=1)
+    link_hosts: tuple[Annotated[str, StringConstraints(pattern=r"^(\*|\.?[a-z0-9-]+(\.[a-z0-9-]+)*)$")], ...] = Field(
+        (), description="Hosts that links and images in answers from documents may lead to; `.corp` is all below it."
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -17,6 +17,7 @@ from typing import Literal
 from retrieval.abstention import ABSTENTION_TEXT, CheckPolicy, Relevance, relevance
 from retrieval.documents import Hit, Passage
 from retrieval.judging import Finding, Judge, Rate, Similarity, Status
+from retrieval.links import LinkFilter
 from retrieval.markers import claim_text, is_code, place
 from retrieval.sentences import sentence_ends
 
@@ -31,6 +32,9 @@ __all__ = [
     "best_sentences",
     "relevance",
 ]
+
+_MARK = "\ue000"
+"""Stands for a mark while the text around it is looked at: a character that no text has."""
 
 Reason = Literal[
     "none", "nothing_relevant", "unsupported_answer", "engine_abstained", "empty_answer", "engine_unavailable"
@@ -134,10 +138,12 @@ class AnswerChecker:
         rate: Rate | None = None,
         marker: Callable[[int, Passage], str] = plain_marker,
         shown: int | None = None,
+        links: LinkFilter | None = None,
     ) -> None:
         """`fallback` and `abstention` say what takes the place of an answer without a supported sentence.
 
-        `shown` says that the engine was given only the best sentences, of so many of the hits, the first ones.
+        `shown` says that the engine was given only the best sentences, of so many of the hits, the first ones. `links`
+        takes links and images out of what is written, whatever it is taken from.
         """
         self.citations: list[Citation] = []
         self.verdict = Verdict("answered")
@@ -147,6 +153,7 @@ class AnswerChecker:
         self._abstention = abstention
         self._rewrites = check == "sentence"
         self._marker = marker
+        self._links = links
         self._judge = Judge(question, hits, self._policy, similarity, shown=shown, rate=rate)
         self._buffer = ""
         self._scan_at = 0
@@ -163,9 +170,11 @@ class AnswerChecker:
 
     async def feed(self, text: str) -> str:
         """Take what the engine wrote next; return what may be sent now, possibly nothing."""
-        self._buffer += text
         if not self._rewrites:
+            text = self._links.feed(text) if self._links else text
+            self._buffer += text
             return text
+        self._buffer += text
         # A long sentence is looked at again only when it has grown by a part, to stay linear in its length.
         if len(self._buffer) < self._scan_at:
             return ""
@@ -175,11 +184,13 @@ class AnswerChecker:
 
     async def finish(self) -> str:
         """Take the end of the engine's text; return the rest of the answer, or what takes its place."""
+        rest = self._links.finish() if self._links and not self._rewrites else ""
+        self._buffer += rest
         checked = await self._check(final=True)
         if self._shares or not self._rewrites:
             abstained = self._said and not self._shares
             self._conclude("abstained" if abstained else "answered", self._reason())
-            return checked
+            return rest + checked
         return checked + await self._replace()
 
     async def _check(self, *, final: bool) -> str:
@@ -263,7 +274,7 @@ class AnswerChecker:
             if is_code(finding.text)
             else place(finding.text, finding.markers, finding.shown, finding.added)
         )
-        for part in parts:
+        for part in self._without_links(parts, at_line_start=not start or "\n" in out):
             written = part
             if isinstance(part, int):
                 number = self._numbers.setdefault(part, len(self._numbers) + 1)
@@ -278,6 +289,19 @@ class AnswerChecker:
             spots = [(hit, at, at) for hit in finding.cited]
         self._note(finding, start, at, [(hit, self._numbers[hit], left, right) for hit, left, right in spots])
         return out
+
+    def _without_links(self, parts: Sequence[str | int], *, at_line_start: bool) -> Sequence[str | int]:
+        """Filter the text around the marks: only now is it as it will be read."""
+        if self._links is None:
+            return parts
+        text = "".join([_MARK if isinstance(part, int) else part.replace(_MARK, "") for part in parts])
+        if (kept := self._links.whole(text, at_line_start=at_line_start)) == text:
+            return parts
+        marks = [part for part in parts if isinstance(part, int)]
+        if kept.count(_MARK) != len(marks):  # One stood inside of what was taken out.
+            return [kept.replace(_MARK, ""), *marks]
+        texts = kept.split(_MARK)
+        return [texts[0], *(part for pair in zip(marks, texts[1:], strict=True) for part in pair)]
 
     def _note(self, finding: Finding, start: int, end: int, spots: Sequence[tuple[int, int, int, int]]) -> None:
         """Note the citations of a sentence at `start:end`; a spot is hit, number, and the marker's span."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from retrieval.citations import AnswerChecker, CheckPolicy, Citation
 from retrieval.documents import Hit, Passage
 from retrieval.errors import IndexUnavailable
+from retrieval.links import LinkFilter
 from tests.properties import examples
 
 SOURCE = """# Retention
@@ -374,3 +375,25 @@ async def test_every_citation_is_true_to_its_source_and_to_the_answer(
     else:
         assert list(numbers) == list(range(1, len(numbers) + 1))
         assert checker.verdict.status == "abstained" or out or options
+
+
+@pytest.mark.parametrize("check", ["sentence", "end"])
+async def test_links_are_taken_out_and_no_mark_that_goes_leaves_one(check: Any) -> None:
+    kept = "Predictions are kept for 30 days"
+    answer = f"{kept} ht[9]tps://evil.example/x and <[9]img src=//evil.example> [1](//evil.example)."
+    out, checker = await checked(KEPT, answer, check=check, links=LinkFilter([SOURCE]), fallback="keep")
+    assert "https://" not in out
+    assert "<img" not in out
+    assert "](" not in out
+    for citation in checker.citations:
+        assert out[citation.marker_start : citation.marker_end] in ("[1]", "")
+
+
+@given(st.lists(st.integers(0, 120), max_size=6))
+async def test_without_links_a_stream_says_the_same_however_it_was_cut(cuts: list[int]) -> None:
+    answer = (
+        "Predictions are kept for 30 days [1] ![x](https://evil.example). See <a href='//evil.example'>it</a> `a<b`."
+    )
+    outs = {check: await checked(KEPT, answer, check=check, links=LinkFilter([])) for check in ("sentence", "end")}
+    for check, (whole, _) in outs.items():
+        assert (await checked(KEPT, answer, cuts=cuts, check=check, links=LinkFilter([])))[0] == whole
