@@ -119,9 +119,12 @@ class _Programs:
                 **self.owner,
             )
         status = folder / "data" / "postmaster.pid"
-        deadline = time.monotonic() + 30
-        while not (status.exists() and status.read_text().splitlines()[-1].strip() == "ready"):
+        deadline = time.monotonic() + 120
+        # It is there before it is written, and its last line says how the server is.
+        while not (status.exists() and status.read_text().rstrip().endswith("ready")):
             if server.poll() is not None or time.monotonic() > deadline:
+                server.kill()
+                server.wait()
                 raise RuntimeError(f"PostgreSQL does not start: {(folder / 'log').read_text()}")
             time.sleep(0.02)
         return server
@@ -131,7 +134,7 @@ class _Programs:
 
     def _run(self, program: str, *arguments: str | Path) -> None:
         done = subprocess.run(
-            [self.folder / program, *arguments], capture_output=True, text=True, timeout=50, **self.owner
+            [self.folder / program, *arguments], capture_output=True, text=True, timeout=150, **self.owner
         )
         if done.returncode:
             raise RuntimeError(f"{program} failed: {done.stderr}")

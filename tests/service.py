@@ -96,12 +96,12 @@ class Service:
         """An HTTP client with the tenant's key, or another."""
         headers = {"authorization": f"Bearer {key or self.key}", **options.pop("headers", {})}
         return httpx.AsyncClient(
-            base_url=self.url, headers=headers, timeout=20, trust_env=False, verify=NO_TLS, **options
+            base_url=self.url, headers=headers, timeout=60, trust_env=False, verify=NO_TLS, **options
         )
 
     def nobody(self, **options: Any) -> httpx.AsyncClient:
         """An HTTP client without a key."""
-        return httpx.AsyncClient(base_url=self.url, trust_env=False, verify=NO_TLS, **options)
+        return httpx.AsyncClient(base_url=self.url, timeout=60, trust_env=False, verify=NO_TLS, **options)
 
     def new_key(self, *, tenant: str = "default", scopes: tuple[str, ...] = EVERYTHING, **facts: Any) -> str:
         """Make another key while the service runs, as the command line does."""
@@ -287,6 +287,7 @@ async def serving(app: ASGIApp) -> AsyncIterator[str]:
     """Serve an application on a free port of loopback; gives its address."""
     config = server_config(app)
     config.port = 0
+    config.timeout_keep_alive = 600  # A busy machine uses a connection again after longer than the usual five seconds.
     server = _Server(config)
     task = asyncio.create_task(server.serve())
     while not server.started:
@@ -462,7 +463,7 @@ async def live_gateway(
         )
         url = await parts.enter_async_context(serving(watch.app(route)))
         headers = {"authorization": f"Bearer {key}"}
-        client = httpx.AsyncClient(base_url=url, headers=headers, timeout=20, trust_env=False, verify=NO_TLS)
+        client = httpx.AsyncClient(base_url=url, headers=headers, timeout=60, trust_env=False, verify=NO_TLS)
         await parts.enter_async_context(client)
         yield LiveGateway(url, gateway, Api(client, "default", key), History(shared), watch.metrics, spans)
         watch.measure()
