@@ -26,7 +26,7 @@ features = typer.Typer(
 )
 
 URL = "http://127.0.0.1:8080"
-ROWS_AT_ONCE = 5_000
+ROWS_AT_ONCE = 1_000
 POINTS_AT_ONCE = 500
 _JSON = {"content-type": "application/json"}
 

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
@@ -70,6 +70,7 @@ class FeastFeatures:
         self._slow = ThreadPoolExecutor(1, thread_name_prefix="feast-slow")
         self._known: dict[str, _Known] = {}
         self._known_at = 0.0
+        self._listing: Future[None] | None = None
         self._store: Any = None
 
     async def __aenter__(self) -> Self:
@@ -169,10 +170,12 @@ class FeastFeatures:
 
     async def describe(self) -> list[FeatureView]:
         """Give the views with one entity, and of them the features that are text, numbers or truths."""
-        return [known.view for _, known in sorted((await self._views()).items())]
+        return [known.view for _, known in sorted((await self._views(is_fresh=True)).items())]
 
     async def _find(self, view: str, names: Sequence[str]) -> _Known:
         known = (await self._views()).get(view)
+        if known is None:
+            known = (await self._views(is_fresh=True)).get(view)
         if known is None:
             raise NotFound(f"There is no feature view {view!r}; `GET /v1/features` lists those there are.")
         for name in names:
@@ -180,20 +183,29 @@ class FeastFeatures:
                 raise NotFound(f"The feature view {view!r} has no feature {name[:100]!r}.")
         return known
 
-    async def _views(self) -> dict[str, _Known]:
-        if not self._known_at or self._clock() - self._known_at > REFRESH_SECONDS:
-            self._known = await self._run(self._slow, self._listed)
-            self._known_at = self._clock()
+    async def _views(self, *, is_fresh: bool = False) -> dict[str, _Known]:
+        """What there is. A read does not wait for a newer list than the last one, which may stand behind a join."""
+        if self._listing is None or (
+            self._listing.done() and (is_fresh or self._clock() - self._known_at > REFRESH_SECONDS)
+        ):
+            self._listing = self._slow.submit(self._list)
+        if is_fresh or not self._known_at:
+            await self._told(self._listing)
         return self._known
 
-    def _listed(self) -> dict[str, _Known]:
+    def _list(self) -> None:
         known = (_view_of(each) for each in self._store.list_feature_views())
-        return {each.view.name: each for each in known if each is not None}
+        self._known = {each.view.name: each for each in known if each is not None}
+        self._known_at = self._clock()
 
     async def _run(self, pool: ThreadPoolExecutor, call: Callable[[], T]) -> T:
         """Do it in a thread; raises Unavailable, whatever Feast or what it rests on raises."""
+        return await self._told(pool.submit(call))
+
+    async def _told(self, future: Future[T]) -> T:
         try:
-            return await asyncio.wrap_future(pool.submit(call))
+            # Who leaves does not end what others may wait for.
+            return await asyncio.shield(asyncio.wrap_future(future))
         except ServiceError:
             raise
         except Exception as error:

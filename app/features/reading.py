@@ -12,7 +12,7 @@ import msgspec
 
 from app.errors import FeatureMissing, FeaturesUnavailable, NotFound, Unavailable
 from app.features.store import FeatureStore, FeatureValue
-from app.features.views import FeatureView, reference, shown_time, value_of
+from app.features.views import FeatureView, is_plain, reference, shown_time, value_of
 from app.releases import FeatureUse, Release
 
 READ_SECONDS = 0.25
@@ -70,7 +70,7 @@ class FeatureReader:
         return facts
 
     async def _values(self, tenant: str, use: FeatureUse, key: str | None) -> list[FeatureValue]:
-        if key is None:
+        if key is None or not is_plain(key):
             return [FeatureValue(None, "missing")] * len(use.names)
         try:
             async with asyncio.timeout(self._timeout_seconds):

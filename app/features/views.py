@@ -57,7 +57,7 @@ class FeatureView(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError("`entity`: is what a file calls a time: choose another name")
         if taken:
             raise ValueError(f"`features`: {taken[0]!r} is what a file calls something else: choose another name")
-        if not _is_plain(self.description):
+        if not is_plain(self.description):
             raise ValueError("`description`: must be text")
 
 
@@ -136,7 +136,7 @@ def entity_of(given: Any, field: str) -> str:
     """Read an entity's key, which may be a whole number; raises BadRow."""
     if isinstance(given, int) and not isinstance(given, bool):
         given = str(given)
-    if not (isinstance(given, str) and given.strip() and len(given) <= MAX_ENTITY and _is_plain(given)):
+    if not (isinstance(given, str) and given.strip() and len(given) <= MAX_ENTITY and is_plain(given)):
         raise BadRow(f"`{field}`: must be the entity's key, a text of 1 to {MAX_ENTITY} characters or a whole number")
     return given
 
@@ -183,7 +183,7 @@ def _value(name: str, kind: Type, given: Any, readers: Mapping[Type, Callable[[A
     return read
 
 
-def _is_plain(text: str) -> bool:
+def is_plain(text: str) -> bool:
     """Whether every database takes a text: it has no NUL, and no half of a character."""
     try:
         return b"\0" not in text.encode()
@@ -192,7 +192,7 @@ def _is_plain(text: str) -> bool:
 
 
 def _string(given: Any) -> str | None:
-    return given if isinstance(given, str) and len(given) <= MAX_CHARACTERS and _is_plain(given) else None
+    return given if isinstance(given, str) and len(given) <= MAX_CHARACTERS and is_plain(given) else None
 
 
 def _integer(given: Any) -> int | None:

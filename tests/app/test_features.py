@@ -441,6 +441,13 @@ async def test_a_release_says_where_the_entity_is_from(key, asker, entity):
     assert len(shelf.asked) == 1
 
 
+@pytest.mark.parametrize("entity", ["\0", "\ud800", "c\0"])
+async def test_a_key_that_no_database_takes_is_one_that_nobody_has(entity):
+    shelf = Shelf(PRO)
+    (plan, _) = await FeatureReader(shelf).read("t", [use()], Asker({"customer": entity}))
+    assert (plan["state"], shelf.asked) == ("missing", [])
+
+
 @pytest.mark.parametrize("error", [Unavailable("away"), None], ids=["away", "slow"])
 async def test_a_store_that_is_away_or_slow_costs_a_request_no_more_than_its_time(error):
     shelf = Shelf(error=error)

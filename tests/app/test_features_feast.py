@@ -159,6 +159,19 @@ async def test_a_read_too_many_finds_the_store_away_and_the_loop_is_free(repo):
         assert (await store.read("default", "plans", ["plan"], "1"))[0].value == "cancelled"
 
 
+async def test_a_read_does_not_wait_for_the_registry_behind_a_join(repo):
+    """What there is in the repository is looked at again now and then: beside reads, not before them."""
+    go_on, moment = threading.Event(), NOW.timestamp()
+    async with FeastFeatures(repo, tenants=["default"], clock=lambda: moment) as store:
+        assert (await store.read("default", "plans", ["plan"], "1"))[0].value == "cancelled"
+        held = store._slow.submit(go_on.wait, 30)
+        moment += 60
+        assert (await store.read("default", "plans", ["plan"], "1"))[0].value == "cancelled"
+        assert not held.done()
+        go_on.set()
+        assert [view.name for view in await store.describe()] == ["plans"]
+
+
 @pytest.mark.parametrize(
     ("raised", "told"), [(ValueError("canary"), Unavailable), (NotImplementedError(), Conflict)], ids=["error", "no"]
 )
