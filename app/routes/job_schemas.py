@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from app.errors import from_retrieval
+from app.errors import ServiceError, from_retrieval
 from app.routes.schemas import Fact, Key, Name, Wire
 from retrieval import errors as retrieval_errors
 from retrieval.errors import RetrievalError
@@ -33,14 +33,12 @@ class JobError(BaseModel):
         """What an upload that waited would have been told."""
         if kind is None:
             return None
-        found = getattr(retrieval_errors, kind, RetrievalError)
-        is_plain = (
-            isinstance(found, type) and issubclass(found, RetrievalError) and found.__init__ is Exception.__init__
-        )
-        error = from_retrieval(found(message or "")) if is_plain else None
         if kind == "NotUploaded":
             return cls(code="not_found", message=message or "")
-        return cls(code=error.code if error else "internal_error", message=error.message if error else message or "")
+        name, _, limit = kind.partition(".")
+        found: Any = getattr(retrieval_errors, name, RetrievalError)
+        error = from_retrieval(found(message or "", limit) if limit else found(message or ""))
+        return cls(code=error.code, message=message or "" if type(error) is ServiceError else error.message)
 
 
 class JobDocument(BaseModel):

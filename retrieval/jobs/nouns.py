@@ -51,7 +51,7 @@ class Item:
     embedded: int
     reused: int
     error: str | None
-    """The kind of error, a class of `retrieval.errors`."""
+    """The kind of error: a class of `retrieval.errors`, and for LimitExceeded a dot and the limit."""
     message: str | None
     attempts: int
     finished_at: datetime | None

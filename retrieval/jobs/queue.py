@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from retrieval.documents import Ingested, Scope
-from retrieval.errors import DocumentNotFound, IndexUnavailable, JobEnded, QueueFull, RetrievalError
+from retrieval.errors import DocumentNotFound, IndexUnavailable, JobEnded, QueueFull, RetrievalError, UnsupportedType
 from retrieval.ingesting import version_of
 from retrieval.jobs import ledger, reading, syncing
 from retrieval.jobs.nouns import Entry, Failure, Item, Job, Limits, Plan, Tally
@@ -97,7 +97,12 @@ class Ingestion:
             QueueFull: Too much waits already.
             IndexUnavailable: The document store, or its disk, does not take it.
         """
-        media_type_of(content, name=name, media_type=media_type)
+        try:
+            media_type_of(content, name=name, media_type=media_type)
+        except UnsupportedType:
+            if self._tally:
+                self._tally.ingested("refused", 0.0)
+            raise
         version = await asyncio.to_thread(version_of, content)
         facts: dict[str, Any] = {"media_type": media_type, "metadata": metadata or {}}
         if (settled := await self._settle(scope, name, content, version, facts, who)) is not None:

@@ -19,6 +19,7 @@ from retrieval.errors import (
     DocumentOwned,
     IndexUnavailable,
     JobEnded,
+    LimitExceeded,
     RetrievalError,
     UnreadableDocument,
 )
@@ -219,7 +220,7 @@ class Workers:
         await self._after(item, "deleted", started, JobEnded(""))
 
     async def _fail(self, item: Item, error: RetrievalError, started: float) -> None:
-        await self._file.write(ledger.fail, item, self._limits, (type(error).__name__, str(error)))
+        await self._file.write(ledger.fail, item, self._limits, (_kind(error), str(error)))
         await self._after(item, "refused", started, error)
 
     async def _after(self, item: Item, outcome: str, started: float, ending: Ingested | RetrievalError) -> None:
@@ -227,6 +228,12 @@ class Workers:
         if self._tally:
             self._tally.ingested(outcome, perf_counter() - started)
         await self.let_go(item, ending)
+
+
+def _kind(error: RetrievalError) -> str:
+    """The class of an error, and of a limit which one: what it can be told by again."""
+    name = type(error).__name__
+    return f"{name}.{error.limit}" if isinstance(error, LimitExceeded) else name
 
 
 def _reused(ingested: Ingested) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from app.routes.job_schemas import JobError
 from tests.fake_tgi import FakeTGI
 from tests.service import Api, Service, live_service, until
 
@@ -107,10 +108,41 @@ async def test_what_cannot_be_read_is_an_error_for_who_waits_and_a_failed_docume
     assert (await api.client.get(f"/v1/jobs/{job['id']}/documents?state=done")).json()["data"] == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        ("UnreadableDocument", "unreadable_document"),
+        ("UnsupportedType", "unsupported_media_type"),
+        ("LimitExceeded.max_pages", "document_limit_exceeded"),
+        ("DocumentOwned", "conflict"),
+        ("IndexUnavailable", "retrieval_unavailable"),
+        ("NotUploaded", "not_found"),
+        ("RetrievalError", "internal_error"),
+        ("NoLongerKnown", "internal_error"),
+    ],
+)
+def test_an_error_on_record_has_the_code_that_who_waited_was_told(kind, code):
+    error = JobError.of(kind, "why")
+    assert error is not None
+    assert error.code == code
+    assert error.message
+
+
 async def test_a_job_that_is_done_stays_done_when_it_is_cancelled(api):
     job = await ended(api, (await upload(api)).json()["id"])
     cancelled = await api.client.post(f"/v1/jobs/{job['id']}/cancel")
     assert (cancelled.status_code, cancelled.json()["state"]) == (200, "done")
+
+
+async def test_a_prediction_keeps_the_quote_and_the_version_it_cited_of_a_document_that_is_deleted(api):
+    document = await api.add("tower.txt", TOWER)
+    answer = await api.answer("How tall is the tower?")
+    before = await api.record()
+    assert before["passages"][0]["document_version"] == document["version"]
+    assert (await api.client.delete(f"/v1/documents/{document['id']}")).status_code == 200
+    after = (await api.client.get(f"/v1/predictions/{answer['id']}")).json()
+    assert (after["passages"], after["citations"]) == (before["passages"], before["citations"])
+    assert (await api.client.post("/v1/search", json={"query": "tower"})).json()["hits"] == []
 
 
 async def test_jobs_are_listed_in_pages(api):

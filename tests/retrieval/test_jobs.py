@@ -245,7 +245,7 @@ async def test_a_document_that_ends_the_process_is_not_tried_for_ever(tmp_path: 
         left.execute("UPDATE job_items SET state = 'running', attempts = 1")
     async with opened(tmp_path, limits=Limits(max_attempts=1)) as world:
         job = await ended(world, accepted.job_id)
-        assert (job.state, job.failures[0].error) == ("failed", "LimitExceeded")
+        assert (job.state, job.failures[0].error) == ("failed", "UnreadableDocument")
 
 
 async def test_no_door_leads_to_another_tenants_jobs(world: World) -> None:
