@@ -17,13 +17,7 @@ from app.admission import Admission
 from app.calls import CANCELLED, Conclusion, EngineCall, StopReason, checked
 from app.chat import ChatRequest
 from app.engines.groups import EngineGroups
-from app.errors import (
-    EngineInterrupted,
-    EngineUnavailable,
-    FeaturesUnavailable,
-    RecordUnavailable,
-    ServiceError,
-)
+from app.errors import EngineInterrupted, EngineUnavailable, FeaturesUnavailable, RecordUnavailable, ServiceError
 from app.fallback import extract, is_stood_in_for, next_choice, wait_for
 from app.features import Asker, FeatureReader, shown
 from app.grounding import Grounds, Ratings, Search, citation_facts, find_grounds, fit_prompt, hit_facts, plan_for
@@ -35,7 +29,7 @@ from app.rollouts import identity_of
 from observability import genai
 from observability.traces import RequestTrace
 from retrieval.citations import AnswerChecker, Verdict, plain_marker
-from retrieval.documents import Passage, Scope
+from retrieval.documents import Hit, Passage, Scope
 
 _NO_HEADERS: Mapping[bytes, bytes] = {}
 
@@ -115,6 +109,8 @@ class Answering:
         self._checker: AnswerChecker | None = None
         self._rate: Ratings | None = None
         self._passages: Sequence[Passage] = ()
+        self.found: Sequence[Hit] = ()
+        """What the search gave for the answer."""
         self.verdict: Verdict | None = None
         self.marker: Callable[[int, Passage], str] = plain_marker
         """How a citation is written into the answer; by default `[n]`."""
@@ -232,7 +228,7 @@ class Answering:
         prediction = self.prediction
         prediction.passages = prediction.messages = prediction.question = prediction.index_version = None
         prediction.question_embedding = prediction.features = None
-        self._passages = ()
+        self._passages = self.found = ()
         self._take(choice)
 
     async def _wait(self) -> None:
@@ -328,6 +324,7 @@ class Answering:
         prediction.retrieval_outcome = grounds.outcome
         prediction.index_version = grounds.index_version
         prediction.question_embedding = grounds.embedding
+        self.found = grounds.found
         prediction.passages = [hit_facts(hit) for hit in grounds.found]
         self.embed_seconds = grounds.embed_seconds
         genai.end_retrieval(
