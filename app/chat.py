@@ -150,7 +150,7 @@ def _check(request: _Sent, *, remote_images: bool) -> None:
     check_turns(request.messages, remote_images=remote_images)
     _refuse_unsupported(request)
     if request.metadata:
-        _check_metadata(request.metadata)
+        check_metadata(request.metadata)
 
 
 def _refuse_unsupported(request: _Sent) -> None:
@@ -168,7 +168,12 @@ def _refuse_unsupported(request: _Sent) -> None:
         )
 
 
-def _check_metadata(metadata: dict[str, Any]) -> None:
+def check_metadata(metadata: dict[str, Any]) -> None:
+    """Check what a caller sends along, and take out what is null.
+
+    Raises:
+        InvalidRequest: there is too much of it.
+    """
     for key in [key for key, value in metadata.items() if value is None]:
         del metadata[key]
     if len(metadata) > 16:

@@ -29,7 +29,7 @@ from app.rollouts import identity_of
 from observability import genai
 from observability.traces import RequestTrace
 from retrieval.citations import AnswerChecker, Verdict, plain_marker
-from retrieval.documents import Passage, Scope
+from retrieval.documents import Hit, Passage, Scope
 
 _NO_HEADERS: Mapping[bytes, bytes] = {}
 
@@ -111,6 +111,8 @@ class Answering:
         self._checker: AnswerChecker | None = None
         self._rate: Ratings | None = None
         self._passages: Sequence[Passage] = ()
+        self.found: Sequence[Hit] = ()
+        """What the search gave for the answer."""
         self.verdict: Verdict | None = None
         self.marker: Callable[[int, Passage], str] = plain_marker
         """How a citation is written into the answer; by default `[n]`."""
@@ -228,7 +230,7 @@ class Answering:
         prediction = self.prediction
         prediction.passages = prediction.messages = prediction.question = prediction.index_version = None
         prediction.question_embedding = prediction.features = None
-        self._passages = ()
+        self._passages = self.found = ()
         self._take(choice)
 
     async def _wait(self) -> None:
@@ -327,6 +329,7 @@ class Answering:
         prediction.retrieval_outcome = grounds.outcome
         prediction.index_version = grounds.index_version
         prediction.question_embedding = grounds.embedding
+        self.found = grounds.found
         prediction.passages = [hit_facts(hit) for hit in grounds.found]
         self.grounds = grounds
         genai.end_retrieval(

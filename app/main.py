@@ -49,7 +49,9 @@ from app.review import open_review
 from app.routes.api import create_api, for_browsers
 from app.routes.chat import ChatRoute
 from app.routes.dependencies import Services
-from app.routes.front import Front
+from app.routes.forms import ChatForm
+from app.routes.front import CHAT_PATH, RESPONSES_PATH, Front
+from app.routes.responses import ResponsesForm
 from app.settings import LimitSettings, Settings
 from app.shadows import Shadows
 from observability.logs import Log
@@ -220,6 +222,7 @@ async def open_service(
             public_url=public_url,
             open_metrics=settings.open_metrics,
         )
+        remote_images = settings.limits.remote_images
         chat = ChatRoute(
             gateway,
             shadows=shadows,
@@ -232,12 +235,15 @@ async def open_service(
             max_body_bytes=settings.limits.max_body_bytes,
             timeout_seconds=settings.limits.request_timeout_seconds,
             public_url=public_url,
-            remote_images=settings.limits.remote_images,
+            form=ChatForm(remote_images=remote_images),
+        )
+        responses = ResponsesForm(
+            predictions, history, collection=settings.qdrant.collection, remote_images=remote_images
         )
         largest_body_bytes = settings.limits.max_document_bytes * 2  # In base64, or in a form, a document grows.
         front = Front(
             create_api(VERSION, services, max_body_bytes=largest_body_bytes),
-            chat=chat,
+            lanes={CHAT_PATH: chat, RESPONSES_PATH: chat.speaking(responses)},
             max_body_bytes=largest_body_bytes,
             access=access,
             links=links,

@@ -15,7 +15,13 @@ OPEN = {"/healthz", "/readyz"}
 """What anybody may ask; it stands here again, so that opening another path is noticed."""
 STEPS = ("canary", "shadow", "promote", "rollback", "pause", "resume")
 SCOPES = {
-    "chat": ["POST /v1/chat/completions", "GET /v1/models", "GET /v1/models/{model}", "POST /v1/embeddings"],
+    "chat": [
+        "POST /v1/chat/completions",
+        "POST /v1/responses",
+        "GET /v1/models",
+        "GET /v1/models/{model}",
+        "POST /v1/embeddings",
+    ],
     "documents:read": [
         "GET /v1/documents",
         "GET /v1/documents/{document_id}",
@@ -40,6 +46,7 @@ SCOPES = {
         "GET /v1/predictions/count",
         "GET /v1/predictions/export",
         "GET /v1/predictions/{prediction_id}",
+        "GET /v1/responses/{response_id}",
         "GET /v1/predictions/{prediction_id}/lineage",
         "GET /v1/lineage/documents/{document_id}",
         "GET /v1/lineage/releases/{release}",
@@ -159,6 +166,7 @@ TRAINING_RUN = run_of("tone-run", "a" * 64, DATASET.manifest["digest"])
 DIGESTS = {"adapters": "a" * 64, "dataset-rows": ROW.digest, "datasets": DATASET.manifest["digest"]}
 NEEDED = {route: scope for scope, routes in SCOPES.items() for route in routes}
 BODIES = {
+    "POST /v1/responses": {"model": "hallmark", "input": "Hello"},
     "POST /v1/chat/completions": {"model": "hallmark", "messages": [{"role": "user", "content": "Hello"}]},
     "POST /v1/embeddings": {"model": "hashing", "input": "x"},
     "POST /v1/search": {"query": "gold"},
@@ -206,8 +214,8 @@ ROUTES = [
 
 UNKNOWN = {
     **dict.fromkeys(
-        ("prediction_id", "feedback_id", "label_id", "review_id", "item_id", "boost_id", "alert_id", "silence_id",
-         "erasure_id", "build_id", "job_id"),
+        ("prediction_id", "response_id", "feedback_id", "label_id", "review_id", "item_id", "boost_id", "alert_id",
+         "silence_id", "erasure_id", "build_id", "job_id"),
         NOBODYS,
     ),
     "document_id": "nobodys",

@@ -1,19 +1,22 @@
-"""`POST /v1/chat/completions`, on plain ASGI: decode, ask the gateway, send what it yields.
+"""What answers, on plain ASGI: read the request in its form, ask the gateway, send what it yields.
+
+`POST /v1/chat/completions` is one form of it, `POST /v1/responses` another; all between the two is the same.
 
 An error before the first event keeps its HTTP status; a later one is one typed error event and never a clean end
 mark. A client that hangs up cancels the work, streamed or not.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from copy import copy
 from time import perf_counter
+from typing import Self
 
 from starlette.types import Receive, Scope, Send
 
 from app.access import Access, Caller
 from app.calls import Conclusion
-from app.chat import CitationStyle, decode_chat_request
 from app.errors import (
     EngineTimeout,
     InvalidRequest,
@@ -29,9 +32,9 @@ from app.messages import Piece
 from app.predictions import Prediction
 from app.privacy.policies import read_level
 from app.rates import RateLimits, Taken
-from app.routes.completions import Completion
-from app.routes.errors import envelope
-from app.routes.front import CHAT_PATH, respond
+from app.routes.completions import broken_off
+from app.routes.forms import ChatForm, Form, Headers, Rendering
+from app.routes.front import respond
 from app.routes.watch import Watch
 from app.shadows import Shadows
 from observability.logs import Log, RequestIds, request_ids
@@ -39,9 +42,6 @@ from observability.metrics import Metrics
 from observability.telemetry import Telemetry
 from observability.traces import RequestTrace
 from retrieval.documents import Passage
-
-Headers = Mapping[bytes, bytes]
-"""A request's headers by lower-case name; of a repeated one the last."""
 
 KEEP_HEADER = b"x-hallmark-keep"
 """How much of what is said a request wants kept at most."""
@@ -58,7 +58,7 @@ _SSE = (
 
 
 class ChatRoute:
-    """The route as an ASGI application."""
+    """A route that answers as an ASGI application; by default in the form of OpenAI's chat completions."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class ChatRoute:
         max_body_bytes: int,
         timeout_seconds: float,
         public_url: str | None = None,
-        remote_images: bool = False,
+        form: Form | None = None,
     ) -> None:
         self._gateway = gateway
         self._shadows = shadows
@@ -87,13 +87,20 @@ class ChatRoute:
         self._max_body_bytes = max_body_bytes
         self._timeout_seconds = timeout_seconds
         self._public_url = public_url
-        self._remote_images = remote_images
+        self._form = form or ChatForm()
+        self._path = self._form.path
+
+    def speaking(self, form: Form) -> Self:
+        """The same route in another form."""
+        other = copy(self)
+        other._form, other._path = form, form.path  # noqa: SLF001 - it is one of its own.
+        return other
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; whatever happens, its telemetry ends once and with the status that was sent."""
         started = perf_counter()
         headers = dict(scope["headers"])
-        trace = self._telemetry.begin(headers.get(b"traceparent"), route=CHAT_PATH, method="POST", scope=scope)
+        trace = self._telemetry.begin(headers.get(b"traceparent"), route=self._path, method="POST", scope=scope)
         reply = Reply(send)
         answering: Answering | None = None
         taken: Taken | None = None
@@ -107,6 +114,7 @@ class ChatRoute:
             await self._serve(scope, headers, receive, answering, reply)
         except ServiceError as failure:
             error = failure
+            self._form.explain(failure)
             await reply.fail(failure, answering.prediction.id if answering else trace.trace_id)
         except Exception:
             error = ServiceError("Something went wrong on our side; the request id helps us find it.")
@@ -129,11 +137,11 @@ class ChatRoute:
 
     async def _begin(self, headers: Headers, receive: Receive, caller: Caller, trace: RequestTrace) -> Answering:
         body = await read_body(headers, receive, self._max_body_bytes)
-        request = decode_chat_request(body, remote_images=self._remote_images)
+        request, body, conversation = await self._form.read(body, caller)
         kept = headers.get(KEEP_HEADER)
         level = read_level(kept.decode("latin-1")) if kept is not None else None
-        conversation = headers.get(b"x-conversation-id") or headers.get(b"x-openwebui-chat-id")
-        named = conversation.decode("latin-1")[:512] if conversation else None
+        header = headers.get(b"x-conversation-id") or headers.get(b"x-openwebui-chat-id")
+        named = header.decode("latin-1")[:512] if header else conversation
         answering = self._gateway.begin(request, body, caller, trace, conversation=named)
         answering.prediction.conversation = named
         answering.prediction.kept = level
@@ -159,13 +167,13 @@ class ChatRoute:
         def link(passage: Passage) -> str:
             return base + self._links.path(prediction.tenant, passage.document_id, passage.n, passage.document_version)
 
-        style = _style(headers, answering)
+        style = self._form.style(headers, answering.request)
         if style == "markdown":
             answering.marker = lambda n, passage: f"[[{n}]]({link(passage)})"
 
-        def render() -> Completion:
+        def render() -> Rendering:
             # Only once the answer has begun it is certain which release gives it.
-            return Completion(answering.request, prediction, answering.release, link=link, style=style)
+            return self._form.rendering(answering, link=link, style=style)
 
         watch = Watch(receive, self._timeout_seconds, stop=answering.stop)
         try:
@@ -185,7 +193,7 @@ class ChatRoute:
     async def _whole(
         self,
         events: AsyncGenerator[list[Piece] | Conclusion, None],
-        render: Callable[[], Completion],
+        render: Callable[[], Rendering],
         answering: Answering,
         reply: "Reply",
     ) -> None:
@@ -200,20 +208,21 @@ class ChatRoute:
     async def _stream(
         self,
         events: AsyncGenerator[list[Piece] | Conclusion, None],
-        render: Callable[[], Completion],
+        render: Callable[[], Rendering],
         answering: Answering,
         reply: "Reply",
     ) -> None:
-        completion: Completion | None = None
+        rendering: Rendering | None = None
         async for event in events:
             opening = b""
-            if completion is None:
-                completion = render()
+            if rendering is None:
+                rendering = render()
+                reply.broken_off = rendering.broken_off
                 await reply.start([*_SSE, *_named(answering)])
-                opening = completion.role()
+                opening = rendering.opening()
             if isinstance(event, Conclusion):
-                await reply.send(opening + completion.ending(event), more=False)
-            elif chunks := opening + completion.chunks(event):
+                await reply.send(opening + rendering.ending(event), more=False)
+            elif chunks := opening + rendering.chunks(event):
                 await reply.send(chunks)
 
     def _account(
@@ -231,8 +240,8 @@ class ChatRoute:
         if isinstance(error, Overloaded | RateLimited):
             self._metrics.refused(error.code)
         if answering is None:
-            self._metrics.answer(route=CHAT_PATH, release="", status=shown, outcome="failed", seconds=seconds)
-            self._log.access("POST", CHAT_PATH, shown, seconds, trace_id=trace.trace_id, outcome="failed")
+            self._metrics.answer(route=self._path, release="", status=shown, outcome="failed", seconds=seconds)
+            self._log.access("POST", self._path, shown, seconds, trace_id=trace.trace_id, outcome="failed")
             return
         prediction, place, grounds = answering.prediction, answering.place, answering.grounds
         if place.waited_seconds is None and prediction.outcome == "open":  # It got no place, and is not on record.
@@ -240,7 +249,7 @@ class ChatRoute:
         release = prediction.release_name or ""
         prompt_tokens, completion_tokens = prediction.prompt_tokens or 0, prediction.completion_tokens or 0
         self._metrics.answer(
-            route=CHAT_PATH,
+            route=self._path,
             release=release,
             status=shown,
             outcome=prediction.outcome,
@@ -266,7 +275,7 @@ class ChatRoute:
             self._metrics.abstained(release, answering.verdict.reason)
         self._log.access(
             "POST",
-            CHAT_PATH,
+            self._path,
             shown,
             seconds,
             trace_id=trace.trace_id,
@@ -287,6 +296,8 @@ class Reply:
         self.status: int | None = None
         self.also: Sequence[tuple[bytes, bytes]] = ()
         """Headers that the response has in any case."""
+        self.broken_off: Callable[[ServiceError, str], bytes] = broken_off
+        """Makes the last events of a stream that an error ends."""
         self._done = False
 
     async def start(self, headers: list[tuple[bytes, bytes]], status: int = 200) -> None:
@@ -305,12 +316,12 @@ class Reply:
         await self.send(body, more=False)
 
     async def fail(self, error: ServiceError, request_id: str) -> None:
-        """Send an error: as the response, or, once that has begun, as the stream's last event."""
+        """Send an error: as the response, or, once that has begun, as the end of the stream."""
         if self.status is None:
             self.status = error.status
             await respond(self._send, error, request_id, also=self.also)
         elif not self._done:
-            await self.send(b"event: error\ndata: " + envelope(error, request_id) + b"\n\n", more=False)
+            await self.send(self.broken_off(error, request_id), more=False)
 
 
 async def read_body(headers: Headers, receive: Receive, max_bytes: int) -> bytes:
@@ -361,18 +372,6 @@ def _tokens(prediction: Prediction) -> int | None:
     counted = (prediction.prompt_tokens or 0) + (prediction.completion_tokens or 0)
     has_engine_spoken = prediction.queue_seconds is not None
     return None if not counted and has_engine_spoken else counted
-
-
-def _style(headers: Headers, answering: Answering) -> CitationStyle:
-    """How the caller wants citations: as they said, or as Open WebUI's own headers tell."""
-    options = answering.request.retrieval
-    if options is not None and options.style is not None:
-        return options.style
-    return "openwebui" if any(map(_is_openwebui, headers)) else "annotations"
-
-
-def _is_openwebui(name: bytes) -> bool:
-    return name.startswith(b"x-openwebui-")
 
 
 def _own_address(scope: Scope, headers: Headers) -> str:

@@ -11,9 +11,11 @@ import msgspec
 
 from app.calls import Conclusion
 from app.chat import ChatRequest, CitationStyle
+from app.errors import ServiceError
 from app.messages import FinishReason, Piece, Usage, whole_tool_calls
 from app.predictions import Prediction
 from app.releases import Release
+from app.routes.errors import envelope
 from retrieval.citations import Citation, Verdict
 from retrieval.documents import Passage
 
@@ -101,6 +103,11 @@ def title_of(passage: Passage) -> str:
     return f"{name}, page {passage.page}" if passage.page else name
 
 
+def broken_off(error: ServiceError, request_id: str) -> bytes:
+    """The event that ends a stream that failed."""
+    return b"event: error\ndata: " + envelope(error, request_id) + b"\n\n"
+
+
 class Completion:
     """Renders one answer, whole or as a stream."""
 
@@ -124,8 +131,8 @@ class Completion:
             self._before_delta = opening
             self._role = opening + b'{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]}\n\n'
 
-    def role(self) -> bytes:
-        """The first chunk of a stream."""
+    def opening(self) -> bytes:
+        """The first chunk of a stream: the role."""
         return self._role
 
     def chunks(self, pieces: Sequence[Piece]) -> bytes:
@@ -161,6 +168,10 @@ class Completion:
             parts.append(self._chunk({"choices": [], "usage": conclusion.usage}))
         parts.append(DONE)
         return b"".join(parts)
+
+    def broken_off(self, error: ServiceError, request_id: str) -> bytes:
+        """The event that ends a stream that failed."""
+        return broken_off(error, request_id)
 
     def whole(self, pieces: Sequence[Piece], conclusion: Conclusion) -> bytes:
         """The body of an answer that is not streamed."""

@@ -1,7 +1,8 @@
 """The description of the API, `/openapi.json`: what FastAPI finds out itself, and what it cannot see.
 
-The chat route answers on a lane of its own, so its schema is made here, from the very types it decodes. What is nested
-inside an optional field becomes a named schema: a generated client then has `RetrievalOptionsMode`, not `...Type0`.
+The routes that answer have a lane of their own, so their schema is made here, from the very types they decode. What is
+nested inside an optional field becomes a named schema: a generated client then has `RetrievalOptionsMode`, not
+`...Type0`.
 """
 
 from collections.abc import Iterator
@@ -14,14 +15,16 @@ from app.chat import ChatRequest
 from app.lineage import Dataset, DatasetPage, Trace, TrainingRun, UsedBy
 from app.privacy.policies import LEVELS
 from app.releases import Release
+from app.responses import ResponseRequest
 from app.routes.completions import ChatCompletion, ChatCompletionChunk
 from app.routes.datasets import BuildRequest, ImportRequest
 from app.routes.dependencies import errors
 from app.routes.documents import UPLOAD_SCHEMAS
 from app.routes.feature_schemas import FeatureRowsRequest
-from app.routes.front import CHAT_PATH, OPEN_PATHS
+from app.routes.front import CHAT_PATH, OPEN_PATHS, RESPONSES_PATH
 from app.routes.jobs import SYNC_SCHEMAS
 from app.routes.lineage import Registered
+from app.routes.response_objects import ResponseEvent, ResponseObject
 
 _REF = "#/components/schemas/{name}"
 
@@ -64,15 +67,17 @@ def describe(api: FastAPI) -> None:
 def _complete(description: dict[str, Any]) -> dict[str, Any]:
     components = description.setdefault("components", {})
     schemas: dict[str, Schema] = components.setdefault("schemas", {})
-    (request, completion, chunk), found = msgspec.json.schema_components(
-        [ChatRequest, ChatCompletion, ChatCompletionChunk], ref_template=_REF
+    (chat, completion, chunk, asked, response, event), found = msgspec.json.schema_components(
+        [ChatRequest, ChatCompletion, ChatCompletionChunk, ResponseRequest, ResponseObject, ResponseEvent],
+        ref_template=_REF,
     )
     schemas.update(found, **_release_schemas(), **_lineage_schemas())
     for model in (*UPLOAD_SCHEMAS, *SYNC_SCHEMAS):
         schema = model.model_json_schema(ref_template=_REF.replace("{name}", "{model}"))
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema
-    description["paths"][CHAT_PATH] = {"post": _chat(request, completion, chunk)}
+    description["paths"][CHAT_PATH] = {"post": _answering(_CHAT, chat, completion, _chat_event(chunk))}
+    description["paths"][RESPONSES_PATH] = {"post": _answering(_RESPONSES, asked, response, _response_event(event))}
     components["securitySchemes"] = {
         "key": {"type": "http", "scheme": "bearer", "description": "An API key: `hallmark keys create` makes one."}
     }
@@ -166,7 +171,41 @@ def _event(content: Schema, **fields: Schema) -> Schema:
     return {"type": "object", "properties": {"data": data, **fields}, "required": ["data", *fields]}
 
 
-def _chat(request: Schema, completion: Schema, chunk: Schema) -> dict[str, Any]:
+_CHAT = {
+    "operationId": "create_chat_completion",
+    "tags": ["chat"],
+    "description": "Answer a conversation, from the tenant's documents where they bear on it.\n\n"
+    "OpenAI's chat completion with citations. With `stream` the answer is a series of server-sent events that "
+    "ends with `[DONE]`; an error after the first one is an `error` event and ends the series.",
+}
+_RESPONSES = {
+    "operationId": "create_response",
+    "tags": ["chat"],
+    "description": "Answer a conversation in the form of OpenAI's responses.\n\n"
+    "The search and the answer are items of the output, citations are annotations of its text. With `stream` it is a "
+    "series of OpenAI's typed events; an error after the first one is a `response.failed` event and ends the series.",
+}
+
+
+def _chat_event(chunk: Schema) -> Schema:
+    error = {"$ref": _REF.format(name="ErrorEnvelope")}
+    return {
+        "description": "One server-sent event: a chunk, an error when the answer broke off, or the end mark `[DONE]`.",
+        "anyOf": [
+            {"type": "object", "properties": {"data": {"const": "[DONE]"}}, "required": ["data"]},
+            _event(chunk),
+            _event(error, event={"const": "error"}),
+        ],
+    }
+
+
+def _response_event(event: Schema) -> Schema:
+    described = _event(event, event={"type": "string", "description": "The type that the data has too."})
+    return {"description": "One server-sent event, as OpenAI's API has them.", **described}
+
+
+def _answering(operation: dict[str, Any], request: Schema, answer: Schema, event: Schema) -> dict[str, Any]:
+    """A route that answers, whole or as a stream of events."""
     responses = {
         str(status): {
             "description": meaning["description"],
@@ -178,21 +217,8 @@ def _chat(request: Schema, completion: Schema, chunk: Schema) -> dict[str, Any]:
         "x-prediction-id": {"description": "Ask `/v1/predictions/{id}` for the record.", "schema": {"type": "string"}},
         "x-release": {"description": "The release that answered, `name@number`.", "schema": {"type": "string"}},
     }
-    error = {"$ref": _REF.format(name="ErrorEnvelope")}
-    event = {
-        "description": "One server-sent event: a chunk, an error when the answer broke off, or the end mark `[DONE]`.",
-        "anyOf": [
-            {"type": "object", "properties": {"data": {"const": "[DONE]"}}, "required": ["data"]},
-            _event(chunk),
-            _event(error, event={"const": "error"}),
-        ],
-    }
     return {
-        "operationId": "create_chat_completion",
-        "tags": ["chat"],
-        "description": "Answer a conversation, from the tenant's documents where they bear on it.\n\n"
-        "OpenAI's chat completion with citations. With `stream` the answer is a series of server-sent events that "
-        "ends with `[DONE]`; an error after the first one is an `error` event and ends the series.",
+        **operation,
         "parameters": [
             {
                 "name": "x-hallmark-keep",
@@ -207,10 +233,7 @@ def _chat(request: Schema, completion: Schema, chunk: Schema) -> dict[str, Any]:
             "200": {
                 "description": "The answer.",
                 "headers": headers,
-                "content": {
-                    "application/json": {"schema": completion},
-                    "text/event-stream": {"schema": event},
-                },
+                "content": {"application/json": {"schema": answer}, "text/event-stream": {"schema": event}},
             },
             **responses,
         },

@@ -1,11 +1,11 @@
 """The door: nothing behind it runs for a request without a valid key, but for a few paths named here.
 
 It stands in front of FastAPI as plain ASGI, so that a body is not read before its sender is known, and so that the
-chat route can answer at the cost the hot path allows (see docs/decisions): that one path and method never enters
-FastAPI, which documents it all the same.
+routes that answer can do so at the cost the hot path allows (see docs/decisions): those two paths never enter FastAPI
+by their method, which documents them all the same.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,16 +22,17 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs", "/"})
 """What anybody may ask: liveness, readiness, and the description of the API."""
 
 CHAT_PATH = "/v1/chat/completions"
+RESPONSES_PATH = "/v1/responses"
 
 
 class Front:
-    """Authenticates, sends the chat route its requests, and FastAPI the rest."""
+    """Authenticates, sends the routes that answer their requests, and FastAPI the rest."""
 
     def __init__(
         self,
         app: ASGIApp,
         *,
-        chat: ASGIApp,
+        lanes: Mapping[str, ASGIApp],
         access: Access,
         links: PassageLinks,
         metrics: Metrics,
@@ -39,9 +40,9 @@ class Front:
         max_body_bytes: int,
         open_paths: Iterable[str] = (),
     ) -> None:
-        """`max_body_bytes` is for every route but the chat route; `open_paths` are added to those that need no key."""
+        """`lanes` answer POSTs, by path; `max_body_bytes` is for every other route; `open_paths` need no key either."""
         self._app = app
-        self._chat = chat
+        self._lanes = lanes
         self._access = access
         self._links = links
         self._metrics = metrics
@@ -53,8 +54,8 @@ class Front:
         """Serve one connection event."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-        elif scope["path"] == CHAT_PATH and scope["method"] == "POST":
-            await self._chat(scope, receive, send)
+        elif scope["path"] in self._lanes and scope["method"] == "POST":
+            await self._lanes[scope["path"]](scope, receive, send)
         else:
             await self._ordinary(scope, receive, send)
 
@@ -79,7 +80,7 @@ class Front:
         try:
             if scope["path"] not in self._open:
                 caller = state["caller"] = await self._identify(scope)
-            if scope["path"] == CHAT_PATH:
+            if scope["path"] in self._lanes:
                 raise MethodNotAllowed("POST")
             self._check_length(scope)
             await self._app(scope, receive, noting)

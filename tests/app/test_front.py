@@ -89,6 +89,7 @@ async def test_a_path_that_is_not_there_is_a_404_and_a_wrong_method_a_405(api):
     assert_envelope(await api.client.get("/v1/nowhere"), 404, "not_found")
     assert_envelope(await api.client.get(CHAT), 405, "method_not_allowed")
     assert_envelope(await api.client.delete(CHAT), 405, "method_not_allowed")
+    assert_envelope(await api.client.get("/v1/responses"), 405, "method_not_allowed")
     assert_envelope(await api.client.put("/v1/models"), 405, "method_not_allowed")
 
 

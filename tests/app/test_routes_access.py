@@ -60,6 +60,7 @@ async def things(owner: Api) -> dict[str, str]:
         "erasure_id": erasure.json()["id"],
         "build_id": build.json()["id"],
         "prediction_id": answer["id"],
+        "response_id": answer["id"],
         "feedback_id": feedback.json()["id"],
         "label_id": label.json()["id"],
         "model": "hallmark",
@@ -136,7 +137,17 @@ ALERTS = ["GET /v1/alerts/{alert_id}", "POST /v1/alerts/{alert_id}/acknowledge"]
 
 @pytest.mark.parametrize("route", [route for route in ROUTES if "_id}" in route and route not in USES + ALERTS])
 async def test_what_belongs_to_another_tenant_does_not_exist(service, owner, things, route):
-    ids = ("prediction_id", "feedback_id", "label_id", "review_id", "item_id", "boost_id", "silence_id", "build_id")
+    ids = (
+        "prediction_id",
+        "response_id",
+        "feedback_id",
+        "label_id",
+        "review_id",
+        "item_id",
+        "boost_id",
+        "silence_id",
+        "build_id",
+    )
     ids += ("job_id",)
     unknown = things | {name: UNKNOWN[name] for name in ("document_id", *ids)}
     async with service.client(await new_key(service, tenant="stranger")) as stranger:

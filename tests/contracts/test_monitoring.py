@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from app.alerts import DEFAULT_RULES, Rule, read_rules, rule_file
 from app.alerts.prometheus import SERVICE_RULES
 from app.cli import app
 from app.quality.answers import SHARES
+from app.routes.front import CHAT_PATH, RESPONSES_PATH
 from observability.collectors import AlertSample, AlertTally, DriftSample, EngineSample, GroupSample, QualitySample
 from observability.metrics import Metrics
 
@@ -37,12 +39,12 @@ class Outbox:
 def known() -> dict[str, dict[str, set[str]]]:
     """Every series there is, with its labels and their values, where those are a set of ours."""
     metrics = Metrics(version="test", process=False)
-    facts = {"route": "/v1/chat/completions", "release": "hallmark@1"}
-    for status, outcome in ((200, "finished"), (502, "failed"), (200, "cancelled")):
+    ends = ((200, "finished"), (502, "failed"), (200, "cancelled"))
+    for route, (status, outcome) in product((CHAT_PATH, RESPONSES_PATH), ends):
         metrics.answer(
-            **facts, status=status, outcome=outcome, seconds=1.0, engine_seconds=0.5, retrieval_seconds=0.1,
-            embed_seconds=0.1, first_token_seconds=0.2, priority="normal", waited_seconds=0.1, prompt_tokens=1,
-            completion_tokens=1,
+            route=route, release="hallmark@1", status=status, outcome=outcome, seconds=1.0, engine_seconds=0.5,
+            retrieval_seconds=0.1, embed_seconds=0.1, first_token_seconds=0.2, priority="normal", waited_seconds=0.1,
+            prompt_tokens=1, completion_tokens=1,
         )  # fmt: skip
     metrics.cited("hallmark@1", ("supported",))
     metrics.abstained("hallmark@1", "nothing_relevant")
