@@ -121,6 +121,9 @@ class Access:
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_result(has_worked)
+            # A write may wait for others' writes: nobody's look does.
+            if has_worked and now() - self._uses_saved_at >= _MINUTE:
+                await self._save_uses()
             await asyncio.sleep(self._impatient_seconds)
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._refresh_seconds - self._impatient_seconds):
@@ -143,8 +146,6 @@ class Access:
             if self._is_stale:
                 log.warning("API keys are read again")
             self._is_stale = False
-        if not self._is_stale and now() - self._uses_saved_at >= _MINUTE:
-            await self._save_uses()
         return not self._is_stale
 
     def _tell(self, reason: str) -> None:

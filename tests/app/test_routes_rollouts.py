@@ -355,6 +355,7 @@ async def test_the_openapi_example_of_a_release_is_what_is_read(api):
     schema = description()["components"]["schemas"]["Release"]
     assert schema["required"] == ["name"]
     made = await create(api, "full")
-    # Rules for alerts come with a release and are kept beside it: they are no part of what its digest is taken of.
-    assert set(made["content"]) | {"alerts"} == set(schema["properties"])
+    # Rules for alerts come with a release and are kept beside it: they are no part of what its digest is taken of. And
+    # features are no part of one that names none.
+    assert set(made["content"]) | {"alerts", "features"} == set(schema["properties"])
     assert json.dumps(made["content"])
