@@ -88,6 +88,10 @@ class Postgres:
         _programs().create_database(self.folder, name, _MIGRATED if migrated else "template0")
         return _url(self.folder, name)
 
+    def run(self, program: str, *arguments: str | Path) -> None:
+        """Run one of PostgreSQL's programs to its end; raises RuntimeError with what it says."""
+        _programs().run(program, *arguments)
+
 
 @dataclass(frozen=True)
 class _Programs:
@@ -104,7 +108,7 @@ class _Programs:
 
     def initialize(self, folder: Path) -> None:
         """Make the data of a server without databases in `folder`."""
-        self._run("initdb", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync",
+        self.run("initdb", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync",
                   "--no-instructions", "-D", folder / "data")  # fmt: skip
 
     def serve(self, folder: Path) -> subprocess.Popen[bytes]:
@@ -130,9 +134,9 @@ class _Programs:
         return server
 
     def create_database(self, folder: Path, name: str, template: str) -> None:
-        self._run("createdb", "-h", folder, "-U", "postgres", "-T", template, "-S", "file_copy", name)
+        self.run("createdb", "-h", folder, "-U", "postgres", "-T", template, "-S", "file_copy", name)
 
-    def _run(self, program: str, *arguments: str | Path) -> None:
+    def run(self, program: str, *arguments: str | Path) -> None:
         done = subprocess.run(
             [self.folder / program, *arguments], capture_output=True, text=True, timeout=150, **self.owner
         )

@@ -187,10 +187,10 @@ async def test_with_postgresql_nothing_is_left_once_it_has_cleaned_up(tmp_path: 
 
         def psql(*statements: str) -> None:
             commands = [part for each in statements for part in ("-c", each)]
-            server._run("psql", "-h", server.folder, "-U", "postgres", "-d", name, "-q", *commands)
+            server.run("psql", "-h", server.folder, "-U", "postgres", "-d", name, "-q", *commands)
 
         def dumped(*options: str) -> bytes:
-            server._run("pg_dump", "-h", server.folder, "-U", "postgres", "-f", dump, *options, name)
+            server.run("pg_dump", "-h", server.folder, "-U", "postgres", "-f", dump, *options, name)
             content = dump.read_bytes()
             dump.unlink()
             return content
