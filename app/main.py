@@ -179,13 +179,15 @@ async def open_service(
         drifts = Drift(shared)
         quality_gauges, alert_gauges = Gauges(Kept(shared), show=metrics.judged), AlertGauges(shared, metrics.alerted)
         drift_gauges = DriftGauges(drifts, rollouts=registry.rollouts, show=metrics.drifted)
-        for step, failing, every_seconds in (
-            (erasures.turn, "Erasures wait", ErasureFollower.EVERY_SECONDS),
-            (quality_gauges.refresh, "The report on quality cannot be read", Gauges.EVERY_SECONDS),
-            (alert_gauges.refresh, "Alerts cannot be read", AlertGauges.EVERY_SECONDS),
-            (drift_gauges.refresh, "Drift cannot be read", DriftGauges.EVERY_SECONDS),
+        for step, failing, every_seconds, first_after in (
+            (erasures.turn, "Erasures wait", ErasureFollower.EVERY_SECONDS, 0.0),
+            (quality_gauges.refresh, "The report on quality cannot be read", Gauges.EVERY_SECONDS, 0.0),
+            (alert_gauges.refresh, "Alerts cannot be read", AlertGauges.EVERY_SECONDS, 10.0),
+            (drift_gauges.refresh, "Drift cannot be read", DriftGauges.EVERY_SECONDS, 20.0),
         ):
-            await parts.enter_async_context(Repeating(step, failing=failing, every_seconds=every_seconds))
+            await parts.enter_async_context(
+                Repeating(step, failing=failing, every_seconds=every_seconds, first_after_seconds=first_after)
+            )
         public_url = settings.public_url.rstrip("/") if settings.public_url else None
         folder = settings.main_adapter_folder
         services = Services(

@@ -24,12 +24,21 @@ class Repeating:
         step: what is done; tells whether there is more to do at once.
         failing: how the line begins that says it does not work, as in "Alerts cannot be read".
         every_seconds: the pause between two steps.
+        first_after_seconds: the pause before the first, for what has time until the start is over.
     """
 
-    def __init__(self, step: Callable[[], Awaitable[bool | None]], *, failing: str, every_seconds: float) -> None:
+    def __init__(
+        self,
+        step: Callable[[], Awaitable[bool | None]],
+        *,
+        failing: str,
+        every_seconds: float,
+        first_after_seconds: float = 0.0,
+    ) -> None:
         self._step = step
         self._failing = failing
         self._every_seconds = every_seconds
+        self._first_after_seconds = first_after_seconds
         self._is_failing = False
 
     async def __aenter__(self) -> Self:
@@ -42,6 +51,7 @@ class Repeating:
             await self._task
 
     async def _run(self) -> None:
+        await asyncio.sleep(self._first_after_seconds)
         while True:
             more = await self._attempt()
             await asyncio.sleep(MORE_SECONDS if more else self._every_seconds)
