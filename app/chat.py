@@ -5,7 +5,8 @@ brought into its present form. A field that is not listed here is ignored: SDKs 
 have a use for. One that asks for another answer than the caller would get is refused by name.
 """
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -13,6 +14,8 @@ from app.errors import InvalidRequest, invalid_field
 from app.messages import Message, Sampling
 from app.tasks import Task
 from app.turns import check_turns
+
+T = TypeVar("T")
 
 CheckMode = Literal["sentence", "end", "off"]
 CitationStyle = Literal["annotations", "markdown", "openwebui"]
@@ -125,20 +128,29 @@ class _Sent(ChatRequest, frozen=True):
 _DECODE = msgspec.json.Decoder(_Sent).decode
 
 
-def decode_chat_request(body: bytes, *, remote_images: bool = False) -> ChatRequest:
-    """Decode and check a request's body; without `remote_images` its images must be `data:` URLs.
+def decode_body(decode: Callable[[bytes], T], body: bytes) -> T:
+    """Decode a request's body by its own decoder.
 
     Raises:
-        InvalidRequest: names the field and what it should be.
+        InvalidRequest: names the field, or says that it is not JSON.
     """
     try:
-        request = _DECODE(body)
+        return decode(body)
     except msgspec.ValidationError as error:
         raise invalid_field(error) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(
             f"The body is not valid JSON: {error}. Send an object as OpenAI's API describes it."
         ) from None
+
+
+def decode_chat_request(body: bytes, *, remote_images: bool = False) -> ChatRequest:
+    """Decode and check a request's body; without `remote_images` its images must be `data:` URLs.
+
+    Raises:
+        InvalidRequest: names the field and what it should be.
+    """
+    request = decode_body(_DECODE, body)
     _check(request, remote_images=remote_images)
     return request
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-from app.chat import ChatRequest, FeatureOptions, Identifier, Name, RetrievalOptions, check_metadata
-from app.errors import InvalidRequest, NotFound, invalid_field
+from app.chat import ChatRequest, FeatureOptions, Identifier, Name, RetrievalOptions, check_metadata, decode_body
+from app.errors import InvalidRequest, NotFound
 from app.messages import Message
 from app.predictions import Prediction
 from app.responses.items import MAX_TURNS, Item, check_conversation, turns_of
@@ -104,14 +104,7 @@ def decode_response_request(body: bytes) -> ResponseRequest:
     Raises:
         InvalidRequest: names the field and what it should be.
     """
-    try:
-        request = _DECODE(body)
-    except msgspec.ValidationError as error:
-        raise invalid_field(error) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(
-            f"The body is not valid JSON: {error}. Send an object as OpenAI's API describes it."
-        ) from None
+    request = decode_body(_DECODE, body)
     _refuse_unsupported(request)
     return request
 
