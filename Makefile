@@ -72,7 +72,7 @@ evaluate-answers: $(READY) ## Measure citations and abstention of the passages a
 		--at-least citation_precision=.95 --at-least citation_recall=.9 --at-least wrong_value_auc=.95
 	@$(BIN)/hallmark-eval abstention $(EVALUATION_DATA)/squad2_cs224n_dev --limit 300 \
 		--off-topic $(EVALUATION_DATA)/cranfield --off-topic $(EVALUATION_DATA)/cisi \
-		--at-least off_topic_abstention=.85 --at-most false_abstention_before_engine=.08
+		--at-least off_topic_abstention=.85 --at-most false_abstention=.08
 
 questions: $(READY) ## Ask the regression set through the whole service and print how it did
 	@$(BIN)/python -m tests.benchmarks.questions

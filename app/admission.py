@@ -119,10 +119,10 @@ class Admission:
         now = perf_counter()
         self._left += 1
         self._mean_seconds += (now - since - self._mean_seconds) / min(self._left, _REMEMBERED)
+        were_all_taken = self.in_flight == self.places  # Where one was free nobody waits.
         self.in_flight -= 1
         self._entered_total = self._entered_total - since if self.in_flight else 0.0
-        waiter = self._next()
-        if waiter is not None:
+        if were_all_taken and (waiter := self._next()) is not None:
             waiter.set_result(self._take(now))
 
     def _next(self) -> asyncio.Future[float] | None:

@@ -7,7 +7,8 @@ away is.
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from time import perf_counter
+from functools import partial
+from time import perf_counter, time_ns
 from typing import Literal
 
 from app.admission import Place
@@ -20,7 +21,7 @@ from app.predictions import Outcome, Prediction
 from app.releases import Release
 from app.tasks import Misfit, Task
 from observability import genai
-from observability.spans import NOT_RECORDED, TraceSpan
+from observability.spans import NOT_RECORDED, Facts, TraceSpan
 from observability.traces import RequestTrace
 from retrieval.citations import AnswerChecker, Citation, Verdict
 from retrieval.documents import Hit, Passage
@@ -37,6 +38,8 @@ class Conclusion:
     verdict: Verdict | None = None
     passages: Sequence[Passage] = ()
     """What the engine was shown, where its own numbers were kept: `[n]` is the n-th of them."""
+    rewritten: str | None = None
+    """What was searched for in place of the last question, where the engine put that into words of its own."""
 
 
 StopReason = Literal["client_left", "timeout", "dropped"]
@@ -82,20 +85,9 @@ class EngineCall:
         span = genai.start_generation(
             self._trace,
             model=release.base_model or release.name,
-            provider=release.engine,
-            release=release.label,
             prediction_id=prediction.id,
             is_first=not self._has_called,
-            conversation=prediction.conversation,
-            prompt_name=release.name,
-            prompt_version=release.prompt.version,
-            adapter=release.adapter,
-            stream=prediction.stream,
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=sampling.seed,
-            stop=sampling.stop,
+            tell=partial(self._facts, release, sampling),
         )
         generation = Generation(
             messages=messages,
@@ -114,6 +106,7 @@ class EngineCall:
         asked = began = perf_counter()
         waited = prediction.engine_seconds or 0.0
         first_chunk: float | None = None
+        first_token_ns: int | None = None
         error: BaseException | None = None
         try:
             async with aclosing(engine.generate(generation)) as batches:
@@ -122,11 +115,11 @@ class EngineCall:
                     if prediction.queue_seconds is None:
                         prediction.queue_seconds = waited + (self._place.waited_seconds or 0.0)
                         first_chunk = perf_counter() - began
-                        genai.first_token(span)
+                        first_token_ns = time_ns()
                     asked = 0.0
-                    for piece in batch:
-                        self.finish_reason = piece.finish_reason or self.finish_reason
-                        self.usage = piece.usage or self.usage
+                    for last in batch[-1:]:  # How an answer ended stands in its last piece.
+                        self.finish_reason = last.finish_reason or self.finish_reason
+                        self.usage = last.usage or self.usage
                     yield batch
                     asked = perf_counter()
         except BaseException as failure:
@@ -137,6 +130,7 @@ class EngineCall:
             usage = self.usage
             genai.end_generation(
                 span,
+                first_token_ns=first_token_ns,
                 prompt_tokens=usage.prompt_tokens,
                 completion_tokens=usage.completion_tokens,
                 finish_reason=self.finish_reason,
@@ -153,6 +147,27 @@ class EngineCall:
                     completion_tokens=usage.completion_tokens or None,
                     error=error,
                 )
+
+    def _facts(self, release: Release, sampling: Sampling) -> Facts:
+        """What the span of a call says of it."""
+        prediction = self._prediction
+        return genai.generation_facts(
+            self._trace.conventions.profile,
+            model=release.base_model or release.name,
+            provider=release.engine,
+            release=release.label,
+            prediction_id=prediction.id,
+            conversation=prediction.conversation,
+            prompt_name=release.name,
+            prompt_version=release.prompt.version,
+            adapter=release.adapter,
+            stream=prediction.stream,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+            stop=sampling.stop,
+        )
 
     async def _fitted(
         self, batches: AsyncGenerator[list[Piece], None], task: Task

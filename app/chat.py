@@ -31,6 +31,9 @@ class RetrievalOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     mode: RetrievalMode | None = None
     top_k: Annotated[int, msgspec.Meta(ge=1, le=50)] | None = None
+    per_document: Annotated[int, msgspec.Meta(ge=1, le=50)] | None = None
+    mmr: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    rewrite: bool | None = None
     filter: dict[str, Any] | None = None
     search: Literal["hybrid", "dense", "sparse"] | None = None
     check: CheckMode | None = None
@@ -81,7 +84,7 @@ class ChatRequest(msgspec.Struct, frozen=True):
 
     def sampling(self, *, max_tokens: int, temperature: float | None) -> Sampling:
         """What the caller chose, with the release's defaults where they chose nothing."""
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        stops = (self.stop,) if isinstance(self.stop, str) else self.stop or ()
         return Sampling(
             max_tokens=self.max_completion_tokens or self.max_tokens or max_tokens,
             temperature=temperature if self.temperature is None else self.temperature,
@@ -89,7 +92,7 @@ class ChatRequest(msgspec.Struct, frozen=True):
             frequency_penalty=self.frequency_penalty,
             presence_penalty=self.presence_penalty,
             seed=self.seed,
-            stop=tuple(text for text in stop if text),
+            stop=tuple(filter(None, stops)),
             logprobs=bool(self.logprobs),
             top_logprobs=self.top_logprobs,
         )

@@ -22,6 +22,7 @@ from app.client import Client
 from app.dataset_commands import datasets
 from app.drift_commands import drift
 from app.feature_commands import features
+from app.index_commands import index
 from app.ingest_commands import ingest, jobs
 from app.loadtest_commands import loadtest
 from app.prediction_commands import predictions
@@ -54,6 +55,7 @@ app.add_typer(alerts, name="alerts")
 app.add_typer(datasets, name="datasets")
 app.add_typer(drift, name="drift")
 app.add_typer(features, name="features")
+app.add_typer(index, name="index")
 app.add_typer(jobs, name="jobs")
 app.add_typer(privacy, name="privacy")
 app.command("ingest")(ingest)
@@ -211,6 +213,9 @@ def create(
     name: Annotated[str, typer.Argument(help="What the key is for.")],
     tenant: Annotated[str, typer.Option(help="Whose documents and predictions it reaches.")] = "default",
     scope: Annotated[list[str] | None, typer.Option(help="What it may do; repeat for several.")] = None,
+    group: Annotated[
+        list[str] | None, typer.Option(help="Whose documents it sees beside those for all; repeat for several.")
+    ] = None,
     expires_in_days: Annotated[int | None, typer.Option(min=1, max=36_500, help="By default it never expires.")] = None,
     priority: PriorityOption = None,
     requests_per_minute: RequestLimit = None,
@@ -226,12 +231,14 @@ def create(
             name=name,
             tenant=tenant,
             scopes=scope or ["chat", "documents:read"],
+            groups=group or [],
             expires_at=_now() + expires_in_days * _DAY_MILLISECONDS if expires_in_days else None,
             priority=priority or "normal",
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
         )
-    err.print(f"key {key.id} for tenant {escape(tenant)}: {', '.join(key.scopes)}. It is shown this once:")
+    groups = f", in {escape(', '.join(key.groups))}" if key.groups else ""
+    err.print(f"key {key.id} for tenant {escape(tenant)}{groups}: {', '.join(key.scopes)}. It is shown this once:")
     out.print(secret, soft_wrap=True)
 
 
@@ -240,7 +247,7 @@ def list_all(data_dir: DataDir = None) -> None:
     """List the keys, without their secrets."""
     from app.access import list_keys
 
-    table = Table("id", "name", "tenant", "scopes", "limits", "state")
+    table = Table("id", "name", "tenant", "groups", "scopes", "limits", "state")
     with explained():
         found = list_keys(_database(data_dir))
     for key in found:
@@ -248,9 +255,8 @@ def list_all(data_dir: DataDir = None) -> None:
         if state == "active" and key.expires_at is not None:
             day = datetime.fromtimestamp(key.expires_at / 1000, UTC).date()
             state = f"expired {day}" if key.expires_at <= _now() else f"active until {day}"
-        table.add_row(
-            key.id, escape(key.name), escape(key.tenant), ", ".join(key.scopes), ", ".join(_limits(key)), state
-        )
+        whose = escape(key.tenant), escape(", ".join(key.groups))
+        table.add_row(key.id, escape(key.name), *whose, ", ".join(key.scopes), ", ".join(_limits(key)), state)
     out.print(table)
 
 

@@ -1,8 +1,8 @@
 """The service from outside, as the command line uses it: plain calls of the public API, nothing else."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Self
 
 import httpx
@@ -82,14 +82,57 @@ class Client:
             pause(0.5)
         raise ServiceFailure(f"{self.url} did not become ready: {missing}.")
 
-    def add(self, path: Path, name: str, *, pause: Callable[[float], None] = time.sleep) -> str:
-        """Upload one file under `name`, and wait until it is ingested; gives the outcome.
+    def add(
+        self,
+        content: bytes,
+        name: str,
+        *,
+        media_type: str = "",
+        groups: list[str] | None = None,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> str:
+        """Upload one file under `name`, for these groups, and wait until it is ingested; gives the outcome.
 
         Raises:
-            Refusal: the file cannot be read, here or there.
+            Refusal: the file cannot be read.
             ServiceFailure: the service cannot be reached, or takes no documents with this key.
         """
-        answer = self.upload(path, name, {"wait": WAIT_SECONDS}, pause=pause)
+        answer = self.upload(content, name, {"wait": WAIT_SECONDS}, media_type=media_type, groups=groups, pause=pause)
+        return self._outcome(answer, pause)
+
+    def add_url(self, url: str, *, groups: list[str] | None = None, pause: Callable[[float], None] = time.sleep) -> str:
+        """Have the service fetch a document, and wait until it is ingested; gives and raises what `add` does."""
+        asked = {"url": url, "groups": groups}
+        return self._outcome(self._send(pause, params={"wait": WAIT_SECONDS}, json=asked), pause)
+
+    def upload(
+        self,
+        content: bytes,
+        name: str,
+        query: dict[str, Any],
+        *,
+        media_type: str = "",
+        etag: str = "",
+        groups: list[str] | None = None,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> dict[str, Any]:
+        """Send a file; where there is no room for it, again when there should be. Raises what `add` does."""
+        file = ("file", content, media_type or "application/octet-stream")
+        facts = {"name": name, "groups": json.dumps(groups), "etag": etag}
+        return self._send(pause, params=query, files={"file": file}, data=facts)
+
+    def _send(self, pause: Callable[[float], None], **options: Any) -> dict[str, Any]:
+        for _ in range(MOST_TRIES):
+            try:
+                return self.call("POST", "/v1/documents", **options)
+            except ServiceFailure as error:
+                if error.status != 429:
+                    raise
+                refused = error
+            pause(refused.retry_after_seconds or 1.0)
+        raise refused
+
+    def _outcome(self, answer: dict[str, Any], pause: Callable[[float], None]) -> str:
         if "outcome" in answer:
             return str(answer["outcome"])
         job = self.follow(answer["id"], pause=pause)
@@ -99,29 +142,22 @@ class Client:
             raise Refusal("Its job was cancelled.")
         return next(str(outcome) for outcome, count in job["outcomes"].items() if count)
 
-    def upload(
-        self, path: Path, name: str, query: dict[str, Any], *, pause: Callable[[float], None] = time.sleep
-    ) -> dict[str, Any]:
-        """Send a file; where there is no room for it, again when there should be. Raises what `add` does."""
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise Refusal(f"It cannot be read: {error.strerror}.") from error
-        for _ in range(MOST_TRIES):
-            try:
-                return self.call(
-                    "POST",
-                    "/v1/documents",
-                    params=query,
-                    files={"file": ("file", content, "application/octet-stream")},
-                    data={"name": name},
-                )
-            except ServiceFailure as error:
-                if error.status != 429:
-                    raise
-                refused = error
-            pause(refused.retry_after_seconds or 1.0)
-        raise refused
+    def documents(self) -> Iterator[dict[str, Any]]:
+        """The documents that the key sees."""
+        after = None
+        while True:
+            page = self.call("GET", "/v1/documents", params={"limit": 500} | ({"after": after} if after else {}))
+            yield from page["data"]
+            after = page["next"]
+            if after is None:
+                return
+
+    def live_index(self) -> dict[str, Any]:
+        """The index version that answers, with what it is made of; raises ServiceFailure where none does."""
+        for index in self.call("GET", "/v1/indexes")["data"]:
+            if index["state"] == "live":
+                return dict(index)
+        raise ServiceFailure("The service has no index version that answers.")
 
     def follow(
         self,

@@ -13,6 +13,7 @@ from rich.markup import escape
 from app.access import create_key
 from app.client import Client, ServiceFailure
 from app.loading import load
+from app.sources.folder import Folder
 from app.terminal import show_sources
 
 QUESTIONS = (
@@ -61,7 +62,7 @@ def run_demo(
                 )
             except ServiceFailure as error:
                 raise ServiceFailure(f"{error} See {log_file}." if process else str(error)) from error
-        load(client, [examples])
+        load(client, [Folder(examples)])
         for question in QUESTIONS:
             console.print(f"\n[bold cyan]Q[/] {escape(question)}")
             answer = client.ask(question, model="hallmark")

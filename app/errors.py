@@ -39,8 +39,11 @@ from retrieval.errors import (
     DocumentChanged,
     DocumentNotFound,
     DocumentOwned,
+    EmbeddingFailed,
     IndexMismatch,
     IndexUnavailable,
+    IndexVersionNotFound,
+    IndexVersionState,
     InvalidFilter,
     JobEnded,
     JobNotFound,
@@ -52,6 +55,8 @@ from retrieval.errors import (
     TooManyDeletions,
     UnreadableDocument,
     UnsupportedType,
+    UrlRefused,
+    UrlUnreachable,
 )
 
 
@@ -117,6 +122,12 @@ class Unauthenticated(ServiceError):
     """No valid API key came with the request."""
 
     status, code, kind = 401, "invalid_api_key", "authentication_error"
+
+
+class UserUnverified(Unauthenticated):
+    """The key is valid, and what says for whom it acts is not."""
+
+    code = "invalid_user_token"
 
 
 class Forbidden(ServiceError):
@@ -244,6 +255,7 @@ _FROM_RETRIEVAL: dict[type[RetrievalError], type[ServiceError]] = {
     UnsupportedType: UnsupportedMedia,
     LimitExceeded: DocumentLimitExceeded,
     UnreadableDocument: UnreadableContent,
+    UrlRefused: InvalidRequest,
     DocumentNotFound: NotFound,
     DocumentChanged: Gone,
     DocumentOwned: Conflict,
@@ -252,7 +264,10 @@ _FROM_RETRIEVAL: dict[type[RetrievalError], type[ServiceError]] = {
     NotExpected: Conflict,
     TooManyDeletions: Conflict,
     QueueFull: Overloaded,
+    EmbeddingFailed: RetrievalUnavailable,
     InvalidFilter: InvalidRequest,
+    IndexVersionNotFound: NotFound,
+    IndexVersionState: Conflict,
     IndexMismatch: RetrievalUnavailable,
     IndexUnavailable: RetrievalUnavailable,
 }
@@ -278,6 +293,8 @@ def from_retrieval(error: RetrievalError, *, param: str | None = None) -> Servic
                 return found("The index does not answer. Try again shortly.", retry_after_seconds=2.0)
             if isinstance(error, QueueFull):
                 return found(str(error), retry_after_seconds=error.retry_after_seconds)
+            if isinstance(error, UrlRefused | UrlUnreachable):
+                return found(str(error), param="url")
             message = f"{error}{_setting_of(error)}"
             return found(message, param=param if found.kind == "invalid_request_error" else None)
     return ServiceError("Retrieval failed.")

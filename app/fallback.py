@@ -39,7 +39,7 @@ def is_stood_in_for(error: ServiceError) -> bool:
 
 def next_choice(choice: Choice, request: ChatRequest, releases: Releases, engines: EngineGroups) -> Choice | None:
     """What answers this request in place of `choice`; None when nothing can."""
-    if choice.role in ("shadow", "extractive"):
+    if choice.role in ("shadow", "extractive", "chore"):  # Nobody waits for a title.
         return None
     found = stand_in(choice.release, releases, engines)
     return None if found is not None and found.role == "extractive" and is_for_a_program(request) else found

@@ -12,6 +12,8 @@ from contextlib import aclosing
 from time import perf_counter
 from typing import Any
 
+import msgspec
+
 from app.access import Caller
 from app.admission import Admission
 from app.calls import CANCELLED, Conclusion, EngineCall, StopReason, checked, filter_of, filtered
@@ -20,16 +22,16 @@ from app.engines.groups import EngineGroups
 from app.errors import EngineInterrupted, EngineUnavailable, FeaturesUnavailable, RecordUnavailable, ServiceError
 from app.fallback import extract, is_stood_in_for, next_choice, wait_for
 from app.features import Asker, FeatureReader, shown
-from app.grounding import Grounds, Ratings, Search, citation_facts, find_grounds, fit_prompt, hit_facts, plan_for
+from app.grounding import Grounds, Ratings, Search, citation_facts, fit_prompt, plan_for, retrieve
 from app.messages import Message, Piece, whole_tool_calls
 from app.predictions import Outcome, Prediction, PredictionLog, uuid7
-from app.prompts import compose, question_of, search_query
+from app.prompts import compose, question_of
 from app.releases import Choice, Releases
 from app.rollouts import identity_of
 from observability import genai
 from observability.traces import RequestTrace
 from retrieval.citations import AnswerChecker, Verdict, plain_marker
-from retrieval.documents import Hit, Passage, Scope
+from retrieval.documents import Hit, Passage
 
 _NO_HEADERS: Mapping[bytes, bytes] = {}
 
@@ -48,6 +50,7 @@ class Gateway:
         features: FeatureReader | None = None,
         record_required: bool = True,
         link_hosts: Sequence[str] = (),
+        fence_key: bytes = b"",
     ) -> None:
         self.releases = releases
         self.engines = engines
@@ -57,9 +60,17 @@ class Gateway:
         self.features = features
         self.record_required = record_required
         self.link_hosts = link_hosts
+        self.fence_key = fence_key
 
     def begin(
-        self, request: ChatRequest, body: bytes, caller: Caller, trace: RequestTrace, *, conversation: str | None = None
+        self,
+        request: ChatRequest,
+        body: bytes,
+        caller: Caller,
+        trace: RequestTrace,
+        *,
+        conversation: str | None = None,
+        is_chore: bool = False,
     ) -> "Answering":
         """Choose the release for a request; `body` is what goes on record.
 
@@ -67,11 +78,20 @@ class Gateway:
             ModelNotFound: no such release.
             InvalidRequest: the release has a task, and this asks for something else.
         """
-        choice = self.releases.resolve(request.model, identity_of(caller.tenant, conversation, request.user))
+        choice = self.releases.resolve(
+            request.model, identity_of(caller.tenant, conversation, user_of(request, caller))
+        )
         request.check_for(choice.release.task)
+        if is_chore:
+            choice = Choice(choice.release, "chore")
         if choice.role == "canary":
             trace.keep()
         return Answering(self, request, body, caller, choice, trace)
+
+
+def user_of(request: ChatRequest, caller: Caller) -> str | None:
+    """Whose a request is: the user that the key was shown to act for, else as the request itself says."""
+    return caller.user if caller.user is not None else request.user
 
 
 class Answering:
@@ -86,7 +106,7 @@ class Answering:
             id=uuid7(),
             tenant=caller.tenant,
             key_id=caller.key_id,
-            user=request.user,
+            user=user_of(request, caller),
             model=request.model,
             stream=bool(request.stream),
             store=request.store is not False,
@@ -94,7 +114,8 @@ class Answering:
             metadata=request.metadata,
             request=body,
         )
-        self._scope = Scope(caller.tenant, (request.retrieval and request.retrieval.filter) or {})
+        self.caller = caller
+        self._scope = caller.sees(request.retrieval.filter if request.retrieval else None)
         self._gateway = gateway
         self.headers = _NO_HEADERS
         """Of the request, by lower-case name: a release may have it say there whom it is about."""
@@ -126,7 +147,8 @@ class Answering:
         self.choice = choice
         self.release = release
         self._engine = self._gateway.engines.of(release.engine)
-        self.plan = plan = plan_for(request, release.retrieval, release.task)
+        plan = plan_for(request, release.retrieval, release.task)
+        self.plan = plan = msgspec.structs.replace(plan, mode="off") if choice.role == "chore" else plan
         self.sampling = request.sampling(max_tokens=release.max_tokens, temperature=release.temperature)
         prediction.release_name = release.label
         prediction.release_digest = release.digest
@@ -252,19 +274,23 @@ class Answering:
         """Decide how this request is answered; the generator returned does it."""
         search, messages, release = self._gateway.search, self.request.messages, self.release
         is_extractive = self.choice.role == "extractive"
-        features = await self._read_features() if release.features and not is_extractive else None
+        has_features = release.features and self.choice.role not in ("extractive", "chore")
+        features = await self._read_features() if has_features else None
         bare = compose(messages, (), release.prompt, release.task, features)
         self._checker = None
         if self.plan.mode == "off" or search is None or not question_of(messages):
             return await self._answer_later() if is_extractive else self._generate(bare)
         self._rate = Ratings(self._engine) if self.plan.context == "sentences" and not is_extractive else None
-        grounds = await self._retrieve(search)
-        hits = grounds.hits
+        engine = self._engine if not is_extractive else None
+        grounds = await retrieve(
+            search, self._scope, messages, self.prediction, self.trace, plan=self.plan, rate=self._rate, engine=engine
+        )
+        self.grounds, self.found, hits = grounds, grounds.found, grounds.hits
         if self.prediction.retrieval_outcome == "irrelevant":
             return self._abstain()
         links = filter_of(self.request, release.task, hits, self._gateway.link_hosts)
         if is_extractive:
-            given = question_of(messages), grounds, self.plan, search, self.marker, links
+            given = grounds.question, grounds, self.plan, search, self.marker, links
             found = await extract(*given) if hits else None
             return self._quote(*found) if found else await self._answer_later()
         if not hits:
@@ -278,6 +304,7 @@ class Answering:
             limit_tokens=await self._gateway.engines.token_limit(release.engine),
             answer_tokens=self.sampling.max_tokens or 0,
             count_tokens=self._engine.count_tokens,
+            fence_key=self._gateway.fence_key,
         )
         check = self.plan.check
         if check == "off":
@@ -285,8 +312,7 @@ class Answering:
         if check == "end":
             self._passages = [hit.passage for hit in hits]
         self._checker = AnswerChecker(
-            # What was asked last: an answer to the turn before, which the search needs for its context, is a wrong one.
-            question_of(messages),
+            grounds.question,
             hits,
             self.plan.policy,
             check=check,
@@ -308,44 +334,9 @@ class Answering:
         if reader is None:
             raise FeaturesUnavailable("This service has no feature store.")
         named = request.features.entity if request.features else {}
-        asker = Asker(named, request.user, prediction.conversation, self.headers)
+        asker = Asker(named, prediction.user, prediction.conversation, self.headers)
         prediction.features = await reader.read(prediction.tenant, self.release.features, asker)
         return shown(prediction.features)
-
-    async def _retrieve(self, search: Search) -> Grounds:
-        """Find the passages to answer from, noting what was found."""
-        prediction, plan = self.prediction, self.plan
-        prediction.question = query = search_query(self.request.messages)
-        span = genai.start_retrieval(self.trace, collection=plan.collection, mode=plan.search, top_k=plan.top_k)
-        started = perf_counter()
-        try:
-            question = question_of(self.request.messages)
-            grounds = await find_grounds(search, self._scope, query, plan=plan, question=question, rate=self._rate)
-        except BaseException as error:
-            genai.end_retrieval(self.trace, span, seconds=perf_counter() - started, error=error)
-            raise
-        finally:
-            prediction.retrieve_seconds = perf_counter() - started
-        prediction.retrieval_outcome = grounds.outcome
-        prediction.index_version = grounds.index_version
-        prediction.question_embedding = grounds.embedding
-        self.found = grounds.found
-        prediction.passages = [hit_facts(hit) for hit in grounds.found]
-        self.grounds = grounds
-        genai.end_retrieval(
-            self.trace,
-            span,
-            seconds=prediction.retrieve_seconds,
-            collection=plan.collection,
-            hits=len(grounds.found),
-            index_version=grounds.index_version,
-            outcome=grounds.outcome,
-            embedding_model=grounds.embedding_model,
-            embed_seconds=grounds.embed_seconds or 0.0,
-            search_seconds=grounds.search_seconds,
-            error="index_unavailable" if grounds.outcome == "unavailable" else None,
-        )
-        return grounds
 
     def _generate(self, messages: list[Message]) -> AsyncGenerator[list[Piece], None]:
         if messages is not self.request.messages:
@@ -378,7 +369,8 @@ class Answering:
         if verdict is not None:
             prediction.verdict = verdict.label
         self._note_answer()
-        return Conclusion(finish_reason, self._call.usage, citations, verdict, self._passages)
+        rewritten = self.grounds.rewritten if self.grounds else None
+        return Conclusion(finish_reason, self._call.usage, citations, verdict, self._passages, rewritten)
 
     def _break_off(self, outcome: Outcome, code: str) -> None:
         """Complete the record as one that did not finish; a record already handed over stays as it is."""
@@ -393,7 +385,7 @@ class Answering:
     def _note_answer(self) -> None:
         prediction, usage = self.prediction, self._call.usage
         prediction.answer = "".join(self._texts) or self._call.unfit_text
-        prediction.tool_calls = whole_tool_calls(self._tool_calls) or None
+        prediction.tool_calls = whole_tool_calls(self._tool_calls) if self._tool_calls else None
         prediction.prompt_tokens = usage.prompt_tokens
         prediction.completion_tokens = usage.completion_tokens
         prediction.total_seconds = perf_counter() - self._started

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -10,13 +11,18 @@ from app.chat import ChatRequest
 from app.engines import Engine
 from app.errors import ContextTooLong, RetrievalUnavailable, ServiceError, from_retrieval
 from app.messages import Message
+from app.predictions import Prediction
 from app.predictions.embeddings import pack
-from app.prompts import ANSWER, compose, prompt_bytes
+from app.prompts import ANSWER, compose, prompt_bytes, question_of, search_query
 from app.releases import Prompt, RetrievalPlan
+from app.rewriting import rewritten
 from app.tasks import Task
+from observability import genai
+from observability.traces import RequestTrace
 from retrieval.citations import Citation, Rate, best_sentences, relevance
 from retrieval.documents import Hit, Scope, SearchMode, SearchResult
 from retrieval.errors import IndexMismatch, IndexUnavailable, RetrievalError
+from retrieval.variety import Variety
 
 GroundsOutcome = Literal["used", "empty", "irrelevant", "unavailable"]
 
@@ -27,7 +33,15 @@ TEMPLATE_TOKENS = 8
 class Search(Protocol):
     """What an answer needs of retrieval."""
 
-    async def search(self, scope: Scope, query: str, *, top_k: int = 5, mode: SearchMode = "hybrid") -> SearchResult:
+    async def search(
+        self,
+        scope: Scope,
+        query: str,
+        *,
+        top_k: int = 5,
+        mode: SearchMode = "hybrid",
+        variety: Variety | None = None,
+    ) -> SearchResult:
         """Find passages."""
         ...
 
@@ -75,6 +89,11 @@ class Grounds:
     rerank_seconds: float | None = None
     embedding: bytes | None = None
     """What was searched for, packed to be kept."""
+    question: str = ""
+    """What an answer has to answer: what was asked last. An answer to the turn before, which a search needs for its
+    context, is a wrong one."""
+    rewritten: str | None = None
+    """That question as the engine has put it, where it did: then it is what was searched for."""
 
 
 def plan_for(request: ChatRequest, plan: RetrievalPlan, task: Task = ANSWER) -> RetrievalPlan:
@@ -85,7 +104,8 @@ def plan_for(request: ChatRequest, plan: RetrievalPlan, task: Task = ANSWER) -> 
     """
     chosen: dict[str, Any] = {}
     if (options := request.retrieval) is not None:
-        names = ("mode", "top_k", "search", "check", "fallback") if task.is_answer else ("top_k", "search")
+        found_by = ("top_k", "search", "per_document", "mmr", "rewrite")
+        names = (*found_by, "mode", "check", "fallback") if task.is_answer else found_by
         chosen = {name: value for name in names if (value := getattr(options, name)) is not None}
     if request.messages[-1].role == "tool" or not task.is_answer:
         chosen |= {"check": "off", "fallback": "keep"}
@@ -101,6 +121,57 @@ def is_for_a_program(request: ChatRequest) -> bool:
     """Whether a sentence for a person is no answer to this: a tool call, JSON or probabilities are asked for."""
     structured = request.response_format is not None and request.response_format.get("type") != "text"
     return bool(request.tools or structured or request.logprobs) or request.messages[-1].role == "tool"
+
+
+async def retrieve(
+    search: Search,
+    scope: Scope,
+    messages: Sequence[Message],
+    prediction: Prediction,
+    trace: RequestTrace,
+    *,
+    plan: RetrievalPlan,
+    rate: Rate | None,
+    engine: Engine | None = None,
+) -> Grounds:
+    """Find the passages to answer the last question from, noting on the record and in the trace what was found.
+
+    An `engine` puts the question into words that can be searched by themselves, if the plan says so.
+
+    Raises:
+        ServiceError: as `find_grounds`.
+    """
+    prediction.question = query = search_query(messages)
+    question, own = question_of(messages), None
+    span = genai.start_retrieval(trace, collection=plan.collection, mode=plan.search, top_k=plan.top_k)
+    started = perf_counter()
+    try:
+        if plan.rewrite and engine is not None and (own := await rewritten(engine, messages)) is not None:
+            prediction.question = query = question = own
+        grounds = await find_grounds(search, scope, query, plan=plan, question=question, rate=rate)
+    except BaseException as error:
+        genai.end_retrieval(trace, span, seconds=perf_counter() - started, error=error)
+        raise
+    finally:
+        prediction.retrieve_seconds = perf_counter() - started
+    prediction.retrieval_outcome = grounds.outcome
+    prediction.index_version = grounds.index_version
+    prediction.question_embedding = grounds.embedding
+    prediction.passages = [hit_facts(hit) for hit in grounds.found]
+    genai.end_retrieval(
+        trace,
+        span,
+        seconds=prediction.retrieve_seconds,
+        collection=plan.collection,
+        hits=len(grounds.found),
+        index_version=grounds.index_version,
+        outcome=grounds.outcome,
+        embedding_model=grounds.embedding_model,
+        embed_seconds=grounds.embed_seconds or 0.0,
+        search_seconds=grounds.search_seconds,
+        error="index_unavailable" if grounds.outcome == "unavailable" else None,
+    )
+    return replace(grounds, question=question, rewritten=own)
 
 
 async def find_grounds(
@@ -122,7 +193,7 @@ async def find_grounds(
         InvalidRequest: the filter is not of the supported form.
     """
     try:
-        result = await search.search(scope, query, top_k=plan.top_k, mode=plan.search)
+        result = await search.search(scope, query, top_k=plan.top_k, mode=plan.search, variety=plan.variety)
     except (IndexUnavailable, IndexMismatch) as error:
         if plan.mode != "required":
             return Grounds("unavailable")
@@ -175,6 +246,7 @@ async def fit_prompt(
     limit_tokens: int | None,
     answer_tokens: int,
     count_tokens: Callable[[str], Awaitable[int]],
+    fence_key: bytes = b"",
 ) -> list[Message]:
     """Compose the prompt with as many passages as the engine's context has room for, the best first.
 
@@ -184,7 +256,7 @@ async def fit_prompt(
         ContextTooLong: not even one passage fits beside the conversation.
     """
     passages = [hit.passage for hit in hits]
-    composed = compose(messages, passages, prompt, task, features)
+    composed = compose(messages, passages, prompt, task, features, fence_key=fence_key)
     if limit_tokens is None:
         return composed
     room = limit_tokens - answer_tokens - TEMPLATE_TOKENS * len(composed)
@@ -199,7 +271,7 @@ async def fit_prompt(
                 param="messages",
             )
         passages.pop()
-        composed = compose(messages, passages, prompt, task, features)
+        composed = compose(messages, passages, prompt, task, features, fence_key=fence_key)
     return composed
 
 

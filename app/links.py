@@ -20,7 +20,7 @@ VERSION_DIGITS = 16
 
 
 def load_secret(path: Path) -> bytes:
-    """Read the signing secret, made on first use and readable by its owner only."""
+    """Read a secret of this data directory, made on first use and readable by its owner only."""
     with suppress(FileNotFoundError):
         secret = path.read_bytes()
         if len(secret) == SECRET_BYTES:

@@ -1,14 +1,13 @@
-"""Files into a service from the command line: one by one, or a folder kept in step with what the service has.
+"""Documents into a service from the command line: one by one, or a source kept in step with what the service has.
 
 The main rule: what one file is refused for is told, and does not stop the others; what stops all is told once.
 """
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from rich.markup import escape
@@ -24,24 +23,25 @@ from rich.progress import (
 )
 
 from app.client import Client, Refusal, ServiceFailure
+from app.sources import SUFFIXES, FileFailure, Source, SourceFailure
 from app.terminal import err, out
-
-SUFFIXES = frozenset({".md", ".markdown", ".txt", ".text", ".html", ".htm", ".pdf", ".docx"})
-"""What `ingest` picks from a folder."""
 
 UPLOADS_AT_ONCE = 4
 _LOOK_SECONDS = 1.0
-_READ_BYTES = 1_000_000
 
 
-def load(client: Client, paths: list[Path]) -> int:
-    """Upload files with a progress bar and wait until they are ingested; gives how many were refused."""
-    files = list(find_documents(paths))
-    if not files:
+def load(client: Client, sources: Sequence[Source], urls: Sequence[str] = (), groups: list[str] | None = None) -> int:
+    """Add documents with a progress bar and wait until they are ingested; gives how many were refused."""
+    tasks = [(url, partial(client.add_url, url, groups=groups)) for url in urls]
+    for source in sources:
+        names = source.names()
+        source.expect(names)
+        tasks += [(name, partial(_add, client, source, name, groups)) for name in names]
+    if not tasks:
         raise ServiceFailure(f"There is no document to read; {', '.join(sorted(SUFFIXES))} are read.")
     counts: dict[str, int] = {}
-    with _bar("loading documents", len(files)) as (progress, task):
-        for name, outcome in _each(lambda file: client.add(*file), files, progress):
+    with _bar("loading documents", len(tasks)) as (progress, task):
+        for name, outcome in _each(tasks, progress):
             counts[outcome or "refused"] = counts.get(outcome or "refused", 0) + 1
             progress.update(task, advance=1, description=f"loaded {escape(name)}")
         progress.update(task, description="documents loaded")
@@ -49,19 +49,25 @@ def load(client: Client, paths: list[Path]) -> int:
     return counts.get("refused", 0)
 
 
+def _add(client: Client, source: Source, name: str, groups: list[str] | None) -> str:
+    content = source.read(name)
+    return client.add(content.data, name, media_type=content.media_type, groups=groups)
+
+
 @dataclass(frozen=True)
 class Sync:
-    """How a folder is to be kept in step."""
+    """How a source is to be kept in step."""
 
     source: str
     delete: bool = True
     max_deletes: int | None = None
     retry_failed: bool = False
+    groups: list[str] | None = None
 
 
-def compare(client: Client, files: dict[str, Path], wanted: Sync) -> tuple[list[dict[str, str]], dict[str, Any]]:
+def compare(client: Client, source: Source, wanted: Sync) -> tuple[list[dict[str, str]], dict[str, Any]]:
     """Say what a synchronisation would do: the manifest, and the service's answer to it."""
-    manifest = [{"name": name, "version": _digest(path)} for name, path in files.items()]
+    manifest = source.manifest()
     return manifest, _sync(client, manifest, wanted, dry_run=True)
 
 
@@ -86,13 +92,15 @@ def show(plan: dict[str, Any]) -> None:
     )
 
 
-def synchronise(client: Client, files: dict[str, Path], manifest: list[dict[str, str]], wanted: Sync) -> int:
-    """Make the source equal to the files, with a progress bar; gives how many documents failed."""
+def synchronise(client: Client, source: Source, manifest: list[dict[str, str]], wanted: Sync) -> int:
+    """Make the service's documents equal to a source's, with a progress bar; gives how many failed."""
     plan = _sync(client, manifest, wanted, dry_run=False)
     job_id = plan["job"]["id"]
-    uploads = [(files[name], name) for name in (*plan["added"], *plan["modified"])]
+    names = [*plan["added"], *plan["modified"]]
+    uploads = [(name, partial(_upload, client, source, name, job_id)) for name in names]
     total = len(uploads) + len(plan["deleted"])
     try:
+        source.expect(names)
         with _bar(f"synchronising {escape(wanted.source)}", total) as (progress, task):
 
             def tell(job: dict[str, Any]) -> None:
@@ -101,11 +109,11 @@ def synchronise(client: Client, files: dict[str, Path], manifest: list[dict[str,
                 ended = counts["done"] + counts["failed"] - len(plan["failed"]) - len(plan["conflicts"])
                 progress.update(task, completed=ended, description=f"{escape(wanted.source)}{at}")
 
-            for _ in _each(lambda file: client.upload(file[0], file[1], {"job": job_id})["state"], uploads, progress):
+            for _ in _each(uploads, progress):
                 tell(client.call("GET", f"/v1/jobs/{job_id}"))
             client.call("POST", f"/v1/jobs/{job_id}/complete")
             job = client.follow(job_id, tell=tell)
-    except (KeyboardInterrupt, ServiceFailure):
+    except (KeyboardInterrupt, ServiceFailure, SourceFailure):
         err.print(f"The job {job_id} is cancelled; what it has done stays.")
         client.call("POST", f"/v1/jobs/{job_id}/cancel")
         raise
@@ -119,15 +127,10 @@ def synchronise(client: Client, files: dict[str, Path], manifest: list[dict[str,
     return int(job["counts"]["failed"])
 
 
-def find_documents(paths: list[Path]) -> Iterator[tuple[Path, str]]:
-    """Each document under the paths, with the name it goes by: its path within the folder given."""
-    for path in paths:
-        if path.is_file():
-            yield path, path.name
-            continue
-        for found in sorted(path.rglob("*")):
-            if found.is_file() and found.suffix.lower() in SUFFIXES:
-                yield found, found.relative_to(path).as_posix()
+def _upload(client: Client, source: Source, name: str, job_id: str) -> str:
+    content = source.read(name)
+    sent = client.upload(content.data, name, {"job": job_id}, media_type=content.media_type, etag=content.etag)
+    return str(sent["state"])
 
 
 def _sync(client: Client, manifest: list[dict[str, str]], wanted: Sync, *, dry_run: bool) -> dict[str, Any]:
@@ -138,19 +141,20 @@ def _sync(client: Client, manifest: list[dict[str, str]], wanted: Sync, *, dry_r
         "max_deletes": wanted.max_deletes,
         "retry_failed": wanted.retry_failed,
         "dry_run": dry_run,
+        "groups": wanted.groups,
     }
     return client.call("POST", "/v1/documents/sync", json=body)
 
 
-def _each(send: Any, files: list[tuple[Path, str]], progress: Progress) -> Iterator[tuple[str, str | None]]:
-    """Send files, a few at once; gives each one's name and what `send` gave, or None after a refusal was told."""
+def _each(tasks: Sequence[tuple[str, Callable[[], str]]], progress: Progress) -> Iterator[tuple[str, str | None]]:
+    """Send documents, a few at once; gives each one's name and what came of it, or None after a refusal was told."""
     with ThreadPoolExecutor(UPLOADS_AT_ONCE, thread_name_prefix="upload") as threads:
-        waiting = iter(files)
+        waiting = iter(tasks)
         sent: dict[Future[str], str] = {}
         try:
             while True:
-                for file in waiting:
-                    sent[threads.submit(send, file)] = file[1]
+                for name, send in waiting:
+                    sent[threads.submit(send)] = name
                     if len(sent) == UPLOADS_AT_ONCE:
                         break
                 if not sent:
@@ -160,7 +164,7 @@ def _each(send: Any, files: list[tuple[Path, str]], progress: Progress) -> Itera
                     name = sent.pop(future)
                     try:
                         yield name, future.result()
-                    except Refusal as error:
+                    except (Refusal, FileFailure) as error:
                         progress.console.print(f"[red]{escape(name)}:[/] {escape(str(error))}")
                         yield name, None
         finally:
@@ -179,11 +183,3 @@ def _bar(what: str, total: int) -> Iterator[tuple[Progress, TaskID]]:
     )
     with Progress(*columns, console=err) as progress:
         yield progress, progress.add_task(what, total=total)
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_READ_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -11,19 +11,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import msgspec
 from starlette.types import ASGIApp
 
-from app.access import Access
+from app.access import Access, UserTokens
 from app.adapters import Keeper
 from app.admission import Admission
 from app.alerts import AlertGauges, Alerts, OutboxReports, RuleSets
 from app.database import Database, own_directory
 from app.datasets import open_datasets
 from app.drift import Drift, DriftGauges, References
-from app.engine_wiring import Engines, open_engines, release_defaults
+from app.engine_wiring import Engines, open_engines
 from app.engines import Engine
 from app.erasure import Eraser, ErasureFollower, Erasures
 from app.evaluations import Evaluations
@@ -37,14 +35,14 @@ from app.lineage import Provenance, Tracer, Uses
 from app.links import PassageLinks, load_secret
 from app.predictions import DocumentUses, History, PredictionLog, Shipper
 from app.privacy_wiring import open_privacy, own_unused_keys
-from app.prompts import ANSWER_PROMPT, CLASSIFY_PROMPT, EXTRACT_PROMPT
 from app.quality import Apart, Gauges, Kept, Quality
 from app.rates import RateLimits
 from app.readiness import Check, Problem, Readiness
 from app.registry import Registry
-from app.releases import Prompt, Release, RetrievalPlan
+from app.release_wiring import own_release, release_parts
+from app.releases import Release
 from app.repeating import Repeating
-from app.retrieval_wiring import open_retriever
+from app.retrieval_wiring import embedding_names, open_ingestion, open_retriever
 from app.review import open_review
 from app.routes.api import create_api, for_browsers
 from app.routes.chat import ChatRoute
@@ -60,7 +58,6 @@ from observability.telemetry import Telemetry
 from retrieval.documents import ParseLimits
 from retrieval.embedder import Embedder
 from retrieval.errors import IndexMismatch, RetrievalError
-from retrieval.jobs import Ingestion, Limits
 from retrieval.parsers import Parser
 from retrieval.retriever import Retriever
 
@@ -104,14 +101,16 @@ async def open_service(
             )
         )
         shared = await parts.enter_async_context(_shared_database(settings, database))
-        access = await parts.enter_async_context(Access(shared, memory=data_dir / "keys.json"))
+        access = await parts.enter_async_context(
+            Access(shared, memory=data_dir / "keys.json", users=_user_tokens(settings))
+        )
         rates = await parts.enter_async_context(_rate_limits(settings))
         engines = await open_engines(settings, parts, instead=engine)
         parser = await parts.enter_async_context(
             Parser(_parse_limits(settings.limits), processes=settings.retrieval.parser_processes)
         )
         retriever = await parts.enter_async_context(open_retriever(settings, data_dir, parser, embedder))
-        ingestion = await parts.enter_async_context(_ingestion(settings, data_dir, retriever, metrics))
+        ingestion = await parts.enter_async_context(open_ingestion(settings, data_dir, retriever, metrics))
         is_local = _is_file(shared, database)
         shipper = None if is_local else await parts.enter_async_context(Shipper(predictions, shared, keys=privacy.ring))
         if shipper is not None:
@@ -123,7 +122,7 @@ async def open_service(
         registry = await parts.enter_async_context(
             Registry(
                 shared,
-                own=_release(settings),
+                own=own_release(settings),
                 vet=_vetted_by(engines, features),
                 memory=data_dir / "serving.json",
             )
@@ -139,6 +138,7 @@ async def open_service(
             features=features.reader,
             record_required=settings.record == "required",
             link_hosts=settings.retrieval.link_hosts,
+            fence_key=await asyncio.to_thread(load_secret, data_dir / "fences.secret"),
         )
         shadows = Shadows(
             gateway,
@@ -161,8 +161,8 @@ async def open_service(
         )
         metrics.watch_ingestion(ingestion)
         metrics.watch_retrieval(
-            embeddings_cached=lambda: retriever.cache.hits,
-            embeddings_computed=lambda: retriever.cache.misses,
+            embeddings_cached=lambda: retriever.embeddings_cached,
+            embeddings_computed=lambda: retriever.embeddings_computed,
             searches_by_words=lambda: retriever.searches_by_words_alone,
             rerank_failures=lambda: retriever.rerankings_failed,
         )
@@ -213,12 +213,12 @@ async def open_service(
             features=features,
             erasures=Erasures(shared, now, pseudonym=privacy.pseudonym),
             drift_references=References(shared, now, ring=keys),
-            defaults=_defaults(settings),
+            defaults=release_parts(settings),
             links=links,
             telemetry=telemetry,
             metrics=metrics,
             readiness=Readiness(_checks(engines, registry, retriever, predictions)),
-            embedding_names=tuple(dict.fromkeys((settings.retrieval.embedding_model, retriever.embedding_model))),
+            embedding_names=lambda: embedding_names(settings.retrieval, retriever),
             collection=settings.qdrant.collection,
             max_document_bytes=settings.limits.max_document_bytes,
             public_url=public_url,
@@ -240,7 +240,11 @@ async def open_service(
             form=ChatForm(remote_images=remote_images),
         )
         responses = ResponsesForm(
-            predictions, history, collection=settings.qdrant.collection, remote_images=remote_images
+            predictions,
+            history,
+            collection=settings.qdrant.collection,
+            remote_images=remote_images,
+            pseudonym=privacy.pseudonym,
         )
         largest_body_bytes = settings.limits.max_document_bytes * 2  # In base64, or in a form, a document grows.
         front = Front(
@@ -275,27 +279,17 @@ def _vetted_by(engines: Engines, features: Features) -> Callable[[Release], Awai
     return vet
 
 
-def _ingestion(settings: Settings, data_dir: Path, retriever: Retriever, metrics: Metrics) -> Ingestion:
-    wanted = settings.ingestion
-    return Ingestion(
-        retriever,
-        data_dir / "retrieval" / "spool",
-        limits=Limits(
-            max_documents=wanted.max_waiting_documents,
-            max_bytes=wanted.max_waiting_bytes,
-            max_attempts=wanted.max_attempts,
-            keep_jobs=wanted.keep_jobs,
-        ),
-        workers=wanted.workers,
-        reserve_bytes=settings.limits.disk_reserve_bytes,
-        tally=metrics,
-    )
-
-
 def _shared_database(settings: Settings, local: Path) -> Database:
     if settings.database_url is None:
         return Database.of_file(local)
     return Database(settings.database_url.get_secret_value().strip())
+
+
+def _user_tokens(settings: Settings) -> UserTokens | None:
+    wanted = settings.users
+    if wanted.jwt_secret is None:
+        return None
+    return UserTokens(wanted.jwt_secret.get_secret_value(), groups_header=wanted.groups_header)
 
 
 def _rate_limits(settings: Settings) -> RateLimits:
@@ -320,50 +314,6 @@ def _replica(data_dir: Path) -> str:
 
 def _is_file(database: Database, path: Path) -> bool:
     return database.kind == "sqlite" and Path(database.url.database or "").resolve() == path.resolve()
-
-
-def _defaults(settings: Settings) -> Mapping[str, Any]:
-    """What a release has where its file leaves it out: the built-in prompt, and what this service has just one of."""
-    prompts = {"classify": CLASSIFY_PROMPT, "extract": EXTRACT_PROMPT}
-    tasks = {
-        kind: {"prompt": msgspec.to_builtins(prompt), "retrieval": {"mode": "off", "context": "passages"}}
-        for kind, prompt in prompts.items()
-    }
-    return {**release_defaults(settings), "prompt": msgspec.to_builtins(ANSWER_PROMPT), "tasks": tasks}
-
-
-def _release(settings: Settings) -> Release:
-    wanted = settings.release
-    prompt = ANSWER_PROMPT
-    if wanted.prompt_file is not None:
-        prompt = Prompt(version=wanted.prompt_file.stem, template=wanted.prompt_file.read_text(encoding="utf-8"))
-    embedded = settings.embedded.enabled
-    return Release(
-        name=wanted.name,
-        number=0,
-        engine=settings.main_engine,
-        prompt=prompt,
-        retrieval=RetrievalPlan(
-            mode=wanted.retrieval,
-            collection=settings.qdrant.collection,
-            search=wanted.search,
-            fusion=settings.retrieval.fusion,
-            top_k=wanted.top_k,
-            context=wanted.context if wanted.context != "auto" else "sentences" if embedded else "passages",
-            check=wanted.check,
-            fallback=wanted.fallback,
-            abstention=wanted.abstention,
-        ),
-        served_model=settings.engine.model,
-        base_model=wanted.base_model or (settings.embedded.model if embedded else None),
-        base_revision=wanted.base_revision,
-        adapter=wanted.adapter,
-        adapter_digest=wanted.adapter_digest,
-        max_tokens=wanted.max_tokens,
-        temperature=wanted.temperature,
-        fallback=wanted.engine_fallback,
-        notes=wanted.notes,
-    )
 
 
 def _checks(

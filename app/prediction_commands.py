@@ -29,7 +29,7 @@ Conversation = Annotated[str | None, typer.Option(help="Only of this conversatio
 Model = Annotated[str | None, typer.Option(help="Only what was asked by this name.")]
 Adapter = Annotated[str | None, typer.Option(help="Only those of this adapter.")]
 Verdict = Annotated[str | None, typer.Option(help="`abstained`, or with its reason `abstained:nothing_relevant`.")]
-Assignment = Annotated[str | None, typer.Option(help="stable, canary, pinned, shadow, fallback or extractive.")]
+Assignment = Annotated[str | None, typer.Option(help="stable, canary, pinned, shadow, fallback, extractive or chore.")]
 LabelState = Annotated[str | None, typer.Option(help="labelled or unlabelled.")]
 FeedbackState = Annotated[str | None, typer.Option(help="given, none, positive, negative or corrected.")]
 

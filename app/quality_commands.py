@@ -18,7 +18,7 @@ def quality(
     release: Annotated[str | None, typer.Option(help="Only this release, as `name@3`, or all of a name.")] = None,
     since: Annotated[str | None, typer.Option(help="Answers made then or later; by default the last 7 days.")] = None,
     until: Annotated[str | None, typer.Option(help="Answers made before then; by default now.")] = None,
-    assignment: Annotated[str | None, typer.Option(help="stable, canary, pinned or shadow.")] = None,
+    assignment: Annotated[str | None, typer.Option(help="stable, canary, pinned, shadow or chore.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The whole report as JSON.")] = False,
 ) -> None:
     """Show how good each release's answers are, with the interval of each figure and what it rests on."""

@@ -18,6 +18,7 @@ from app.errors import InvalidRequest, ModelNotFound, invalid_field
 from app.rollouts import Lot, Role, Rollout
 from app.tasks import Task
 from retrieval.citations import CheckPolicy
+from retrieval.variety import Variety
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 FEATURE_NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$"
@@ -35,6 +36,10 @@ BESIDE = frozenset({"alerts"})
 """What a release's file may say that is kept beside the release and is no part of its digest."""
 
 
+_LATER = {"per_document": None, "mmr": None, "rewrite": False}
+"""What a plan of retrieval may say by now, and what it has where it does not: then it is no part of the digest."""
+
+
 class BadRelease(ValueError):
     """A release that could not answer as it says."""
 
@@ -42,8 +47,9 @@ class BadRelease(ValueError):
 class Prompt(msgspec.Struct, frozen=True):
     """How a question and its passages become messages; `{sources}` and `{question}` are replaced in `template`.
 
-    That of a task may also have `{labels}` or `{schema}`, and needs `{sources}` only where passages are looked up. That
-    of a release with features has `{features}`.
+    `{fence}` is a word for the marks around the sources, which their authors cannot know. That of a task may also have
+    `{labels}` or `{schema}`, and needs `{sources}` only where passages are looked up. That of a release with features
+    has `{features}`.
     """
 
     version: Short
@@ -58,11 +64,22 @@ class RetrievalPlan(msgspec.Struct, frozen=True):
     search: Literal["hybrid", "dense", "sparse"] = "hybrid"
     fusion: Literal["dbsf", "rrf"] = "dbsf"
     top_k: Annotated[int, msgspec.Meta(ge=1, le=50)] = 5
+    per_document: Annotated[int, msgspec.Meta(ge=1, le=50)] | None = None
+    """So many passages of one document at most."""
+    mmr: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    """How much relevance counts beside being unlike the passages taken already; None: alone."""
+    rewrite: bool = False
+    """Whether the engine makes the last question of a conversation into one that can be searched by itself."""
     context: Literal["passages", "sentences"] = "passages"
     policy: CheckPolicy = CheckPolicy()
     check: Literal["sentence", "end", "off"] = "sentence"
     fallback: Literal["extract", "abstain", "keep"] = "extract"
     abstention: Text = "I can't answer that from the documents I have."
+
+    @property
+    def variety(self) -> Variety:
+        """How unlike each other the passages have to be."""
+        return Variety(self.per_document, self.mmr)
 
 
 class FeatureUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -141,7 +158,7 @@ class Release(msgspec.Struct, frozen=True, dict=True):
         if self.fallback == "extractive" and not is_answer:
             raise BadRelease("`fallback`: passages by themselves are an answer, and fulfil no other task.")
 
-    @property
+    @cached_property
     def label(self) -> str:
         """`name@number`."""
         return f"{self.name}@{self.number}"
@@ -150,10 +167,14 @@ class Release(msgspec.Struct, frozen=True, dict=True):
     def canonical(self) -> bytes:
         """The bytes the digest is taken of; the number is the registry's and not part of them.
 
-        Without features there is no word of them: a release from before there were any has the digest it had.
+        Without features there is no word of them: a release from before there were any has the digest it had. So it
+        is with what retrieval can do by now and is not asked for.
         """
         without = {"number"} if self.features else {"number", "features"}
         parts = {key: value for key, value in msgspec.to_builtins(self).items() if key not in without}
+        for name, unasked in _LATER.items():
+            if parts["retrieval"][name] is unasked:
+                del parts["retrieval"][name]
         return msgspec.json.encode(parts, order="sorted")
 
     @cached_property

@@ -15,9 +15,10 @@ import msgspec
 from app.errors import Conflict
 from app.trial_plans import TrialPlan
 
-Role = Literal["stable", "canary", "pinned", "shadow", "fallback", "extractive"]
+Role = Literal["stable", "canary", "pinned", "shadow", "fallback", "extractive", "chore"]
 """Why a release answered: by the rollout, because the caller named it, unseen beside the one that did, or while an
-engine was away: in place of the release that was to, or itself, by its passages alone."""
+engine was away: in place of the release that was to, or itself, by its passages alone. A chore is what a chat page asks
+for itself, such as a title: nobody reads it as an answer, so it says nothing of how good answers are."""
 
 MAX_PREVIOUS = 20
 """How many promotions can be gone back."""

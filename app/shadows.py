@@ -8,7 +8,6 @@ import asyncio
 import logging
 from contextlib import aclosing
 
-from app.access import Caller
 from app.calls import StopReason
 from app.errors import ServiceError
 from app.gateway import Answering, Gateway
@@ -71,12 +70,11 @@ class Shadows:
 
     def _beside(self, primary: Answering, release: Release) -> Answering:
         shown, body = primary.prediction, primary.prediction.request
-        caller = Caller(key_id=shown.key_id or "", tenant=shown.tenant, scopes=frozenset())
         shadow = Answering(
             self._gateway,
             primary.request,
             body,
-            caller,
+            primary.caller,
             Choice(release, "shadow"),
             RequestTrace(primary.trace.trace_id),
         )

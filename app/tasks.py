@@ -57,7 +57,7 @@ class Task(msgspec.Struct, frozen=True, dict=True):
             except jsonschema_rs.ValidationError as error:
                 raise BadTask(f"`schema`: it is no JSON schema{_told(error)}.") from error
 
-    @property
+    @cached_property
     def is_answer(self) -> bool:
         """Whether a person reads the answer, and not a program."""
         return self.kind == "answer"

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from app.client import ServiceFailure
 from app.errors import InvalidRequest, ServiceError
+from app.sources import SourceFailure
 
 # What a document or a model says is shown as it is: `:key:` is not a picture of one.
 out = Console(highlight=False, emoji=False)
@@ -28,7 +29,7 @@ def explained() -> Iterator[None]:
     except InvalidRequest as error:
         err.print(f"[red]error:[/] {escape(error.message)}")
         raise typer.Exit(2) from None
-    except (ServiceFailure, ServiceError, OSError) as error:
+    except (ServiceFailure, ServiceError, SourceFailure, OSError) as error:
         err.print(f"[red]error:[/] {escape(str(error))}")
         raise typer.Exit(1) from None
 

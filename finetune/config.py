@@ -36,7 +36,7 @@ class TrainConfig(BaseModel):
     output: Path
     """Where the adapter goes. A run that was cut off goes on from the checkpoints it left here."""
     prompt: str | None = None
-    """Wraps the last question as the release does; slots are `{question}`, `{labels}`, `{schema}` and `{sources}`."""
+    """Wraps the last question as the release does; its slots are those of a release's template."""
     licence: str | None = None
     """Under what licence the adapter may be used; goes into the manifest."""
 

@@ -4,6 +4,7 @@ The main rule: a template is filled as the service fills a release's `prompt.tem
 that what a question says is never taken for a slot.
 """
 
+import hmac
 import json
 import re
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ FEATURES_ALONE = (
 )
 """What the service asks by where a template has a place for sources and there are none."""
 
-_SLOT = re.compile(r"\{(question|sources|features|labels|schema)\}")
+_SLOT = re.compile(r"\{(question|sources|fence|features|labels|schema)\}")
 _FENCE = re.compile(r"<(?=\s*/?\s*sources\b)", re.IGNORECASE)
 _FEATURES_FENCE = re.compile(r"<(?=\s*/?\s*features\b)", re.IGNORECASE)
 _FENCES = re.compile(r"<(?=\s*/?\s*(sources|features)\b)", re.IGNORECASE)
@@ -53,7 +54,15 @@ def asked(row: Row, template: str | None, manifest: Manifest, *, bare: bool = Fa
         if not row.passages and manifest.task == "answer" and "{sources}" in template:
             template = FEATURES_ALONE
     slots["sources"] = "\n\n".join(_render(n, passage, fence) for n, passage in enumerate(row.passages, start=1))
+    if "{fence}" in template:
+        slots["fence"] = _fence_word(slots["sources"])
     return (*before, Message("user", _SLOT.sub(lambda slot: slots.get(slot[1], slot[0]), template)))
+
+
+def _fence_word(sources: str) -> str:
+    """Make a word as the service makes one, but for its secret: what is learned is that each row has its own."""
+    number = int.from_bytes(hmac.digest(b"", sources.encode(errors="surrogatepass"), "sha256")[:8])
+    return "".join(chr(ord("a") + number // 26**place % 26) for place in range(6))
 
 
 def _features(features: Sequence[Feature]) -> str:

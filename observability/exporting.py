@@ -18,7 +18,17 @@ from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetr
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, DEFAULT_OFF, Decision, Sampler, SamplingResult
+from opentelemetry.sdk.trace.sampling import (
+    ALWAYS_OFF,
+    ALWAYS_ON,
+    DEFAULT_OFF,
+    Decision,
+    ParentBased,
+    ParentBasedTraceIdRatio,
+    Sampler,
+    SamplingResult,
+    TraceIdRatioBased,
+)
 from opentelemetry.semconv.attributes import service_attributes, url_attributes
 from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
 from opentelemetry.trace import NonRecordingSpan, SpanKind, StatusCode, set_span_in_context
@@ -62,8 +72,9 @@ class Exporting:
         """
         resource = _resource(service_name, service_version, instance_id)
         self.tracing: TracerProvider | None = None
-        self.sampler: Sampler | None = None
-        """What decides about requests; the provider's own also notes what this leaves out."""
+        # It decides about requests; the provider's own also notes what this leaves out.
+        self._sampler: Sampler = ALWAYS_OFF
+        self._bound: int | None = None
         self.keeping: TracerProvider | None = None
         """Makes the spans of requests that are kept whatever the sampler said; None where it leaves out none, or all:
         who turns tracing off means it."""
@@ -79,6 +90,13 @@ class Exporting:
         if event_processor or wants_export("LOGS"):
             self.events = LoggerProvider(resource, shutdown_on_exit=False)
             self.events.add_log_record_processor(event_processor or self._events_over_otlp())
+
+    def samples(self, parent: Context, trace_id: int, name: str) -> bool:
+        """Whether a request is exported however it ends; `parent` is empty where it begins the trace."""
+        if not parent and self._bound is not None:
+            return trace_id & TraceIdRatioBased.TRACE_ID_LIMIT < self._bound
+        decided = self._sampler.should_sample(parent, trace_id, name, SpanKind.SERVER)
+        return decided.decision is Decision.RECORD_AND_SAMPLE
 
     def close(self, deadline_seconds: float) -> None:
         """Export what is queued, for at most the deadline; what is still queued then is lost and logged."""
@@ -112,13 +130,14 @@ class Exporting:
         self.tracing = TracerProvider(resource=resource, id_generator=ids, shutdown_on_exit=False)
         self.tracing.add_span_processor(_WithoutQuery())
         self.tracing.add_span_processor(processor)
-        self.sampler = self.tracing.sampler
-        if self.sampler in (ALWAYS_ON, ALWAYS_OFF, DEFAULT_OFF):
+        self._sampler = self.tracing.sampler
+        self._bound = _bound_of(self._sampler)
+        if self._sampler in (ALWAYS_ON, ALWAYS_OFF, DEFAULT_OFF):
             return
         self.keeping = TracerProvider(ALWAYS_ON, resource, id_generator=ids, shutdown_on_exit=False)
         self.keeping.add_span_processor(processor)
         if keep_failures:
-            self.tracing.sampler = _Noting(self.sampler)
+            self.tracing.sampler = _Noting(self._sampler)
             self.tracing.add_span_processor(_KeepFailures(self.keeping))
 
     def _spans_over_otlp(self) -> SpanProcessor:
@@ -138,6 +157,13 @@ class Exporting:
 
         self._exporters.append(exporter := OTLPLogExporter())
         return BatchLogRecordProcessor(exporter)
+
+
+def _bound_of(sampler: Sampler) -> int | None:
+    """What a sampler of the SDK's that goes by trace ids compares them with: to ask it takes ten calls a request."""
+    if type(sampler) in (ParentBased, ParentBasedTraceIdRatio):
+        sampler = sampler._root  # type: ignore[attr-defined] # noqa: SLF001 - it tells in no other way.
+    return sampler.bound if type(sampler) is TraceIdRatioBased else None
 
 
 class _WithoutQuery(SpanProcessor):

@@ -10,7 +10,7 @@ https://opentelemetry.io/docs/specs/semconv/gen-ai/
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
 from time import time_ns
@@ -58,13 +58,25 @@ _NANOSECONDS: Final = 1_000_000_000
 
 
 def start_generation(
-    trace: RequestTrace,
+    trace: RequestTrace, *, model: str, prediction_id: str, is_first: bool = True, tell: Callable[[], Facts]
+) -> TraceSpan:
+    """Start the span of one engine call, `chat {model}`; of several for one answer the first is what others refer to.
+
+    `tell` gives its `generation_facts`: most spans are noted and never built, and their facts are never made.
+    """
+    if trace.server is NOT_RECORDED:
+        return NOT_RECORDED
+    span_id = chat_span_id(prediction_id) if is_first else 0
+    return trace.server.child(f"{CHAT} {model}", SpanKind.CLIENT, tell, span_id=span_id)
+
+
+def generation_facts(
+    profile: Profile = "1.37",
     *,
     model: str,
     provider: str,
     release: str,
     prediction_id: str,
-    is_first: bool = True,
     conversation: str | None = None,
     prompt_name: str | None = None,
     prompt_version: str | None = None,
@@ -75,14 +87,12 @@ def start_generation(
     top_p: float | None = None,
     seed: int | None = None,
     stop: Sequence[str] = (),
-) -> TraceSpan:
-    """Start the span of one engine call, `chat {model}`; of several for one answer the first is what others refer to.
+) -> Facts:
+    """Say of an engine call what is known when it begins.
 
     `provider` is the engine's dialect (`tgi`, `vllm`, ...). Stop sequences are counted, not quoted: a caller's stop
     words can be content.
     """
-    if trace.server is NOT_RECORDED:
-        return NOT_RECORDED
     attributes: dict[str, AttributeValue | None] = {
         gen_ai_attributes.GEN_AI_OPERATION_NAME: CHAT,
         gen_ai_attributes.GEN_AI_PROVIDER_NAME: provider,
@@ -100,39 +110,46 @@ def start_generation(
         PREDICTION_ID: prediction_id,
         ADAPTER: adapter,
     }
-    if trace.conventions.profile != "1.37":
+    if profile != "1.37":
         attributes[_PROMPT_VERSION] = prompt_version
-    span_id = chat_span_id(prediction_id) if is_first else 0
-    return trace.server.child(f"{CHAT} {model}", SpanKind.CLIENT, attributes, span_id=span_id)
-
-
-def first_token(span: TraceSpan) -> None:
-    """Mark the arrival of an answer's first token."""
-    if span is not NOT_RECORDED:
-        now = time_ns()
-        span.event(FIRST_TOKEN, at_ns=now)
-        span.update({gen_ai_attributes.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK: (now - span.started_ns) / _NANOSECONDS})
+    return attributes
 
 
 def end_generation(
     span: TraceSpan,
     *,
+    first_token_ns: int | None = None,
     prompt_tokens: int | None = None,
     completion_tokens: int | None = None,
     finish_reason: str | None = None,
     error: BaseException | str | None = None,
 ) -> None:
-    """End an engine call with what it reported."""
+    """End an engine call with what it reported; `first_token_ns` is the Unix time of the answer's first token."""
     if span is NOT_RECORDED:
         return
+    span.then(partial(_tell_answer, first_token_ns, prompt_tokens, completion_tokens, finish_reason))
+    span.end(error=error)
+
+
+def _tell_answer(
+    first_token_ns: int | None,
+    prompt_tokens: int | None,
+    completion_tokens: int | None,
+    finish_reason: str | None,
+    span: TraceSpan,
+) -> None:
+    first_chunk_seconds = None
+    if first_token_ns is not None:
+        span.event(FIRST_TOKEN, at_ns=first_token_ns)
+        first_chunk_seconds = (first_token_ns - span.started_ns) / _NANOSECONDS
     span.update(
         {
+            gen_ai_attributes.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK: first_chunk_seconds,
             gen_ai_attributes.GEN_AI_USAGE_INPUT_TOKENS: prompt_tokens,
             gen_ai_attributes.GEN_AI_USAGE_OUTPUT_TOKENS: completion_tokens,
             gen_ai_attributes.GEN_AI_RESPONSE_FINISH_REASONS: (finish_reason,) if finish_reason else None,
         }
     )
-    span.end(error=error)
 
 
 def count_generation(

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 Attributes = Mapping[str, AttributeValue]
 Facts = Mapping[str, AttributeValue | None]
 """Attributes of which those that are None are left out."""
+Told = Facts | Callable[[], Facts] | None
+"""Facts, or what tells them: called only if anybody is going to see the span."""
 
 
 class ChosenIds(RandomIdGenerator):
@@ -88,7 +90,7 @@ class TraceSpan:
         self,
         name: str,
         kind: SpanKind = SpanKind.INTERNAL,
-        attributes: Facts | None = None,
+        attributes: Told = None,
         *,
         started_ns: int | None = None,
         span_id: int = 0,
@@ -143,7 +145,7 @@ def start_span(
     tracer: Tracer,
     name: str,
     kind: SpanKind,
-    attributes: Facts | None,
+    attributes: Told,
     parent: Context,
     started_ns: int | None = None,
     *,
@@ -157,7 +159,8 @@ def start_span(
     try:
         if chosen is not None:
             chosen.choose(trace_id, span_id)
-        span = tracer.start_span(name, parent, kind, _present(attributes or {}), start_time=started)
+        facts = attributes() if callable(attributes) else attributes
+        span = tracer.start_span(name, parent, kind, _present(facts or {}), start_time=started)
     except Exception:  # A sampler or span processor is foreign code and must not fail the request.
         logger.warning("a span could not be started and is lost", exc_info=True)
         return NOT_RECORDED
@@ -181,7 +184,7 @@ class NotedSpan(TraceSpan):
     _error: BaseException | str | None = None
     _ended_ns = 0
 
-    def __init__(self, name: str, kind: SpanKind, attributes: Facts | None, started_ns: int) -> None:
+    def __init__(self, name: str, kind: SpanKind, attributes: Told, started_ns: int) -> None:
         self._name = name
         self._kind = kind
         self._attributes = attributes
@@ -208,7 +211,7 @@ class NotedSpan(TraceSpan):
         self,
         name: str,
         kind: SpanKind = SpanKind.INTERNAL,
-        attributes: Facts | None = None,
+        attributes: Told = None,
         *,
         started_ns: int | None = None,
         span_id: int = 0,

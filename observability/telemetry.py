@@ -22,7 +22,6 @@ from opentelemetry.context import Context
 from opentelemetry.sdk._logs import LogRecordProcessor
 from opentelemetry.sdk.metrics.export import MetricReader
 from opentelemetry.sdk.trace import SpanProcessor
-from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.semconv.attributes import http_attributes, network_attributes, server_attributes, url_attributes
 from opentelemetry.semconv.metrics.http_metrics import HTTP_SERVER_REQUEST_DURATION
 from opentelemetry.trace import SpanKind
@@ -74,7 +73,6 @@ class Telemetry:
         )
         tracing, keeping, metering = self._export.tracing, self._export.keeping, self._export.metering
         scope = "hallmark", service_version
-        self._sampler = self._export.sampler
         self._tracer = None if tracing is None else tracing.get_tracer(*scope)
         self._keeps_failures = keep_failures
         self._keeper = None if keeping is None else keeping.get_tracer(*scope)
@@ -173,11 +171,10 @@ class Telemetry:
         self, parent: Context, trace_id: int, route: str, method: str, scope: Mapping[str, Any] | None
     ) -> tuple[TraceSpan, Late | None]:
         """Start the server span if the request is sampled; note it if it would be exported for having failed."""
-        if self._tracer is None or self._sampler is None:
+        if self._tracer is None:
             return NOT_RECORDED, None
         name = f"{method} {route}"
-        decided = self._sampler.should_sample(parent, trace_id, name, SpanKind.SERVER)
-        if decided.decision is Decision.RECORD_AND_SAMPLE:
+        if self._export.samples(parent, trace_id, name):
             told = _request_attributes(scope, route, method)
             return start_span(self._tracer, name, SpanKind.SERVER, told, parent, trace_id=trace_id), None
         if self._keeper is None:

@@ -16,7 +16,7 @@ from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
 from opentelemetry.semconv.attributes.http_attributes import HTTP_RESPONSE_STATUS_CODE
 from opentelemetry.trace import SpanKind, Tracer
 
-from observability.spans import NOT_RECORDED, Attributes, Facts, NotedSpan, TraceSpan, error_type, start_span
+from observability.spans import NOT_RECORDED, Attributes, NotedSpan, Told, TraceSpan, error_type, start_span
 
 Profile = Literal["1.37", "genai-0.1", "both"]
 """Whose names the GenAI signals have; `observability.genai` knows them."""
@@ -112,7 +112,7 @@ class RequestTrace:
         self,
         name: str,
         kind: SpanKind = SpanKind.INTERNAL,
-        attributes: Facts | None = None,
+        attributes: Told = None,
         *,
         parent: TraceSpan | None = None,
         span_id: int = 0,

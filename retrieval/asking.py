@@ -42,6 +42,10 @@ _THING_IS = re.compile(
 )
 # The number in a name, as in SHA-256, counts nothing.
 _NUMBER = re.compile(r"(?<!\w)(?<![^\W\d_]-)\d+(?:[.,]\d+)*")
+# Nor does one that tells which: of the status 404, of the second source [2], of the release support@3.
+_WHICH = re.compile(r"\b(status|code|error|port|version|step|page|number)\s\d+(?:[.,]\d+)*|\[\d+\]|@\d+")
+# How well an amount suits whose sentence does not name what is asked for.
+_OF_SOMETHING = 0.5
 _NUMBER_WORDS = word_set(
     """one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
     eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million
@@ -95,6 +99,8 @@ class Asked:
     known: frozenset[str]
     new_number_words: frozenset[str]
     """The number words that it does not hold."""
+    things: frozenset[str]
+    """Stems of the words for what is asked for: of "stored" and "predictions", or of "port"."""
 
     def suits(self, text: str, said: Terms) -> float:
         """Tell how well a text, whose terms are `said`, holds what is asked for.
@@ -104,7 +110,7 @@ class Asked:
         lower = text.lower()
         match self.kind:
             case "count":
-                return 1.0 if self._new_number(lower) or _AMOUNT.search(lower) else -1.0
+                return self._counts(lower)
             case "share" | "address" as kind:
                 return 1.0 if _HOLDS[kind].search(lower) else -1.0
             case "extent":
@@ -122,6 +128,15 @@ class Asked:
             case "value":
                 return 0.5 if said.names - self.known or _CODE.search(text) or self._new_digits(lower) else 0.0
         return 0.0
+
+    def _counts(self, lower: str) -> float:
+        """Tell how well a text in lower case holds an amount: of what is asked for, or of something else."""
+        if _AMOUNT.search(lower):
+            return 1.0
+        if not self._new_number(_WHICH.sub(lambda told: told[0] if stem(told[1] or "") in self.things else " ", lower)):
+            return -1.0
+        named = not self.things.isdisjoint(map(stem, _WORD.findall(lower)))
+        return 1.0 if named or not self.things else _OF_SOMETHING
 
     def _new_number(self, lower: str) -> bool:
         """Tell whether a text in lower case holds a number that the question does not and that is no part of a date."""
@@ -141,28 +156,37 @@ def asked(question: str) -> Asked:
     read = terms(question)
     known = read.vocabulary | {word.lower() for word in _WORD.findall(question)} | set(_NUMBER.findall(question))
     found = _QUESTION.search(question)
-    return Asked(_kind(question, found) if found else None, read, known, _NUMBER_WORDS - known)
+    things = _things(question, found) if found else []
+    kind = _kind(question, found, things) if found else None
+    return Asked(kind, read, known, _NUMBER_WORDS - known, frozenset(things))
 
 
-def _kind(question: str, found: re.Match[str]) -> Kind | None:
+def _things(question: str, found: re.Match[str]) -> list[str]:
+    """The stems of what is counted, or of what "which" and "what" ask for; three at most."""
+    if found.lastgroup not in ("count", "what"):
+        return []
+    things: list[str] = []
+    for word in _WORD.findall(question[found.end() :]):
+        if word.lower() in _ENDS_THING or len(things) == 3:
+            break
+        things.append(stem(word.lower()))
+    if not things and (says := _THING_IS.match(question, found.end())):
+        things = [stem(word.lower()) for word in says[1].split()]
+    return things
+
+
+def _kind(question: str, found: re.Match[str], things: list[str]) -> Kind | None:
     match found.lastgroup:
         case "count" | "extent" | "time" | "person" | "reason" as kind:
             return kind
         case "value":
             return "value"
-    thing: list[str] = []
-    for word in _WORD.findall(question[found.end() :]):
-        if word.lower() in _ENDS_THING or len(thing) == 3:
-            break
-        thing.append(stem(word.lower()))
-    if not thing and (says := _THING_IS.match(question, found.end())):
-        thing = [stem(word.lower()) for word in says[1].split()]
-    if "happen" in thing[:1]:
+    if "happen" in things[:1]:
         return None
     if _ADDRESSES.search(question):
         return "address"
-    if set(thing) & _SHARES:
+    if set(things) & _SHARES:
         return "share"
-    if set(thing) & _MEASURES:
+    if set(things) & _MEASURES:
         return "count"
-    return "time" if set(thing) & _TIMES else "value"
+    return "time" if set(things) & _TIMES else "value"

@@ -1,15 +1,17 @@
 """Two worker threads around a synchronous model, and queues that make batches of what waits.
 
 The main rule: nobody waits for a batch to fill. A batch is whatever queued up while the last one ran, so a lone
-question starts at once and 32 concurrent ones share a pass, at under half of the CPU each. Documents are encoded on a
-thread of their own, so that no question waits behind them; while questions come they give way, in short batches.
+question starts at once and 32 concurrent ones share a pass, at under half of the CPU each. Documents are encoded apart,
+so that no question waits behind them: many in a process of their own, where there is one; a few, or without one, on a
+second thread, and in short batches while questions come.
 """
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from types import TracebackType
@@ -18,6 +20,7 @@ from typing import Self
 import numpy as np
 
 from retrieval.caching import TextKind, VectorCache
+from retrieval.embedding_process import PROBE, EmbeddingProcess
 from retrieval.errors import IndexUnavailable
 from retrieval.index import Vector
 
@@ -44,11 +47,13 @@ class _Job:
     vectors: dict[int, Vector] = field(default_factory=dict)
 
 
-class BatchingEmbedder:
+class BatchingEmbedder(ABC):
     """The queue, the cache and the worker thread around a synchronous model; see the module's rule."""
 
-    def __init__(self, *, cache_size: int, max_waiting_texts: int) -> None:
+    def __init__(self, *, cache_size: int, max_waiting_texts: int, process: EmbeddingProcess | None = None) -> None:
         self.cache = VectorCache(cache_size)
+        self.process = process
+        """Where many documents are encoded; None encodes them here."""
         self._max_waiting_texts = max_waiting_texts
         self._waiting_texts = 0
         self._urgent = _Lane("embedder")
@@ -57,28 +62,31 @@ class BatchingEmbedder:
         self._lanes: list[asyncio.Task[None]] = []
 
     @property
+    @abstractmethod
     def dimension(self) -> int:
         """Numbers per vector."""
-        raise NotImplementedError
 
-    def load(self) -> None:
+    def load(self) -> None:  # noqa: B027 - a model may have nothing to make ready.
         """Make the model ready; called once, on a worker thread."""
 
-    def settle(self) -> None:
+    def settle(self) -> None:  # noqa: B027 - likewise.
         """Prepare a worker thread; called once on each, after `load`."""
 
+    @abstractmethod
     def encode(self, texts: list[str], kind: TextKind) -> Vector:
         """Embed one batch; called on either worker thread, on both at once too."""
-        raise NotImplementedError
 
+    @abstractmethod
     def count_tokens(self, texts: list[str]) -> list[int]:
         """Count the model's tokens per text, special tokens left out."""
-        raise NotImplementedError
 
     async def __aenter__(self) -> Self:
         await asyncio.get_running_loop().run_in_executor(self._urgent.pool, self.load)
         for lane in (self._urgent, self._bulk):
             await asyncio.get_running_loop().run_in_executor(lane.pool, self.settle)
+        if self.process:
+            probe = asyncio.get_running_loop().run_in_executor(self._urgent.pool, self.encode, [PROBE], "document")
+            self.process.open((await probe)[0])
         self._lanes = [
             asyncio.create_task(self._answer_questions(), name="embedder"),
             asyncio.create_task(self._embed_documents(), name="bulk embedder"),
@@ -92,6 +100,8 @@ class BatchingEmbedder:
         for task in lanes:
             task.cancel()
         await asyncio.gather(*lanes, return_exceptions=True)
+        if self.process:
+            await self.process.close()
         for lane in (self._urgent, self._bulk):
             _fail_all([(job, 0) for job in lane.jobs], IndexUnavailable("The embedder is closed."))
             lane.jobs.clear()
@@ -101,6 +111,9 @@ class BatchingEmbedder:
         """See `Embedder.embed`. Vectors of texts that are not bulk are cached."""
         if not texts:
             return np.empty((0, self.dimension), np.float32)
+        if bulk and self.process and self.process.takes(len(texts)):
+            with self._places(len(texts)):
+                return await self.process.embed(texts, kind)
         if bulk:
             return await self._submit(list(texts), kind, self._bulk)
         found = {text: vector for text in texts if (vector := self.cache.get(kind, text)) is not None}
@@ -114,18 +127,24 @@ class BatchingEmbedder:
     async def _submit(self, texts: list[str], kind: TextKind, lane: "_Lane") -> Vector:
         if not self._lanes or any(task.done() for task in self._lanes):
             raise IndexUnavailable("The embedder is not open.")
-        if self._waiting_texts + len(texts) > self._max_waiting_texts and self._waiting_texts:
-            raise IndexUnavailable(f"The embedder has {self._waiting_texts} texts waiting; try again in a moment.")
-        # Texts of like length share a batch, so that little of it is padding.
-        order = deque(sorted(range(len(texts)), key=lambda i: len(texts[i])))
-        job = _Job(kind, texts, asyncio.get_running_loop().create_future(), order)
-        self._waiting_texts += len(texts)
-        lane.jobs.append(job)
-        lane.wake.set()
-        try:
+        with self._places(len(texts)):
+            # Texts of like length share a batch, so that little of it is padding.
+            order = deque(sorted(range(len(texts)), key=lambda i: len(texts[i])))
+            job = _Job(kind, texts, asyncio.get_running_loop().create_future(), order)
+            lane.jobs.append(job)
+            lane.wake.set()
             return await job.done
+
+    @contextmanager
+    def _places(self, texts: int) -> Iterator[None]:
+        """Have so many texts wait, if that is not too many; they alone never are."""
+        if self._waiting_texts + texts > self._max_waiting_texts and self._waiting_texts:
+            raise IndexUnavailable(f"The embedder has {self._waiting_texts} texts waiting; try again in a moment.")
+        self._waiting_texts += texts
+        try:
+            yield
         finally:
-            self._waiting_texts -= len(texts)
+            self._waiting_texts -= texts
 
     async def _answer_questions(self) -> None:
         """Encode batch after batch of what is asked, for as long as the embedder is open."""
@@ -193,7 +212,7 @@ def _drop_finished(queue: deque[_Job]) -> deque[_Job]:
 
 
 def _take(queue: deque[_Job], most_tokens: int) -> list[tuple[_Job, int]]:
-    """Take texts of one kind from the front until the batch is full; a token is taken for about four characters."""
+    """Take texts of one kind from the front until the batch is full."""
     batch: list[tuple[_Job, int]] = []
     longest = 0
     for job in queue:
@@ -202,11 +221,16 @@ def _take(queue: deque[_Job], most_tokens: int) -> list[tuple[_Job, int]]:
         if batch and job.kind != batch[0][0].kind:
             break
         while job.order:
-            longest = max(longest, min(len(job.texts[job.order[0]]) // 4, 512))
+            longest = max(longest, about_tokens(job.texts[job.order[0]]))
             if batch and (len(batch) >= MAX_BATCH_TEXTS or longest * (len(batch) + 1) > most_tokens):
                 return batch
             batch.append((job, job.order.popleft()))
     return batch
+
+
+def about_tokens(text: str) -> int:
+    """How many tokens of a text a model reads, at about four characters each."""
+    return min(len(text) // 4, 512)
 
 
 def _deliver(job: _Job, i: int, vector: Vector) -> None:

@@ -7,7 +7,7 @@ extracted, stored once beside the document, so that every quote can be checked a
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 if TYPE_CHECKING:  # The parser's child imports this module, and must start at once.
     import numpy as np
@@ -73,6 +73,8 @@ class Document:
     updated_at: datetime
     source: str = ""
     """What is synchronised with a folder or manifest, by the name of that; empty for what was added by itself."""
+    groups: tuple[str, ...] = ()
+    """Whom of the tenant it is for; none is all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +174,15 @@ class ParseLimits:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Whose passages a query may see; built from the verified API key only, never from a request's body."""
+    """Whose documents are seen; made of a verified caller, never of a request's body. `scoping` has the rule."""
 
     tenant: str
     filter: dict[str, Any] = field(default_factory=dict)
     """Metadata equality filter: `{"product": "x", "year": 2024}`; a list of values means any of them."""
+    groups: frozenset[str] | None = frozenset()
+    """Those of whom it is done for; None sees what is for any group."""
+
+    @classmethod
+    def whole(cls, tenant: str) -> Self:
+        """All of a tenant: for what the service does by itself."""
+        return cls(tenant, groups=None)

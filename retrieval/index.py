@@ -4,26 +4,24 @@ The main rule: an index holds no truth. It maps numbered points to vectors and a
 which points count, and what they say, is the document store's business. So a point carries no text, and its number is
 made of the store's: `point_id(generation, n)`, where a generation is one written version of one document.
 
-Every question passes `tenant_filter`: there is no way to build an `IndexFilter` without a tenant.
+Every question passes `scoping.tenant_filter`: there is no way to build an `IndexFilter` without a tenant.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.documents import Scope
-from retrieval.errors import InvalidFilter
+from retrieval.scoping import IndexFilter
 
 SCHEMA_VERSION = 1
-"""Raised when the points' payload or numbering changes; an older collection is then rebuilt."""
+"""Raised when the points' payload or numbering changes; an older collection is then written anew at the start."""
 
-MAX_FILTER_VALUES = 100
 _PASSAGE_BITS = 20
 
 Vector = NDArray[np.float32]
@@ -49,25 +47,13 @@ class SparseVector:
 
 @dataclass(frozen=True, slots=True)
 class IndexPoint:
-    """One passage as the index stores it; `labels` are the document's metadata in the form filters ask for."""
+    """One passage as the index stores it; `labels` are what filters ask for, as `scoping.labels` makes them."""
 
     id: int
     dense: Vector
     sparse: SparseVector
     tenant: str
     labels: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class IndexFilter:
-    """Which points a query may see: the tenant's, with any label of each group, of no hidden generation.
-
-    Made by `tenant_filter` only.
-    """
-
-    tenant: str
-    groups: tuple[tuple[str, ...], ...] = ()
-    hidden: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,25 +87,41 @@ class IndexSchema:
         model = re.sub(r"[^a-z0-9.]+", "-", self.embedding_model.rsplit("/", 1)[-1].lower()).strip("-")
         return f"{model}-d{self.dimension}-s{self.splitting_version}-{digest}"
 
-    def difference(self, stored: Mapping[str, Any]) -> str:
-        """How a stored schema differs, in words; empty when it does not."""
-        own = asdict(self)
-        return ", ".join(
-            f"{key} is {stored.get(key)!r} in the collection and {own[key]!r} here"
-            for key in own
-            if stored.get(key) != own[key]
-        )
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> Self:
+        """A schema as it was written down, by this or an earlier version."""
+        return cls(**{each.name: stored[each.name] for each in fields(cls) if each.name in stored})
+
+    def is_embedded_by(self, model: str, dimension: int) -> bool:
+        """Whether a model's vectors are of the collection's space."""
+        return (self.embedding_model, self.dimension) == (model, dimension)
 
 
 class Index(Protocol):
-    """A collection of points; every method may raise IndexUnavailable."""
+    """A collection of points, at a place that holds several and names one of them; methods may raise IndexUnavailable.
 
-    async def open(self, schema: IndexSchema, *, rebuild: bool = False) -> None:
-        """Open the collection, or make it; `rebuild` starts an empty one where the stored schema differs.
+    The place's name for a collection (an alias, a pointer file) is for whoever looks from outside and for the start;
+    what is written and searched here is always the collection that was opened.
+    """
 
-        Raises:
-            IndexMismatch: The stored schema is another one and `rebuild` is false.
-        """
+    async def open(self, schema: IndexSchema) -> None:
+        """Open the collection of this schema, or make it, empty."""
+        ...
+
+    def beside(self) -> "Index":
+        """Give another collection of the same place, to be opened by another schema."""
+        ...
+
+    async def named(self) -> Mapping[str, Any] | None:
+        """Tell the schema of the collection that the place names, if it names one; also before `open`."""
+        ...
+
+    async def promote(self) -> None:
+        """Have the place name this collection, in one step that survives the end of this process."""
+        ...
+
+    async def drop(self) -> None:
+        """Close the collection and remove it with all its points."""
         ...
 
     async def close(self) -> None:
@@ -151,52 +153,3 @@ class Index(Protocol):
     async def vectors(self, ids: Sequence[int]) -> dict[int, Vector]:
         """The dense vectors of those points that exist."""
         ...
-
-
-def tenant_filter(scope: Scope, hidden: Collection[int] = ()) -> IndexFilter:
-    """Turn a scope into the one filter an index understands; `hidden` generations are never found.
-
-    Raises:
-        InvalidFilter: The filter names a key whose value is neither a string, number, boolean nor a list of those.
-    """
-    if not scope.tenant:
-        raise InvalidFilter("A scope needs a tenant.")
-    groups = tuple(_group(key, value) for key, value in sorted(scope.filter.items()))
-    return IndexFilter(scope.tenant, groups, tuple(sorted(hidden)))
-
-
-def labels(metadata: Mapping[str, Any]) -> tuple[str, ...]:
-    """The filterable part of a document's metadata: scalars and lists of scalars, each as one label."""
-    found: dict[str, None] = {}
-    for key, value in metadata.items():
-        for item in value if isinstance(value, list) else [value]:
-            if _is_scalar(item):
-                found[_label(key, item)] = None
-    return tuple(found)
-
-
-def _group(key: str, value: Any) -> tuple[str, ...]:
-    values = value if isinstance(value, list) else [value]
-    if not isinstance(key, str) or not key:
-        raise InvalidFilter(f"Filter key {key!r}: use the name of a metadata field.")
-    if not 1 <= len(values) <= MAX_FILTER_VALUES:
-        raise InvalidFilter(f"Filter {key!r}: give 1 to {MAX_FILTER_VALUES} values, not {len(values)}.")
-    for item in values:
-        if not _is_scalar(item):
-            raise InvalidFilter(
-                f"Filter {key!r}: a {type(item).__name__} cannot be matched; "
-                "use a string, number or boolean, or a list of them for any-of."
-            )
-    return tuple(_label(key, item) for item in values)
-
-
-def _is_scalar(value: Any) -> bool:
-    if isinstance(value, float):
-        return value == value and abs(value) != float("inf")
-    return isinstance(value, str | int | bool)
-
-
-def _label(key: str, value: str | float | bool) -> str:
-    # JSON tells 1 from "1" and from true; 2024.0 is written 2024, since JSON knows one kind of number.
-    number = int(value) if isinstance(value, float) and value.is_integer() else value
-    return json.dumps([key, number], ensure_ascii=False)

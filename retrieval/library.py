@@ -1,154 +1,207 @@
-"""Keeps the index in step with the document store, and knows which points count.
+"""Keeps the index versions in step with the document store, and knows which points count.
 
 The main rule: points are written first, then the store's transaction makes them count, then the old ones are removed.
 A generation on its way in or out is hidden, so a crash or failure at any step leaves orphans that nobody sees and that
-the next start removes.
+the next start removes. A document is written to the live version, and follows into the others; it goes from all.
 """
 
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from retrieval.documents import Document, Passage
+from retrieval.documents import Document, ParsedDocument, Passage, Scope
 from retrieval.embedder import Embedder
 from retrieval.errors import RetrievalError
-from retrieval.index import Index, IndexPoint, Vector, labels, point_id, point_key
+from retrieval.index import Index, IndexPoint, IndexSchema, Vector, point_id, point_key
+from retrieval.scoping import labels, may_see
 from retrieval.sparse import SparseEncoder
-from retrieval.store import DocumentStore, Note, StoredDocument
+from retrieval.store import Cuts, DocumentStore, Generation, Note, StoredDocument
 
 _T = TypeVar("_T")
 _BATCH_PASSAGES = 64
 _log = logging.getLogger(__name__)
 
 
-class Library:
-    """The store and the index as one; `reconcile` before the first use."""
+class LiveVersionChanged(Exception):
+    """Another index version became the live one while a document was made ready for this one: make it ready again."""
 
-    def __init__(self, store: DocumentStore, index: Index, embedder: Embedder, sparse: SparseEncoder) -> None:
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shelf:
+    """An index version as this process has it open: its index, and the embedder that its vectors are of."""
+
+    number: int
+    schema: IndexSchema
+    index: Index
+    embedder: Embedder
+
+    @property
+    def id(self) -> str:
+        """What predictions call the version."""
+        return self.schema.index_version
+
+
+class Library:
+    """The store and the open index versions as one; `reconcile` each before its first use."""
+
+    def __init__(self, store: DocumentStore, sparse: SparseEncoder) -> None:
+        self.live: Shelf | None = None
+        self.shelves: list[Shelf] = []
+        """What is open, the live one among them."""
+        self.commits = asyncio.Lock()
+        """Held while documents change: whoever else holds it sees them stand still."""
+        self.watchers: set[Callable[[], None]] = set()
+        """Told when documents have changed."""
         self._store = store
-        self._index = index
-        self._embedder = embedder
         self._sparse = sparse
-        self._tenants: dict[int, str] = {}
+        self._turns = 0
+        self._owners: dict[int, tuple[str, tuple[str, ...]]] = {}
         self._hidden: dict[str, set[int]] = {}
         self._revisions: defaultdict[str, int] = defaultdict(int)
         self._last_generation = 0
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def is_visible(self, point: int, tenant: str) -> bool:
-        """Whether a point belongs to a current document of the tenant."""
-        return self._tenants.get(point_key(point)[0]) == tenant
+    def is_visible(self, point: int, scope: Scope) -> bool:
+        """Whether a point belongs to a current document that the scope sees."""
+        owner = self._owners.get(point_key(point)[0])
+        return owner is not None and may_see(scope, *owner)
 
     def hidden(self, tenant: str) -> Collection[int]:
         """The tenant's generations that are on their way in or out."""
         return self._hidden.get(tenant, ())
 
-    def revision(self, tenant: str) -> int:
-        """A number that changes whenever what the tenant can find does."""
-        return self._revisions.get(tenant, 0)
+    def revision(self, tenant: str) -> tuple[int, int]:
+        """What changes whenever what the tenant can find does."""
+        return self._turns, self._revisions.get(tenant, 0)
+
+    def turn_to(self, shelf: Shelf) -> None:
+        """Answer from this version from now on."""
+        self.live = shelf
+        self._turns += 1
 
     async def close(self) -> None:
         """Let the writes under way finish."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def reconcile(self) -> None:
+    async def reconcile(self, shelf: Shelf) -> None:
         """Remove points that no document owns, and embed passages again whose points are missing."""
-        documents = await self._store.generations()
-        ids = await self._index.ids()
+        documents = await self._store.generations(shelf.number)
+        ids = await shelf.index.ids()
         orphans, missing = await asyncio.to_thread(_compare, documents, ids)
         if orphans:
             _log.info("Removing %d points that no document owns.", len(orphans))
-            await self._index.delete(orphans)
+            await shelf.index.delete(orphans)
         for generation, numbers in missing.items():
-            tenant, document_id, _ = documents[generation]
-            stored = await self._store.find(tenant, document_id)
+            its = documents[generation]
+            stored = await self._store.find(Scope.whole(its.tenant), its.id)
             if stored and stored.generation == generation:
                 _log.info("Embedding %d passages again whose points are missing.", len(numbers))
-                passages = [passage for passage in await self._store.passages(generation) if passage.n in numbers]
-                await self._write_points(stored, passages, {})
-        self._tenants = {generation: tenant for generation, (tenant, _, _) in documents.items()}
-        self._last_generation = max([0, *documents, *(point_key(point)[0] for point in ids)])
+                passages = await self._store.passages(generation, shelf.number)
+                await self.write_points(shelf, stored, [each for each in passages if each.n in numbers], {})
+        if shelf is self.live:
+            self._owners = {generation: (its.tenant, its.groups) for generation, its in documents.items()}
+        generations = (point_key(point)[0] for point in ids)
+        self._last_generation = max([self._last_generation, *documents, *generations])
 
     async def put(
         self,
+        shelf: Shelf,
         document: Document,
-        source: str,
+        parsed: ParsedDocument,
         passages: Sequence[Passage],
         old: StoredDocument | None,
         *,
+        given: Mapping[str, Vector] | None = None,
         note: Callable[[int], Note | None] | None = None,
         tell: Callable[[int], None] = lambda _: None,
     ) -> int:
         """Store and index a document in place of `old`; return how many passages had to be embedded.
 
-        Cancelled while it embeds, it leaves everything as it was; later it finishes first. `note` is made of that
-        number and written in the same transaction; `tell` hears how many passages have their points.
+        The passages are cut for `shelf`, which is the live one; vectors of their texts may be `given`. Cancelled while
+        it embeds, it leaves everything as it was; later it finishes first. `note` is made of that number and written in
+        the same transaction; `tell` hears how many passages have their points.
+
+        Raises:
+            LiveVersionChanged: Another version is live by now; nothing was changed.
         """
         self._last_generation += 1
         stored = StoredDocument(document, self._last_generation)
         self._hide(stored)
         try:
-            known = await self._known_vectors(old, passages)
-            embedded = await self._write_points(stored, passages, known, tell)
+            lacking = [passage for passage in passages if passage.embedded_text not in given] if given else passages
+            known = await self.known_vectors(shelf, old.generation, lacking) if old and lacking else {}
+            known |= given or {}
+            embedded = await self.write_points(shelf, stored, passages, known, tell)
         except BaseException:
-            self._start(self._discard(stored))
+            self._start(self._discard(stored, {shelf.number: len(passages)}))
             raise
-        await self._finish(self._commit(stored, source, passages, old, note(embedded) if note else None))
+        await self.finish(self._commit(shelf, stored, parsed, passages, old, note(embedded) if note else None))
         return embedded
 
-    async def remove(self, tenant: str, document_id: str, *, note: Note | None = None) -> None:
+    async def remove(self, scope: Scope, document_id: str, *, note: Note | None = None) -> None:
         """Delete a document, then its points.
 
         Raises:
-            DocumentNotFound: The tenant has no such document.
+            DocumentNotFound: The scope sees no such document.
         """
-        await self._finish(self._remove(tenant, document_id, note))
+        await self.finish(self._remove(scope, document_id, note))
 
     async def _commit(
         self,
+        shelf: Shelf,
         stored: StoredDocument,
-        source: str,
+        parsed: ParsedDocument,
         passages: Sequence[Passage],
         old: StoredDocument | None,
         note: Note | None,
     ) -> None:
         try:
-            await self._store.put(stored, source, passages, note=note)
+            async with self.commits:
+                self._require_live(shelf)
+                cuts = await self._store.put(stored, parsed, passages, index_number=shelf.number, note=note)
+                # No await between these lines: a search sees the old version or the new one.
+                self._owners[stored.generation] = stored.document.tenant, stored.document.groups
+                self._revisions[stored.document.tenant] += 1
+                self._show(stored)
+                if old:
+                    del self._owners[old.generation]
+                    self._hide(old)
         except BaseException:
-            await self._discard(stored)
+            await self._discard(stored, {shelf.number: len(passages)})
             raise
-        # No await between these lines: a search sees the old version or the new one.
-        self._tenants[stored.generation] = stored.document.tenant
-        self._revisions[stored.document.tenant] += 1
-        self._show(stored)
+        self._tell_watchers()
         if old:
-            del self._tenants[old.generation]
-            self._hide(old)
-            await self._discard(old)
+            await self._discard(old, cuts)
 
-    async def _remove(self, tenant: str, document_id: str, note: Note | None) -> None:
-        removed = await self._store.remove(tenant, document_id, note=note)
-        del self._tenants[removed.generation]
-        self._revisions[tenant] += 1
-        self._hide(removed)
-        await self._discard(removed)
+    async def _remove(self, scope: Scope, document_id: str, note: Note | None) -> None:
+        async with self.commits:
+            removed, cuts = await self._store.remove(scope, document_id, note=note)
+            del self._owners[removed.generation]
+            self._revisions[scope.tenant] += 1
+            self._hide(removed)
+        self._tell_watchers()
+        await self._discard(removed, cuts)
 
-    async def _discard(self, stored: StoredDocument) -> None:
+    async def _discard(self, stored: StoredDocument, cuts: Cuts) -> None:
         """Remove a generation's points; if that fails they stay hidden, and the next start removes them."""
-        numbers = range(1, stored.document.passages + 1)
-        try:
-            await self._index.delete([point_id(stored.generation, n) for n in numbers])
-        except RetrievalError as error:
-            _log.warning("%d points stay hidden until the next start: %s", len(numbers), error)
-        else:
+        is_gone = True
+        for shelf in [each for each in self.shelves if each.number in cuts]:
+            try:
+                await shelf.index.delete(points_of(stored.generation, cuts[shelf.number]))
+            except RetrievalError as error:
+                _log.warning("%d points stay hidden until the next start: %s", cuts[shelf.number], error)
+                is_gone = False
+        if is_gone:
             self._show(stored)
 
-    async def _write_points(
+    async def write_points(
         self,
+        shelf: Shelf,
         stored: StoredDocument,
         passages: Sequence[Passage],
         known: dict[str, Vector],
@@ -156,13 +209,13 @@ class Library:
     ) -> int:
         """Embed what is not known and write the points, batch after batch; return how many were embedded."""
         embedded = done = 0
-        filterable = labels(stored.document.metadata)
+        filterable = labels(stored.document.metadata, stored.document.groups)
         tell(done)
-        async with aclosing(self._embedded(passages, known)) as batches:
+        async with aclosing(self._embedded(shelf.embedder, passages, known)) as batches:
             async for batch, texts, vectors in batches:
                 embedded += len(vectors)
                 sparse = await asyncio.to_thread(self._sparse.documents, texts)
-                await self._index.upsert(
+                await shelf.index.upsert(
                     [
                         IndexPoint(
                             id=point_id(stored.generation, passage.n),
@@ -179,7 +232,7 @@ class Library:
         return embedded
 
     async def _embedded(
-        self, passages: Sequence[Passage], known: dict[str, Vector]
+        self, embedder: Embedder, passages: Sequence[Passage], known: dict[str, Vector]
     ) -> AsyncGenerator[tuple[Sequence[Passage], list[str], dict[str, Vector]]]:
         """Each batch of passages, with its texts and the vectors of those that are not known.
 
@@ -189,7 +242,7 @@ class Library:
         async def embed(batch: Sequence[Passage]) -> tuple[Sequence[Passage], list[str], dict[str, Vector]]:
             texts = [passage.embedded_text for passage in batch]
             new = [text for text in dict.fromkeys(texts) if text not in known]
-            return batch, texts, dict(zip(new, await self._embedder.embed(new, "document", bulk=True), strict=True))
+            return batch, texts, dict(zip(new, await embedder.embed(new, "document", bulk=True), strict=True))
 
         ahead: list[asyncio.Task[Any]] = []
         try:
@@ -204,18 +257,24 @@ class Library:
                 task.cancel()
             await asyncio.gather(*ahead, return_exceptions=True)
 
-    async def _known_vectors(self, old: StoredDocument | None, passages: Sequence[Passage]) -> dict[str, Vector]:
-        """The vectors that the old version has for texts of the new one."""
-        if old is None:
-            return {}
+    async def known_vectors(self, shelf: Shelf, generation: int, passages: Sequence[Passage]) -> dict[str, Vector]:
+        """The vectors that a version has of a generation, for those of its texts that these passages have too."""
         wanted = {passage.embedded_text for passage in passages}
         texts = {
-            point_id(old.generation, passage.n): text
-            for passage in await self._store.passages(old.generation)
+            point_id(generation, passage.n): text
+            for passage in await self._store.passages(generation, shelf.number)
             if (text := passage.embedded_text) in wanted
         }
-        vectors = await self._index.vectors(list(texts))
+        vectors = await shelf.index.vectors(list(texts))
         return {texts[point]: vector for point, vector in vectors.items()}
+
+    def _require_live(self, shelf: Shelf) -> None:
+        if shelf is not self.live:
+            raise LiveVersionChanged
+
+    def _tell_watchers(self) -> None:
+        for wake in self.watchers:
+            wake()
 
     def _hide(self, stored: StoredDocument) -> None:
         self._hidden.setdefault(stored.document.tenant, set()).add(stored.generation)
@@ -232,7 +291,7 @@ class Library:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _finish(self, work: Coroutine[Any, Any, None]) -> None:
+    async def finish(self, work: Coroutine[Any, Any, None]) -> None:
         """Do work that a cancelled caller must not cut in two: the cancellation takes effect after it."""
         task = self._start(work)
         try:
@@ -246,7 +305,12 @@ class Library:
             raise
 
 
-def _compare(documents: dict[int, tuple[str, str, int]], ids: Sequence[int]) -> tuple[list[int], dict[int, set[int]]]:
+def points_of(generation: int, passages: int) -> list[int]:
+    """The points of a generation with so many passages."""
+    return [point_id(generation, n) for n in range(1, passages + 1)]
+
+
+def _compare(documents: dict[int, Generation], ids: Sequence[int]) -> tuple[list[int], dict[int, set[int]]]:
     """The points that no document owns, and per generation the passages without a point."""
     present: defaultdict[int, set[int]] = defaultdict(set)
     for point in ids:
@@ -256,8 +320,8 @@ def _compare(documents: dict[int, tuple[str, str, int]], ids: Sequence[int]) -> 
         point_id(generation, n)
         for generation, numbers in present.items()
         for n in numbers
-        if generation not in documents or not 1 <= n <= documents[generation][2]
+        if generation not in documents or not 1 <= n <= documents[generation].passages
     ]
-    wanted = {generation: set(range(1, passages + 1)) for generation, (_, _, passages) in documents.items()}
+    wanted = {generation: set(range(1, its.passages + 1)) for generation, its in documents.items()}
     missing = {generation: lacking for generation, all_ in wanted.items() if (lacking := all_ - present[generation])}
     return orphans, missing

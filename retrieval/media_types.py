@@ -10,7 +10,7 @@ from typing import Final
 from retrieval.errors import UnsupportedType
 from retrieval.parsing.child import DOCX, EPUB, PPTX, READERS, XLSX
 
-_EXTENSIONS: Final = {
+EXTENSIONS: Final = {
     ".md": "text/markdown",
     ".markdown": "text/markdown",
     ".mdown": "text/markdown",
@@ -35,6 +35,8 @@ _EXTENSIONS: Final = {
     ".jsonl": "application/jsonl",
     ".ndjson": "application/jsonl",
 }
+"""What a file is taken for by the end of its name."""
+
 _ALIASES: Final = {
     "text/x-markdown": "text/markdown",
     "application/xhtml+xml": "text/html",
@@ -98,7 +100,7 @@ def media_type_of(content: bytes, *, name: str, media_type: str | None = None) -
     by_name = stated in _UNKNOWN_TYPES or stated.startswith("text/") or extension in _TAKEN_BY_NAME.get(stated, ())
     if not by_name:
         raise UnsupportedType(f"{name!r} is {stated}: {_READS}")
-    return _EXTENSIONS.get(extension) or _like(content, name)
+    return EXTENSIONS.get(extension) or _like(content, name)
 
 
 def _seen(content: bytes) -> str | None:

@@ -6,7 +6,10 @@ and without padding.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
+
+Precision = Literal["auto", "bfloat16", "float32"]
+Backend = Literal["torch", "onnx-int8"]
 
 Transform = Callable[[Sequence[Sequence[int]]], dict[str, Any]]
 """Token ids of each text to float32 `token_embeddings`, padded to one length, and their `attention_mask`."""

@@ -8,20 +8,21 @@ refused with the reason, and the next file gets a fresh process.
 import asyncio
 import re
 import signal
-import sys
 from collections.abc import Coroutine
 from types import TracebackType
 from typing import Final, Self
 
 import msgspec
 
+from retrieval.children import Child, module_command
 from retrieval.documents import ParsedDocument, ParseLimits
 from retrieval.errors import LimitExceeded, UnreadableDocument
 from retrieval.media_types import media_type_of
-from retrieval.parsing.child import LENGTH_BYTES, Failure, Request, Success
+from retrieval.parsing.child import Failure, Request, Success
 
 __all__ = ["Parser", "media_type_of", "parse"]
 
+_COMMAND: Final = module_command("retrieval.parsing.child")
 # A child cannot hold an answer of more than this part of its memory beside what it is made of.
 _ANSWER_PART_OF_MEMORY: Final = 2
 # The clock runs on while a child waits for a processor, which is not the file's fault.
@@ -47,7 +48,7 @@ class Parser:
     def __init__(self, limits: ParseLimits | None = None, processes: int = 1) -> None:
         self.limits = limits or ParseLimits()
         self._turns = asyncio.Semaphore(processes)
-        self._idle: list[_Child] = []
+        self._idle: list[Child] = []
         self._ending: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -108,16 +109,16 @@ class Parser:
                 self._end(child)
         return result
 
-    async def _started(self) -> "_Child":
+    async def _started(self) -> Child:
         """Start a process; one whose caller leaves meanwhile is ended as soon as it is there."""
-        starting = asyncio.create_task(_Child.start())
+        starting = asyncio.create_task(Child.start(_COMMAND, {"LANG": "C.UTF-8"}))
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
             self._own(_end_started(starting))
             raise
 
-    async def _cause_of_death(self, child: "_Child", name: str, seconds: float) -> UnreadableDocument:
+    async def _cause_of_death(self, child: Child, name: str, seconds: float) -> UnreadableDocument:
         status = await child.end()
         if status == -signal.SIGXCPU:
             return _too_slow(name, seconds)
@@ -128,7 +129,7 @@ class Parser:
             f"{name!r} made its parser crash (status {status}): it is damaged or hostile; save it anew or convert it"
         )
 
-    def _end(self, child: "_Child") -> None:
+    def _end(self, child: Child) -> None:
         """End a process in a task of its own, so that a cancelled caller leaves nothing behind."""
         self._own(child.kill())
 
@@ -138,78 +139,13 @@ class Parser:
         task.add_done_callback(self._ending.discard)
 
 
-async def _end_started(starting: "asyncio.Task[_Child]") -> None:
+async def _end_started(starting: "asyncio.Task[Child]") -> None:
     child = await starting
     await child.kill()
 
 
 def _too_slow(name: str, seconds: float) -> LimitExceeded:
     return LimitExceeded(f"{name!r} took more than {seconds:g} s to read: split it", "seconds")
-
-
-class _Child:
-    """A child process with one exchange at a time."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-        self.exchanges = 0
-
-    @classmethod
-    async def start(cls) -> "_Child":
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-I",
-            "-B",
-            "-m",
-            "retrieval.parsing.child",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            env={"LANG": "C.UTF-8"},
-        )
-        return cls(process)
-
-    async def exchange(self, request: bytes, longest_answer_bytes: int) -> bytes:
-        """Send a request and return the answer.
-
-        Raises:
-            EOFError: The process ended instead, or answered too much.
-            OSError: The process ended before it had read the request.
-        """
-        assert self._process.stdin
-        assert self._process.stdout
-        self.exchanges += 1
-        self._process.stdin.write(len(request).to_bytes(LENGTH_BYTES, "big"))
-        self._process.stdin.write(request)
-        await self._process.stdin.drain()
-        length = int.from_bytes(await self._process.stdout.readexactly(LENGTH_BYTES), "big")
-        if length > longest_answer_bytes:
-            raise EOFError
-        return await self._process.stdout.readexactly(length)
-
-    async def end(self) -> int:
-        """Wait a moment for the process to end by itself, then end it; return its exit status."""
-        try:
-            async with asyncio.timeout(1):
-                return await self._drained()
-        except TimeoutError:
-            await self.kill()
-            return self._process.returncode or 0
-
-    async def kill(self) -> None:
-        """End the process at once."""
-        if self._process.returncode is None:
-            self._process.kill()
-        await self._drained()
-
-    async def _drained(self) -> int:
-        """Read what is left of the output, without which the end of the process is not noticed, and wait for it."""
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.close()
-        while await self._process.stdout.read(1 << 20):
-            pass
-        return await self._process.wait()
 
 
 def _charset(media_type: str | None) -> str | None:

@@ -1,13 +1,13 @@
 """The same index on a Qdrant server.
 
-The main rule: callers know an alias, never a collection. A collection belongs to one schema, kept in its metadata; a
-rebuilt index is a new collection that the alias is moved to in one step. A server that hangs costs some callers a
-moment, and the others nothing.
+The main rule: a collection belongs to one schema, kept in its metadata, and is written and searched by its own name, so
+that no search meets another one's vectors. The alias names the live one, and is moved in one step. A server that hangs
+costs some callers a moment, and the others nothing.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from time import monotonic
@@ -19,14 +19,26 @@ from qdrant_client import AsyncQdrantClient, models
 from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
 
-from retrieval.errors import IndexMismatch, IndexUnavailable
-from retrieval.index import IndexFilter, IndexPoint, IndexSchema, Legs, SparseVector, Vector, point_key
+from retrieval.errors import IndexUnavailable
+from retrieval.index import IndexPoint, IndexSchema, Legs, SparseVector, Vector, point_key
+from retrieval.scoping import RESTRICTED, IndexFilter
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 _BATCH_POINTS = 128
 _PAUSE_SECONDS = 1.0
+_PAGE_POINTS = 10_000
 MEMORY = ":memory:"
+
+_STRICT = models.StrictModeConfig(
+    enabled=True,
+    unindexed_filtering_retrieve=False,
+    unindexed_filtering_update=False,
+    max_query_limit=_PAGE_POINTS,
+    upsert_max_batchsize=_BATCH_POINTS,
+)
+"""Has the server refuse what this never asks: a collection that has lost the index by which tenants are told apart
+would be searched point by point without anybody noticing."""
 
 
 class QdrantIndex:
@@ -54,43 +66,74 @@ class QdrantIndex:
         self._breaker = _Breaker(url)
         self._given = client
         self._client: AsyncQdrantClient | None = None
+        self._collection: str | None = None
 
-    async def open(self, schema: IndexSchema, *, rebuild: bool = False) -> None:
+    async def open(self, schema: IndexSchema) -> None:
         """See `Index.open`."""
-        self._client = self._given or self._connect()
+        async with self._calling(connect=True) as client:
+            self._collection = await self._find(client, schema) or await self._create(client, schema)
+            if self._url != MEMORY:
+                await self._create_payload_indexes(client, self._collection)
+                await client.update_collection(self._collection, strict_mode_config=_STRICT)  # Older ones have none.
+
+    def beside(self) -> "QdrantIndex":
+        """See `Index.beside`."""
+        return QdrantIndex(
+            self._url,
+            api_key=self._api_key,
+            alias=self._alias,
+            timeout_seconds=self._timeout_seconds,
+            search_seconds=self._search_seconds,
+            client=self._given,
+        )
+
+    async def named(self) -> Mapping[str, Any] | None:
+        """See `Index.named`."""
+        async with self._calling(connect=True) as client:
+            current = await self._current(client)
+            return await _stored_schema(client, current) if current else None
+
+    async def promote(self) -> None:
+        """See `Index.promote`."""
         async with self._calling() as client:
             current = await self._current(client)
-            stored = await _stored_schema(client, current) if current else None
-            difference = schema.difference(stored) if stored is not None else ""
-            if difference and not rebuild:
-                raise IndexMismatch(
-                    f"The collection behind the alias {self._alias!r} was built otherwise: {difference}."
-                )
-            if current is None or difference:
-                await self._create(client, schema, current)
+            if current == self._collection:
+                return
+            create = models.CreateAlias(collection_name=self._opened(), alias_name=self._alias)
+            actions: list[Any] = [models.CreateAliasOperation(create_alias=create)]
+            if current:
+                delete = models.DeleteAlias(alias_name=self._alias)
+                actions.insert(0, models.DeleteAliasOperation(delete_alias=delete))
+            await client.update_collection_aliases(actions)
+
+    async def drop(self) -> None:
+        """See `Index.drop`."""
+        async with self._calling() as client:
+            await client.delete_collection(self._opened())
+        await self.close()
 
     async def close(self) -> None:
         """See `Index.close`."""
-        client, self._client = self._client, None
+        client, self._client, self._collection = self._client, None, None
         if client is not None and client is not self._given:
             await client.close()
 
     async def check(self) -> None:
         """See `Index.check`."""
         async with self._calling() as client:
-            await client.count(self._alias, exact=False)
+            await client.count(self._opened(), exact=False)
 
     async def upsert(self, points: Sequence[IndexPoint]) -> None:
         """See `Index.upsert`."""
         async with self._calling() as client:
             for batch in _batches(points):
-                await client.upsert(self._alias, [_native_point(point) for point in batch], wait=True)
+                await client.upsert(self._opened(), [_native_point(point) for point in batch], wait=True)
 
     async def delete(self, ids: Sequence[int]) -> None:
         """See `Index.delete`."""
         async with self._calling() as client:
             for batch in _batches(ids):
-                await client.delete(self._alias, models.PointIdsList(points=[*batch]), wait=True)
+                await client.delete(self._opened(), models.PointIdsList(points=[*batch]), wait=True)
 
     async def search(
         self, where: IndexFilter, *, dense: Vector | None, sparse: SparseVector | None, depth: int
@@ -104,12 +147,21 @@ class QdrantIndex:
         if not vectors:
             return Legs()
         condition = _condition(where)
+        # A term weighs by how rare it is among the tenant's own points.
+        own = models.SearchParams(idf=models.IdfCorpusParams(corpus=models.Filter(must=[_is_of(where.tenant)])))
         requests = [
-            models.QueryRequest(query=vector, using=name, filter=condition, limit=depth, with_payload=False)
+            models.QueryRequest(
+                query=vector,
+                using=name,
+                filter=condition,
+                limit=depth,
+                with_payload=False,
+                params=own if name == "sparse" else None,
+            )
             for name, vector in vectors
         ]
         async with self._calling() as client, asyncio.timeout(self._search_seconds):
-            answers = await client.query_batch_points(self._alias, requests)
+            answers = await client.query_batch_points(self._opened(), requests)
         legs = {
             name: [(int(point.id), point.score) for point in answer.points]
             for (name, _), answer in zip(vectors, answers, strict=True)
@@ -123,7 +175,7 @@ class QdrantIndex:
         async with self._calling() as client:
             while True:
                 records, offset = await client.scroll(
-                    self._alias, limit=10_000, offset=offset, with_payload=False, with_vectors=False
+                    self._opened(), limit=_PAGE_POINTS, offset=offset, with_payload=False, with_vectors=False
                 )
                 found += [int(record.id) for record in records]
                 if offset is None:
@@ -134,7 +186,9 @@ class QdrantIndex:
         found: dict[int, Vector] = {}
         async with self._calling() as client:
             for batch in _batches(ids):
-                for record in await client.retrieve(self._alias, [*batch], with_payload=False, with_vectors=["dense"]):
+                for record in await client.retrieve(
+                    self._opened(), [*batch], with_payload=False, with_vectors=["dense"]
+                ):
                     vector: Any = record.vector
                     found[int(record.id)] = np.asarray(vector["dense"], np.float32)
         return found
@@ -148,8 +202,10 @@ class QdrantIndex:
         )
 
     @asynccontextmanager
-    async def _calling(self) -> AsyncIterator[AsyncQdrantClient]:
+    async def _calling(self, *, connect: bool = False) -> AsyncIterator[AsyncQdrantClient]:
         """Give the client, and turn what it raises into our errors."""
+        if self._client is None and connect:
+            self._client = self._given or self._connect()
         if self._client is None:
             raise IndexUnavailable("The index is not open.")
         self._breaker.admit()
@@ -161,12 +217,25 @@ class QdrantIndex:
             raise IndexUnavailable(f"The Qdrant server at {self._url} failed: {type(error).__name__}.") from error
         self._breaker.answered()
 
+    def _opened(self) -> str:
+        if self._collection is None:
+            raise IndexUnavailable("The index is not open.")
+        return self._collection
+
     async def _current(self, client: AsyncQdrantClient) -> str | None:
         aliases = (await client.get_aliases()).aliases
         return next((alias.collection_name for alias in aliases if alias.alias_name == self._alias), None)
 
-    async def _create(self, client: AsyncQdrantClient, schema: IndexSchema, replaced: str | None) -> None:
-        """Make an empty collection, move the alias to it, then remove the one it replaces."""
+    async def _find(self, client: AsyncQdrantClient, schema: IndexSchema) -> str | None:
+        """The collection of a schema, if there is one."""
+        for each in (await client.get_collections()).collections:
+            if each.name.startswith(f"{self._alias}-"):
+                stored = await _stored_schema(client, each.name)
+                if stored and IndexSchema.of(stored) == schema:
+                    return each.name
+        return None
+
+    async def _create(self, client: AsyncQdrantClient, schema: IndexSchema) -> str:
         name = f"{self._alias}-{schema.index_version}-{uuid4().hex[:4]}"
         await client.create_collection(
             name,
@@ -177,17 +246,9 @@ class QdrantIndex:
             },
             sparse_vectors_config={"sparse": models.SparseVectorParams(modifier=models.Modifier.IDF)},
             metadata={"schema": asdict(schema)},
+            strict_mode_config=_STRICT if self._url != MEMORY else None,
         )
-        if self._url != MEMORY:
-            await self._create_payload_indexes(client, name)
-        actions: list[Any] = [
-            models.CreateAliasOperation(create_alias=models.CreateAlias(collection_name=name, alias_name=self._alias))
-        ]
-        if replaced:
-            actions.insert(0, models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=self._alias)))
-        await client.update_collection_aliases(actions)
-        if replaced:
-            await client.delete_collection(replaced)
+        return name
 
     async def _create_payload_indexes(self, client: AsyncQdrantClient, name: str) -> None:
         keyword, integer = models.KeywordIndexType.KEYWORD, models.IntegerIndexType.INTEGER
@@ -249,10 +310,24 @@ def _native_point(point: IndexPoint) -> models.PointStruct:
 
 
 def _condition(where: IndexFilter) -> models.Filter:
-    must: list[Any] = [models.FieldCondition(key="tenant", match=models.MatchValue(value=where.tenant))]
-    must += [models.FieldCondition(key="labels", match=models.MatchAny(any=list(group))) for group in where.groups]
-    hidden: list[Any] = [models.FieldCondition(key="generation", match=models.MatchAny(any=list(where.hidden)))]
-    return models.Filter(must=must, must_not=hidden if where.hidden else None)
+    must: list[Any] = [_is_of(where.tenant)]
+    must += [
+        models.FieldCondition(key="labels", match=models.MatchAny(any=list(labels))) for labels in where.alternatives
+    ]
+    must_not: list[Any] = []
+    if where.hidden:
+        must_not.append(models.FieldCondition(key="generation", match=models.MatchAny(any=list(where.hidden))))
+    restricted = models.FieldCondition(key="labels", match=models.MatchValue(value=RESTRICTED))
+    if where.readable:
+        readable = models.FieldCondition(key="labels", match=models.MatchAny(any=list(where.readable)))
+        must.append(models.Filter(should=[readable, models.Filter(must_not=[restricted])]))
+    elif where.readable is not None:
+        must_not.append(restricted)
+    return models.Filter(must=must, must_not=must_not or None)
+
+
+def _is_of(tenant: str) -> models.FieldCondition:
+    return models.FieldCondition(key="tenant", match=models.MatchValue(value=tenant))
 
 
 def _batches(items: Sequence[_T]) -> Iterator[Sequence[_T]]:

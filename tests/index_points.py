@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from retrieval.index import IndexPoint, IndexSchema, SparseVector, labels, point_id
+from retrieval.index import IndexPoint, IndexSchema, SparseVector, point_id
+from retrieval.scoping import labels
 
 SCHEMA = IndexSchema(
     embedding_model="acme/Tiny Model",

@@ -48,7 +48,8 @@ class World:
 
 @asynccontextmanager
 async def opened(directory: Path, **options: Any) -> AsyncIterator[World]:
-    index, embedder = WatchedIndex(EdgeIndex(directory / "index")), HashingEmbedder()
+    index = WatchedIndex(EdgeIndex(directory / "index"))
+    embedder = options.pop("embedder", None) or HashingEmbedder()
     index.failing |= options.pop("failing", set())
     spool = directory / "spool"
     options = {"retry_seconds": 0.001, **options}
@@ -59,10 +60,10 @@ async def opened(directory: Path, **options: Any) -> AsyncIterator[World]:
         yield World(retriever, ingestion, index, embedder, spool)
 
 
-async def ended(world: World, job_id: str) -> Job:
+async def ended(world: World, job_id: str, scope: Scope = ACME) -> Job:
     """A job of which nobody holds the future any more, when it has ended."""
     async with asyncio.timeout(20):
-        while not (job := await world.ingestion.job(ACME, job_id)).finished_at:
+        while not (job := await world.ingestion.job(scope, job_id)).finished_at:
             await asyncio.sleep(0.002)
     return job
 

@@ -8,7 +8,6 @@ tests of one module can share a service and still count their own records.
 import asyncio
 import contextlib
 import functools
-import io
 import json
 import ssl
 from collections import Counter
@@ -55,6 +54,7 @@ EVERYTHING = (
     "chat",
     "documents:read",
     "documents:write",
+    "indexes:manage",
     "predictions:read",
     "feedback:read",
     "feedback:write",
@@ -103,9 +103,13 @@ class Service:
         """An HTTP client without a key."""
         return httpx.AsyncClient(base_url=self.url, timeout=60, trust_env=False, verify=NO_TLS, **options)
 
-    def new_key(self, *, tenant: str = "default", scopes: tuple[str, ...] = EVERYTHING, **facts: Any) -> str:
-        """Make another key while the service runs, as the command line does."""
-        return create_key(self.database, name="test", tenant=tenant, scopes=scopes, **facts)[1]
+    async def new_key(self, *, tenant: str = "default", scopes: tuple[str, ...] = EVERYTHING, **facts: Any) -> str:
+        """Make another key while the service runs, as the command line does.
+
+        In a thread of its own: the service may be in the middle of a write on this event loop, and goes on meanwhile.
+        """
+        made = await asyncio.to_thread(create_key, self.database, name="test", tenant=tenant, scopes=scopes, **facts)
+        return made[1]
 
     @contextlib.asynccontextmanager
     async def tenant(self, **options: Any) -> AsyncIterator["Api"]:
@@ -323,12 +327,13 @@ async def live_service(
     log_stream: BinaryIO | None = None,
     tenants: int = 0,
     key: str | None = None,
-    watched: bool = True,
+    watch: Watch | None = None,
 ) -> AsyncIterator[Service]:
     """Run the whole service on a free port of loopback until the block ends, with keys for so many fresh tenants.
 
-    With a `key` none is made: the database may be down. If it is `watched`, the block ends with `watching.Leaked` where
-    anything that the service was told is in its log, spans, events or metrics.
+    With a `key` none is made: the database may be down. The block ends with `watching.Leaked` where anything that the
+    service was told is in its log, spans, events or metrics; a `watch` that is given is searched by who gave it, and
+    the service has telemetry and metrics of its own, as in production.
     """
     engine = {"url": engine_url, "start_wait_seconds": 0.0, **(settings or {}).get("engine", {})}
     given = {"data_dir": data_dir, **(settings or {}), "engine": engine}
@@ -336,22 +341,22 @@ async def live_service(
     names = [*([] if key else ["default"]), *(f"tenant-{i}" for i in range(tenants))]
     keys = await _make_keys(database, names)
     key = key or keys.pop(0)
-    watch = Watch(VERSION) if watched else None
-    log = logs.configure("INFO", "json", stream=watch.log(log_stream) if watch else log_stream or io.BytesIO())
+    is_given, watch = watch is not None, watch or Watch(VERSION)
+    log = logs.configure("INFO", "json", stream=watch.log(log_stream))
     try:
         async with contextlib.AsyncExitStack() as parts:
             chosen = Settings(**given)
-            seen = _seen_by(watch, chosen) if watch else {}
+            seen = {} if is_given else _seen_by(watch, chosen)
             app = await parts.enter_async_context(
                 open_service(chosen, log, embedder=embedder or HashingEmbedder(), **seen)
             )
-            url = await parts.enter_async_context(serving(watch.app(app) if watch else app))
+            url = await parts.enter_async_context(serving(watch.app(app)))
             yield Service(url, key, data_dir, database, {f"tenant-{i}": each for i, each in enumerate(keys)})
-            if watch is not None:
+            if not is_given:
                 watch.measure()
     finally:
         await asyncio.to_thread(log.close)
-    if watch is not None:
+    if not is_given:
         watch.keep_secret(key, *keys)
         watch.check()
 

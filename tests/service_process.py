@@ -4,14 +4,16 @@ async with service_process(data_dir, tgi.url) as process:
     async with process.client() as client: ...
     process.kill()
 
-Processes are forked from one that has loaded all code: two seconds of imports are no part of what is tested.
+Processes are forked from one that has loaded all code: two seconds of imports are no part of what is tested. What they
+write and show is searched for what they were told (`tests/watching.py`), however they end.
 """
 
 import asyncio
 import contextlib
 import multiprocessing
 import os
-from collections.abc import AsyncIterator, Mapping
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -22,7 +24,10 @@ from typing import Any
 import httpx
 import uvloop
 
+from app.main import VERSION
+from retrieval.embedder import Embedder, HashingEmbedder
 from tests.service import Service, live_service
+from tests.watching import Watch
 
 _forking = multiprocessing.get_context("forkserver")
 _forking.set_forkserver_preload([__name__])
@@ -58,6 +63,16 @@ class ServiceProcess:
             trust_env=False,
         )
 
+    async def metrics(self) -> str:
+        """What it shows of its metrics; nothing where it was killed."""
+        if not self.process.is_alive():
+            return ""
+        try:
+            async with self.client() as client:
+                return (await client.get("/metrics")).text
+        except httpx.TransportError:
+            return ""
+
     def kill(self) -> None:
         """End it at once, as the kernel does when memory runs out."""
         self.process.kill()
@@ -80,6 +95,7 @@ async def service_process(
     *,
     key: str | None = None,
     variables: Mapping[str, str] | None = None,
+    embedder: Callable[[], Embedder] = HashingEmbedder,
 ) -> AsyncIterator[ServiceProcess]:
     """Run the service until the end of the block, or until it is killed.
 
@@ -88,43 +104,50 @@ async def service_process(
 
     Raises:
         DidNotStart: the process ended before it took requests.
+        watching.Leaked: what it was told is in what it wrote, in its metrics, or in what a collector was sent.
     """
     ours, theirs = _forking.Pipe(duplex=False)
-    given = (theirs, data_dir, engine_url, settings or {}, key, dict(variables or {}))
-    process = _forking.Process(target=_run, args=given, daemon=True)
-    with ours:
+    with tempfile.TemporaryDirectory() as folder, contextlib.closing(Watch(folder=Path(folder))) as watch, ours:
+        given = (theirs, Path(folder), data_dir, engine_url, settings or {}, key, dict(variables or {}), embedder)
+        process = _forking.Process(target=_run, args=given, daemon=True)
         await asyncio.to_thread(process.start)
         theirs.close()
         try:
-            url, given_key = await _said(ours, process)
-            yield ServiceProcess(url, given_key, process)
+            url, given_key = await _said(ours, process, watch)
+            watch.keep_secret(given_key)
+            yield (service := ServiceProcess(url, given_key, process))
+            watch.see_metrics(await service.metrics())
         finally:
             process.kill()
             await asyncio.to_thread(process.join)
+        watch.check()
 
 
-async def _said(pipe: Connection, process: BaseProcess) -> tuple[str, str]:
+async def _said(pipe: Connection, process: BaseProcess, watch: Watch) -> tuple[str, str]:
     try:
         return await asyncio.to_thread(pipe.recv)
     except EOFError as error:
         await asyncio.to_thread(process.join)
-        raise DidNotStart(f"the service ended with {process.exitcode}") from error
+        raise DidNotStart(f"the service ended with {process.exitcode}:\n{watch.written()}") from error
 
 
 def _run(
     pipe: Connection,
+    watched_in: Path,
     data_dir: Path,
     engine_url: str,
     settings: dict[str, Any],
     key: str | None,
     variables: dict[str, str],
+    embedder: Callable[[], Embedder],
 ) -> None:
     os.environ.update(variables)
-    with Path(os.devnull).open("wb") as nowhere:
-        service = live_service(
-            data_dir, engine_url=engine_url, settings=settings, key=key, log_stream=nowhere, watched=False
-        )
-        uvloop.run(_serve(service, pipe))
+    watch = Watch(VERSION, folder=watched_in)
+    for stream in (1, 2):
+        os.dup2(watch.log().fileno(), stream)
+    parts: dict[str, Any] = {"engine_url": engine_url, "settings": settings, "embedder": embedder()}
+    service = live_service(data_dir, key=key, watch=watch, **parts)
+    uvloop.run(_serve(service, pipe))
 
 
 async def _serve(service: AbstractAsyncContextManager[Service], pipe: Connection) -> None:

@@ -5,14 +5,17 @@
     watch.check()    # raises Leaked
 
 All that tests send is a canary: messages, documents, comments, users, keys; so are the answers that they get. The log,
-spans, events, the metrics of both kinds and what collectors of the test's own were sent are searched. That costs a test
-nothing while it runs: bodies are put aside, read at the end, and so many only.
+spans, events, the metrics of both kinds, what collectors of the test's own were sent and what workers wrote are
+searched. That costs a test little while it runs: bodies are put aside, read at the end, and so many only.
+
+A service that is a process of its own has a `Watch(folder=...)`, and who started it another of the same folder: what
+was put there is left when the process is killed.
 """
 
 import io
 import re
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
@@ -81,25 +84,35 @@ class Leaked(AssertionError):
     """Something that a service was told is in what it says of itself."""
 
 
-@dataclass
-class _Exchange:
+class _Exchange(msgspec.Struct, omit_defaults=True):
     path: str
-    body: bytearray = field(default_factory=bytearray)
-    answer: bytearray = field(default_factory=bytearray)
+    body: bytes = b""
+    answer: bytes = b""
+
+
+_heard: list[str] = []
+"""What workers wrote, in the order in which they ended."""
+
+
+def hear(written: bytes) -> None:
+    """Have what a worker wrote searched by the services that it worked beside."""
+    _heard.append(written.decode(errors="replace"))
 
 
 class Watch:
     """Of one service."""
 
-    def __init__(self, version: str = "test", *, process: bool = True) -> None:
+    def __init__(self, version: str = "test", *, process: bool = True, folder: Path | None = None) -> None:
         self.metrics = Metrics(version=version, process=process)
+        self._heard_before = len(_heard)
         self._measured: list[str] = []
         self._secrets: list[str] = []
         self._spans = _Spans()
         self._events = _Events()
         self._reader = InMemoryMetricReader()
-        self._log = io.BytesIO()
-        self._exchanges: list[_Exchange] = []
+        self._log = _kept(folder, "log")
+        self._exchanges = _kept(folder, "exchanges")
+        self._exchanges_begun = 0
 
     def keep_secret(self, *secrets: str) -> None:
         """Look for these too."""
@@ -120,6 +133,10 @@ class Watch:
         """Take the metrics down, before the parts close that they are of."""
         self._measured = [self.metrics.render()[0].decode(), str(self._reader.get_metrics_data())]
 
+    def see_metrics(self, shown: str) -> None:
+        """Search the metrics that a process of its own has shown."""
+        self._measured = [shown]
+
     def see(self, spans: Sequence[ReadableSpan]) -> None:
         """Search these spans too."""
         self._spans.export(spans)
@@ -128,54 +145,83 @@ class Watch:
         """A stream for the log, which goes to `stream` too."""
         return self._log if stream is None else _Both(stream, self._log)
 
+    def written(self) -> str:
+        """What is in the log."""
+        return _all_of(self._log).decode(errors="replace")
+
     def app(self, app: ASGIApp) -> ASGIApp:
         """The application, of whose requests and answers the first are put aside."""
 
         async def watched(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] != "http" or len(self._exchanges) >= _MAX_BODIES or not TOLD.match(scope["path"]):
+            if scope["type"] != "http" or self._exchanges_begun >= _MAX_BODIES or not TOLD.match(scope["path"]):
                 await app(scope, receive, send)
                 return
-            self._exchanges.append(exchange := _Exchange(scope["path"]))
+            self._exchanges_begun += 1
+            body, answer = bytearray(), bytearray()
 
             async def receive_too() -> Message:
                 message = await receive()
-                _take(exchange.body, message)
+                _take(body, message)
                 return message
 
             async def send_too(message: Message) -> None:
-                _take(exchange.answer, message)
+                if message["type"] == "http.response.start":  # Now, since a process may be killed before the end.
+                    self._put_aside(_Exchange(scope["path"], bytes(body)))
+                _take(answer, message)
                 await send(message)
 
-            await app(scope, receive_too, send_too)
+            try:
+                await app(scope, receive_too, send_too)
+            finally:
+                self._put_aside(_Exchange(scope["path"], bytes(body), bytes(answer)))
 
         return watched
+
+    def _put_aside(self, exchange: _Exchange) -> None:
+        self._exchanges.write(msgspec.json.encode(exchange) + b"\n")
 
     def canaries(self) -> list[str]:
         """What must be nowhere."""
         found = dict.fromkeys(self._secrets)
-        for exchange in self._exchanges:
-            said = _said_in(bytes(exchange.body))
+        for line in _all_of(self._exchanges).splitlines():
+            exchange = msgspec.json.decode(line, type=_Exchange)
+            said = _said_in(exchange.body)
             if exchange.path == "/v1/chat/completions":
-                said = [*said, *_answered_in(bytes(exchange.answer))]
+                said = [*said, *_answered_in(exchange.answer)]
             for text in said:
                 found.update(dict.fromkeys(_pieces(text)))
             if len(found) >= _MAX_CANARIES:
                 break
         return [*found][:_MAX_CANARIES]
 
+    def close(self) -> None:
+        """Let go of the files of its folder."""
+        self._log.close()
+        self._exchanges.close()
+
     def check(self) -> None:
         """Search; raises Leaked."""
         told = {
-            "the log": self._log.getvalue().decode(errors="replace"),
+            "the log": self.written(),
             "spans": "\n".join(self._spans.told),
             "events": "\n".join(self._events.told),
             "metrics": "\n".join(self._measured),
             "a collector": "\n".join(map(str, _sent_to_collectors())),
+            "what a worker wrote": "\n".join(_heard[self._heard_before :]),
         }
         canaries = self.canaries()
         leaks = [(where, each) for where, text in told.items() for each in canaries if each in text]
         if leaks:
             raise Leaked("; ".join(f"{each!r} is in {where}" for where, each in leaks[:5]))
+
+
+def _kept(folder: Path | None, name: str) -> BinaryIO:
+    return io.BytesIO() if folder is None else (folder / name).open("a+b", buffering=0)
+
+
+def _all_of(stream: BinaryIO) -> bytes:
+    stream.seek(0)
+    return stream.read()
 
 
 def _take(into: bytearray, message: MutableMapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""`hallmark worker` as a process of its own, to be killed."""
+"""`hallmark worker` as a process of its own, to be killed; the services beside it search what it writes."""
 
 import asyncio
 import contextlib
@@ -7,6 +7,8 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+
+from tests.watching import hear
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -31,4 +33,4 @@ async def worker_process(
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGKILL)
-        await process.communicate()
+        hear((await process.communicate())[1])

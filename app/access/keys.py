@@ -6,27 +6,42 @@ choose, and does nothing for 256 random bits.
 
 import time
 from base64 import b32encode
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from secrets import token_bytes
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 
 from app.errors import Forbidden, InvalidRequest, Unauthenticated
 from app.messages import Priority
+from retrieval.documents import Scope
+from retrieval.scoping import may_see
 
 SCOPES = frozenset(
-    {"chat", "documents:read", "documents:write", "predictions:read", "releases:read", "releases:write", "metrics"}
+    {
+        "chat",
+        "documents:read",
+        "documents:write",
+        "documents:manage",
+        "users:act-as",
+        "predictions:read",
+        "releases:read",
+        "releases:write",
+        "metrics",
+    }
     | {"feedback:read", "feedback:write", "labels:read", "labels:write", "admin"}
     | {"review:read", "review:write", "review:manage", "quality:read", "privacy:manage"}
     | {"alerts:read", "alerts:write", "datasets:read", "datasets:write", "features:read", "features:write"}
+    | {"indexes:manage"}
 )
 """What a key may be allowed; `admin` includes all the others."""
 
 HOW = "Send it as 'Authorization: Bearer hm_...'; `hallmark keys create` makes one."
 
 LARGEST_LIMIT = 1_000_000_000
+
+LONGEST_GROUP = 128
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -39,6 +54,9 @@ class Caller(msgspec.Struct, frozen=True):
     priority: Priority = "normal"
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    groups: frozenset[str] = frozenset()
+    user: str | None = None
+    """For whom the key acts, as was verified; None is for itself."""
 
     @property
     def is_limited(self) -> bool:
@@ -48,6 +66,26 @@ class Caller(msgspec.Struct, frozen=True):
     def may(self, scope: str) -> bool:
         """Whether the key has `scope`."""
         return scope in self.scopes or "admin" in self.scopes
+
+    def sees(self, filter: Mapping[str, Any] | None = None) -> Scope:  # noqa: A002 - what requests call it.
+        """Which documents the caller sees: all of their tenant's, or those for it and for their groups."""
+        groups = None if self.user is None and self.may("documents:manage") else self.groups
+        return Scope(self.tenant, dict(filter or {}), groups)
+
+    def require_may_give_to(self, groups: Sequence[str] | None) -> None:
+        """Raise Forbidden where a document for these groups would not be seen by who writes it."""
+        if groups is not None and not may_see(self.sees(), self.tenant, groups):
+            own = f"one of {', '.join(sorted(self.groups))}" if self.groups else "none, which is all of the tenant"
+            raise Forbidden(
+                f"`groups`: a document is to be seen by who writes it: name {own}, or use a key with the scope "
+                "'documents:manage', which gives documents to any groups.",
+                param="groups",
+            )
+
+    def for_user(self, user: str, groups: Iterable[str]) -> "Caller":
+        """Act for a user, who sees what is for these groups: of a key with groups of its own no others."""
+        own = self.groups.intersection(groups) if self.groups else frozenset(groups)
+        return msgspec.structs.replace(self, user=user, groups=own)
 
     def require(self, scope: str) -> None:
         """Raise Forbidden unless the key has `scope`."""
@@ -75,6 +113,8 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     """None is no limit."""
     tokens_per_minute: int | None = None
     """Of prompts and answers together; None is no limit."""
+    groups: tuple[str, ...] = ()
+    """Whose documents it sees beside those that are for all of the tenant."""
 
     @property
     def caller(self) -> Caller:
@@ -87,6 +127,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
             priority=self.priority,
             requests_per_minute=self.requests_per_minute,
             tokens_per_minute=self.tokens_per_minute,
+            groups=frozenset(self.groups),
         )
 
 
@@ -99,13 +140,18 @@ def make_key(
     priority: str = "normal",
     requests_per_minute: int | None = None,
     tokens_per_minute: int | None = None,
+    groups: Iterable[str] = (),
 ) -> tuple[ApiKey, str]:
     """Make a key that is not stored yet: its record, and its secret.
 
     Raises:
-        InvalidRequest: a scope or the priority is unknown, there is no scope, the name or the tenant is empty, or a
-            limit is negative or absurd.
+        InvalidRequest: a scope or the priority is unknown, there is no scope, the name, the tenant or a group is empty
+            or a group too long, or a limit is negative or absurd.
     """
+    chosen = tuple(sorted(set(groups)))
+    for group in chosen:
+        if not group.strip() or len(group) > LONGEST_GROUP:
+            raise InvalidRequest(f"A group has 1 to {LONGEST_GROUP} characters.", param="groups")
     granted = tuple(sorted(set(scopes)))
     unknown = sorted(set(granted) - SCOPES)
     if unknown or not granted:
@@ -114,7 +160,8 @@ def make_key(
     for field, value in (("name", name), ("tenant", tenant)):
         if not value.strip():
             raise InvalidRequest(f"A key's {field} must not be empty.", param=field)
-    key = ApiKey(id=_random_text(5), name=name, tenant=tenant, scopes=granted, created_at=now(), expires_at=expires_at)
+    facts = {"scopes": granted, "groups": chosen, "created_at": now(), "expires_at": expires_at}
+    key = ApiKey(id=_random_text(5), name=name, tenant=tenant, **facts)  # type: ignore[arg-type]
     return changed(key, priority, requests_per_minute, tokens_per_minute), _random_text(32)
 
 

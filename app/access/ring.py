@@ -3,7 +3,7 @@
 import asyncio
 import hmac
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -11,6 +11,7 @@ from typing import Self
 from app.access.keys import HOW, ApiKey, Caller, digest, now, parse
 from app.access.memory import Memory
 from app.access.store import KeyStore, StoredKey
+from app.access.users import UserTokens
 from app.database import Database
 from app.errors import ServiceError, Unauthenticated, Unavailable
 
@@ -27,6 +28,7 @@ class Access:
         database: shared by all gateways.
         memory: a file that keeps the keys known last, for a start while the database is down.
         refresh_seconds: how soon a change made by another process is seen.
+        users: verifies for whom a key acts; without, no header says that.
         impatient_seconds: the shortest time between two looks, however many unknown keys come.
         patience_seconds: how long an unknown key may wait for a look, and the start for the first one.
     """
@@ -36,12 +38,14 @@ class Access:
         database: Database,
         *,
         memory: Path | None = None,
+        users: UserTokens | None = None,
         refresh_seconds: float = 0.5,
         impatient_seconds: float = 0.1,
         patience_seconds: float = 2.0,
     ) -> None:
         self._store = KeyStore(database)
         self._memory = Memory(memory) if memory else None
+        self._users = users
         self._refresh_seconds = refresh_seconds
         self._impatient_seconds = impatient_seconds
         self._patience_seconds = patience_seconds
@@ -69,6 +73,16 @@ class Access:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._patience_seconds):
                 await self._save_uses()
+
+    async def identify(self, headers: Mapping[bytes, bytes]) -> Caller:
+        """Say who calls, and for whom, from a request's headers by lower-case name; nothing else of it is asked.
+
+        Raises:
+            Unauthenticated, Unavailable: as `admit` says; and where the token of a user is not valid.
+            Forbidden: the key may not act for users.
+        """
+        caller = await self.admit(headers.get(b"authorization"))
+        return caller if self._users is None else self._users.caller(caller, headers)
 
     async def admit(self, authorization: str | bytes | None) -> Caller:
         """Say who calls, from the value of the Authorization header; a known key costs a hash and waits for nothing.

@@ -4,6 +4,7 @@ The main rule: whatever changes a key raises the version of the key ring first, 
 the changes in a row, and reading it tells a gateway whether there is something new.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,7 +42,7 @@ class KeyStore:
         key, secret = keys.make_key(**facts)
         async with self._database.writing() as connection:
             await _raise_version(connection)
-            row = {**msgspec.structs.asdict(key), "scopes": " ".join(key.scopes)}
+            row = {**msgspec.structs.asdict(key), "scopes": " ".join(key.scopes), "groups": json.dumps(key.groups)}
             await connection.execute(api_keys.insert(), {**row, "secret_sha256": keys.digest(secret)})
         return key, keys.whole(key, secret)
 
@@ -133,4 +134,5 @@ def _key(row: Any) -> ApiKey:
         priority=row.priority,
         requests_per_minute=row.requests_per_minute,
         tokens_per_minute=row.tokens_per_minute,
+        groups=tuple(json.loads(row.groups)),
     )

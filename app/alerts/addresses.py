@@ -7,30 +7,15 @@ addresses and not to the name: so a name that leads elsewhere a moment later lea
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv6Address, ip_address, ip_network
 from urllib.parse import urlsplit
 
 import msgspec
 
-Address = IPv4Address | IPv6Address
+from retrieval.addresses import Address, is_public
+
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """Gives the addresses of a host's name."""
-
-# What the flags of `ipaddress` leave open: carriers' networks, clouds' own services, and IPv6 that holds IPv4.
-_CLOSED = tuple(
-    ip_network(each)
-    for each in (
-        "100.64.0.0/10",
-        "168.63.129.16/32",
-        "192.0.0.0/24",
-        "192.88.99.0/24",
-        "64:ff9b::/96",
-        "64:ff9b:1::/48",
-        "2001::/32",
-        "2002::/16",
-        "fec0::/10",
-    )
-)
 
 
 class Forbidden(Exception):
@@ -99,9 +84,7 @@ def closed(address: Address) -> str | None:
     for flag in ("is_unspecified", "is_loopback", "is_link_local", "is_multicast", "is_private", "is_reserved"):
         if getattr(address, flag):
             return flag.removeprefix("is_").replace("_", "-")
-    if not address.is_global or any(address.version == each.version and address in each for each in _CLOSED):
-        return "not public"
-    return None
+    return None if is_public(address) else "not public"
 
 
 async def resolved(host: str, port: int) -> list[str]:

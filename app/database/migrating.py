@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.database.journal import write_ahead
 
-SCHEMA_VERSION = "0015"
+SCHEMA_VERSION = "0016"
 """The revision that `app/migrations/versions` ends with."""
 
 MIGRATION_SECONDS = 120.0

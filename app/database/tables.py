@@ -192,6 +192,8 @@ api_keys = Table(
     # What the key may take of the service in a minute; without one, as much as there is.
     Column("requests_per_minute", Integer),
     Column("tokens_per_minute", Integer),
+    # As JSON: whose documents the key sees beside those that are for all of its tenant.
+    Column("groups", Text, nullable=False, server_default="[]"),
 )
 
 # One row. Every change of a key raises its version, which is how every process notices at the price of one row.

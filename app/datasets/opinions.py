@@ -53,8 +53,9 @@ def row_of(
     Raises:
         Unusable: it is no row; says why in a word that is counted.
     """
-    if prediction.shadow_of is not None and recipe.query.assignment != "shadow":
-        raise Unusable("shadow")
+    kind = "shadow" if prediction.shadow_of is not None else prediction.assignment
+    if kind in ("shadow", "chore") and recipe.query.assignment != kind:
+        raise Unusable(kind)
     if not prediction.store:
         raise Unusable("not_stored")
     verdict = resolved(recipe, prediction.answer, opinions)

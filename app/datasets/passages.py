@@ -48,7 +48,7 @@ class DocumentTexts:
         return self._known[key]
 
     async def _read(self, tenant: str, document_id: str, version: str) -> str | None:
-        scope = Scope(tenant, {})
+        scope = Scope.whole(tenant)
         try:
             if (await self._documents.document(scope, document_id)).version != version:
                 return None

@@ -43,8 +43,8 @@ class PredictionFilter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     model: Fact | None = None
     adapter: Fact | None = None
     verdict: Fact | None = None
-    assignment: Literal["stable", "canary", "pinned", "shadow", "fallback", "extractive"] | None = None
-    """Answers that nobody was shown count only if `shadow` is named."""
+    assignment: Literal["stable", "canary", "pinned", "shadow", "fallback", "extractive", "chore"] | None = None
+    """Answers nobody was shown count only if `shadow` is named, and what a chat page asked for itself if `chore` is."""
     label_state: LabelState | None = None
     feedback_state: FeedbackState | None = None
     review_queue: Fact | None = None

@@ -8,6 +8,7 @@ because a closed connection is the only way to tell an engine to stop working.
 
 import asyncio
 import socket
+from collections.abc import Mapping
 from typing import Protocol, cast
 
 import httptools
@@ -75,20 +76,25 @@ class Connection(asyncio.Protocol):
         self._busy = False
         self.was_kept = False
         self.asked_at = 0.0
+        self._headers: dict[bytes, bytes] = {}
+        self._parts: list[bytes] = []
+        # The parser fills these itself: a method of ours would be a call for each of a dozen headers and every token.
+        self.on_header = self._headers.__setitem__
+        self.on_body = self._parts.append
         self._reset()
         self._parser = httptools.HttpResponseParser(self)
 
     def _reset(self) -> None:
         self.status = 0
-        self.content_type = b""
-        self.retry_after = b""
+        self.headers: Mapping[bytes, bytes] = {}
+        self._headers.clear()
         self.received_any = False
         self.is_complete = False
         self.can_be_kept = False
         self._has_head = False
         self._has_length = False
         self._head_bytes = 0
-        self._parts: list[bytes] = []
+        self._parts.clear()
         self._buffered_bytes = 0
         self._is_paused = False
         self._error: WireError | None = None
@@ -130,7 +136,7 @@ class Connection(asyncio.Protocol):
             await self._wait(deadline, cut_when_late=cut_when_late)
         parts = self._parts
         data = parts[0] if len(parts) == 1 else b"".join(parts)
-        self._parts = []
+        parts.clear()
         self._buffered_bytes = 0
         if self._is_paused and self._transport is not None:
             self._is_paused = False
@@ -238,6 +244,7 @@ class Connection(asyncio.Protocol):
         if not self._has_head and self._head_bytes > _MAX_HEAD_BYTES:
             self._fail(BadResponse(f"the response's head is longer than {_MAX_HEAD_BYTES} bytes"))
         else:
+            self._buffered_bytes += len(data)
             if self._buffered_bytes > _PAUSE_READING_BYTES and not self._is_paused and self._transport is not None:
                 self._is_paused = True
                 self._transport.pause_reading()
@@ -261,27 +268,16 @@ class Connection(asyncio.Protocol):
 
     # httptools' callbacks.
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep the few headers that matter."""
-        name = name.lower()
-        if name == b"content-type":
-            self.content_type = value
-        elif name in (b"content-length", b"transfer-encoding"):
-            self._has_length = True
-        elif name == b"retry-after":
-            self.retry_after = value
-
     def on_headers_complete(self) -> None:
-        """Note the status; interim (1xx) responses are passed over."""
+        """Note status and headers; interim (1xx) responses are passed over."""
         status = self._parser.get_status_code()
         if status >= 200:
             self.status = status
+            self.headers = headers = {name.lower(): value for name, value in self._headers.items()}
+            self._has_length = b"content-length" in headers or b"transfer-encoding" in headers
             self._has_head = True
-
-    def on_body(self, body: bytes) -> None:
-        """Keep body bytes for the reader."""
-        self._parts.append(body)
-        self._buffered_bytes += len(body)
+        else:
+            self._headers.clear()
 
     def on_message_complete(self) -> None:
         """Note that the response is whole."""
@@ -298,8 +294,8 @@ class Response:
     def __init__(self, connection: Connection) -> None:
         self._connection: Connection | None = connection
         self.status = connection.status
-        self.content_type = connection.content_type
-        self.retry_after = connection.retry_after
+        self.content_type = connection.headers.get(b"content-type", b"")
+        self.retry_after = connection.headers.get(b"retry-after", b"")
 
     async def chunk(self, deadline: float) -> bytes:
         """Return all body bytes that have arrived, waiting for some until the loop's clock shows `deadline`.

@@ -213,7 +213,7 @@ class Tracer:
     ) -> tuple[bool | None, list[str]]:
         if self._documents is None:
             return None, ["Documents cannot be looked up here."]
-        scope = Scope(tenant, {})
+        scope = Scope.whole(tenant)
         try:
             document = await self._documents.document(scope, document_id)
             if document.version != version:

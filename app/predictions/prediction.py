@@ -79,7 +79,8 @@ class Prediction(msgspec.Struct, kw_only=True):
     release_digest: str | None = None
     assignment: str | None = None
     """Why that release: `stable` or `canary` by its rollout, `pinned` by the caller, `shadow` beside another; while an
-    engine was away `fallback` in place of another, or `extractive` without its engine."""
+    engine was away `fallback` in place of another, or `extractive` without its engine; `chore` whatever the release, if
+    a chat page asked for itself."""
     shadow_of: str | None = None
     """The prediction that was shown where this one was not."""
     base_model: str | None = None

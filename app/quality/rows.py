@@ -201,6 +201,8 @@ def _is_partial(where: Where) -> bool:
 def _answered(tenant: str, where: Where) -> Iterator[ColumnElement[bool]]:
     """Which answers are meant, but for the window: that bounds whichever table's ids are walked along."""
     yield _p.release_name.is_not(None)
+    if where.assignment is None:
+        yield or_(_p.assignment.is_(None), _p.assignment != "chore")
     yield from conditions(tenant, msgspec.structs.replace(where, since=None, until=None))
 
 

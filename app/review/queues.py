@@ -66,11 +66,11 @@ class Boost(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def population(tenant: str, where: Where) -> list[ColumnElement[bool]]:
-    """Say in SQL which predictions a queue considers: finished ones that were kept, and shadows only if asked for."""
+    """Say in SQL which predictions a queue considers: finished, kept, and no shadows or chores unless named."""
     meant = list(conditions(tenant, msgspec.structs.replace(where, outcome="finished")))
     meant.append(_p.store)
     if where.assignment is None:
-        meant.append(or_(_p.assignment.is_(None), _p.assignment != "shadow"))
+        meant.append(or_(_p.assignment.is_(None), _p.assignment.not_in(("shadow", "chore"))))
     return meant
 
 

@@ -19,6 +19,7 @@ from app.routes import (
     features,
     feedback,
     health,
+    indexes,
     jobs,
     labels,
     lineage,
@@ -62,6 +63,7 @@ def create_api(version: str, services: Services | None = None, *, max_body_bytes
     routers = (
         documents.routes,
         jobs.routes,
+        indexes.routes,
         documents.search_routes,
         resources.routes,
         responses.routes,

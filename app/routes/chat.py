@@ -46,6 +46,9 @@ from retrieval.documents import Passage
 KEEP_HEADER = b"x-hallmark-keep"
 """How much of what is said a request wants kept at most."""
 
+CHORE_HEADER = b"x-openwebui-task"
+"""What Open WebUI asks for itself, such as a title; empty where a person asks."""
+
 CHARACTERS_A_TOKEN = 4
 """In English, on average: a guess at a prompt's tokens, until the engine has counted them."""
 
@@ -129,7 +132,7 @@ class ChatRoute:
 
     async def _admit(self, headers: Headers) -> Caller:
         """Say who calls, if they may, and if there is room: nothing is read for a request that is refused anyway."""
-        caller = await self._access.admit(headers.get(b"authorization"))
+        caller = await self._access.identify(headers)
         caller.require("chat")
         self._shadows.make_room()
         self._gateway.admission.check(caller.priority)
@@ -142,7 +145,8 @@ class ChatRoute:
         level = read_level(kept.decode("latin-1")) if kept is not None else None
         header = headers.get(b"x-conversation-id") or headers.get(b"x-openwebui-chat-id")
         named = header.decode("latin-1")[:512] if header else conversation
-        answering = self._gateway.begin(request, body, caller, trace, conversation=named)
+        is_chore = _is_chore(headers.get(CHORE_HEADER, b""))
+        answering = self._gateway.begin(request, body, caller, trace, conversation=named, is_chore=is_chore)
         answering.prediction.conversation = named
         answering.prediction.kept = level
         answering.headers = headers
@@ -359,6 +363,11 @@ def _named(answering: Answering) -> list[tuple[bytes, bytes]]:
         (b"x-request-id", prediction_id),
         (b"x-release", answering.release.label.encode()),
     ]
+
+
+def _is_chore(task: bytes) -> bool:
+    """Whether the header names a task: a version that does not fill in `{{TASK}}` sends that as it stands."""
+    return bool(task.strip()) and not task.strip().startswith(b"{{")
 
 
 def _most_tokens(answering: Answering) -> int:

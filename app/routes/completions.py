@@ -202,6 +202,8 @@ class Completion:
         if outcome == "off":
             return evidence
         evidence["retrieval"] = outcome
+        if conclusion.rewritten is not None:
+            evidence["search_query"] = conclusion.rewritten
         if conclusion.verdict is not None:
             evidence["verdict"] = _verdict(conclusion.verdict)
         evidence["citations"] = [citation_object(citation, self._link) for citation in conclusion.citations]
@@ -312,6 +314,8 @@ class ChatCompletion(msgspec.Struct):
     choices: list[ChatChoice]
     usage: Usage
     retrieval: Literal["used", "empty", "irrelevant", "unavailable"] | None = None
+    search_query: str | None = None
+    """What was searched for, where the engine put the last question into words of its own."""
     verdict: VerdictObject | None = None
     citations: list[CitationObject] = []
     fallback: str | None = None
@@ -347,6 +351,8 @@ class ChatCompletionChunk(msgspec.Struct):
     choices: list[ChatChunkChoice]
     usage: Usage | None = None
     retrieval: Literal["used", "empty", "irrelevant", "unavailable"] | None = None
+    search_query: str | None = None
+    """What was searched for, where the engine put the last question into words of its own."""
     verdict: VerdictObject | None = None
     citations: list[CitationObject] = []
     fallback: str | None = None

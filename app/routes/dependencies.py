@@ -1,6 +1,6 @@
 """What routes share: the caller that the door let in, the service's parts, and the errors a route may answer with."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -62,7 +62,7 @@ class Services:
     telemetry: Telemetry
     metrics: Metrics
     readiness: Readiness
-    embedding_names: tuple[str, ...]
+    embedding_names: Callable[[], tuple[str, ...]]
     """What the embedding model may be called: the name in the settings, and its full id."""
     collection: str
     max_document_bytes: int

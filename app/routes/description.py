@@ -32,6 +32,7 @@ _TAGS = {
     "chat": "Answers with citations, as OpenAI's SDKs ask for them.",
     "documents": "What answers rest on: add, synchronise, list, read and delete documents, and follow the jobs.",
     "search": "Find passages without asking a model.",
+    "indexes": "Index versions: what is built beside the one that answers, compared with it, and switched to.",
     "models": "What can be asked, and the embedding model of the index.",
     "predictions": "The record: every answer with its release, passages and timings.",
     "feedback": "What people and programs think of answers.",

@@ -10,17 +10,16 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from app.access import Caller
-from app.errors import from_retrieval
+from app.errors import InvalidRequest, from_retrieval
 from app.links import VERSION_DIGITS
 from app.routes.dependencies import CallerDep, Services, ServicesDep, errors, own_address
+from app.routes.indexes import SCOPE as INDEX_SCOPE
 from app.routes.job_schemas import JobObject
 from app.routes.releases import author
 from app.routes.schemas import (
     Deleted,
-    DocumentFile,
     DocumentList,
     DocumentObject,
-    DocumentUpload,
     HitObject,
     IngestedObject,
     PassageList,
@@ -29,10 +28,13 @@ from app.routes.schemas import (
     SearchResponse,
     SourceObject,
 )
+from app.routes.upload_schemas import DocumentFile, DocumentUpload
 from app.routes.uploads import read_upload
 from observability import genai
 from retrieval.documents import Ingested, Passage, Scope
 from retrieval.errors import RetrievalError
+from retrieval.preparing import PREPARED
+from retrieval.variety import Variety
 
 MAX_WAIT_SECONDS = 300.0
 _PREFER = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,6})", re.IGNORECASE)
@@ -82,25 +84,39 @@ async def add_document(
         str | None, Query(max_length=64, description="The synchronisation that waits for this file.")
     ] = None,
 ) -> Any:
-    """Add a document, as JSON or as a form with a file.
+    """Add a document: as JSON, as a form with a file, or by the URL it is at, if the service's settings allow.
 
     It is accepted at once, with a job that ingests it. The same bytes under the same name change nothing; other bytes
-    replace the document, all at once. With `wait` the answer is what became of it, if that is known in time.
+    replace the document, all at once. With `wait` the answer is what became of it, if that is known in time. With
+    `groups` only callers in one of them see it; without, those who saw what it replaces, and for a new one all.
+    A file of the type `application/vnd.hallmark.prepared+msgpack` was parsed, cut and embedded by
+    `hallmark ingest --ray`, and asks for the scope `indexes:manage` too.
     """
     caller.require("documents:write")
     upload = await read_upload(request, services.max_document_bytes)
-    scope, ingestion = Scope(caller.tenant), services.ingestion
+    if upload.media_type == PREPARED:
+        caller.require(INDEX_SCOPE)  # What is in an index is taken on trust.
+    caller.require_may_give_to(upload.groups)
+    scope, ingestion = caller.sees(), services.ingestion
     if job is not None:
         found = await ingestion.deliver(
-            scope, job, name=upload.name, content=upload.content, media_type=upload.media_type
+            scope,
+            job,
+            name=upload.name,
+            content=upload.content,
+            media_type=upload.media_type,
+            etag=upload.etag,
         )
         return JobObject.of(found)
+    if upload.etag:
+        raise InvalidRequest("`etag` goes with `job`: a document by itself is compared by its bytes.", param="etag")
     accepted = await ingestion.accept(
         scope,
         name=upload.name,
         content=upload.content,
         media_type=upload.media_type,
         metadata=upload.metadata,
+        groups=upload.groups,
         who=author(caller),
     )
     seconds = wait if wait is not None else _preferred_wait(request)
@@ -140,9 +156,9 @@ async def list_documents(
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
     after: Annotated[str | None, Query(max_length=128)] = None,
 ) -> DocumentList:
-    """List the tenant's documents by id, a page at a time."""
+    """List the documents that the caller sees by id, a page at a time."""
     caller.require("documents:read")
-    found = await services.retriever.documents(Scope(caller.tenant), limit=limit, after=after)
+    found = await services.retriever.documents(caller.sees(), limit=limit, after=after)
     following = found[-1].id if len(found) == limit else None
     return DocumentList(data=[DocumentObject.of(document) for document in found], next=following)
 
@@ -151,7 +167,7 @@ async def list_documents(
 async def get_document(services: ServicesDep, caller: CallerDep, document_id: DocumentId) -> DocumentObject:
     """Describe one document."""
     caller.require("documents:read")
-    return DocumentObject.of(await services.retriever.document(Scope(caller.tenant), document_id))
+    return DocumentObject.of(await services.retriever.document(caller.sees(), document_id))
 
 
 @routes.delete("/v1/documents/{document_id}", operation_id="delete_document", responses=errors(404, 503))
@@ -162,7 +178,7 @@ async def delete_document(services: ServicesDep, caller: CallerDep, document_id:
     """
     caller.require("documents:write")
     started = perf_counter()
-    await services.ingestion.delete(Scope(caller.tenant), document_id)
+    await services.ingestion.delete(caller.sees(), document_id)
     services.metrics.ingested("deleted", perf_counter() - started)
     return Deleted(id=document_id)
 
@@ -171,16 +187,14 @@ async def delete_document(services: ServicesDep, caller: CallerDep, document_id:
 async def get_source(services: ServicesDep, caller: CallerDep, document_id: DocumentId) -> SourceObject:
     """Give the text that the document's offsets count in."""
     caller.require("documents:read")
-    return SourceObject(
-        document_id=document_id, text=await services.retriever.source(Scope(caller.tenant), document_id)
-    )
+    return SourceObject(document_id=document_id, text=await services.retriever.source(caller.sees(), document_id))
 
 
 @routes.get("/v1/documents/{document_id}/passages", operation_id="list_passages", responses=errors(404, 503))
 async def list_passages(services: ServicesDep, caller: CallerDep, document_id: DocumentId) -> PassageList:
     """List a document's passages in order."""
     caller.require("documents:read")
-    found = await services.retriever.passages(Scope(caller.tenant), document_id)
+    found = await services.retriever.passages(caller.sees(), document_id)
     return PassageList(data=[PassageObject.of(passage) for passage in found])
 
 
@@ -205,7 +219,10 @@ async def get_passage(
     """
     if "passage" not in caller.scopes:
         caller.require("documents:read")
-    passage = await services.retriever.passage(Scope(caller.tenant), document_id, n, version=version)
+        scope = caller.sees()
+    else:
+        scope = Scope.whole(caller.tenant)  # The link names this very passage, and was made for who saw it.
+    passage = await services.retriever.passage(scope, document_id, n, version=version)
     if "text/html" in request.headers.get("accept", ""):
         return PlainTextResponse(_readable(passage), headers={"x-content-type-options": "nosniff"})
     return PassageObject.of(passage)
@@ -219,7 +236,11 @@ async def search(request: Request, services: ServicesDep, caller: CallerDep, bod
     span = genai.start_retrieval(trace, collection=services.collection, mode=body.mode, top_k=body.top_k)
     try:
         result = await services.retriever.search(
-            Scope(caller.tenant, body.filter or {}), body.query, top_k=body.top_k, mode=body.mode
+            caller.sees(body.filter),
+            body.query,
+            top_k=body.top_k,
+            mode=body.mode,
+            variety=Variety(body.per_document, body.mmr),
         )
     except BaseException as error:
         genai.end_retrieval(trace, span, seconds=perf_counter() - started, error=error)

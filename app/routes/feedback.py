@@ -173,7 +173,9 @@ async def get_prediction_feedback(services: ServicesDep, caller: CallerDep, pred
 
 
 def speaker(caller: Caller, author: str | None, *, field: str = "author") -> Speaker:
-    """On whose behalf a caller speaks, as the field of that name says."""
+    """On whose behalf a caller speaks: of the user it acts for, else as the field of that name says."""
+    if caller.user is not None:
+        return Speaker(tenant=caller.tenant, key_id=caller.key_id, user=caller.user)
     own = f"{KEY_PREFIX}{caller.key_id}"
     if author is not None and author.startswith(KEY_PREFIX) and author != own:
         raise InvalidRequest(f"`{field}`: a name that begins with {KEY_PREFIX!r} stands for that key.", param=field)

@@ -18,6 +18,9 @@ from app.routes.front import CHAT_PATH
 Headers = Mapping[bytes, bytes]
 """A request's headers by lower-case name; of a repeated one the last."""
 
+_OPENWEBUI = b"\nx-openwebui-"
+"""How the names of Open WebUI's own headers begin, on a line each."""
+
 Read = tuple[ChatRequest, bytes, str | None]
 """A request, what of it goes on record, and the conversation that it goes on, where the request itself tells."""
 
@@ -90,7 +93,8 @@ class ChatForm:
         options = request.retrieval
         if options is not None and options.style is not None:
             return options.style
-        return "openwebui" if any(map(_is_openwebui, headers)) else "annotations"
+        # In one look: a test of every name costs more than joining them.
+        return "openwebui" if _OPENWEBUI in b"\n".join((b"", *headers)) else "annotations"
 
     def rendering(self, answering: Answering, *, link: Link, style: CitationStyle) -> Completion:
         """Begin to render an answer."""
@@ -98,7 +102,3 @@ class ChatForm:
 
     def explain(self, error: ServiceError) -> None:
         """Leave an error as it is: its fields are those of this form."""
-
-
-def _is_openwebui(name: bytes) -> bool:
-    return name.startswith(b"x-openwebui-")

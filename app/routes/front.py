@@ -99,13 +99,13 @@ class Front:
             raise PayloadTooLarge(f"A body may have {self._max_body_bytes} bytes here.")
 
     async def _identify(self, scope: Scope) -> Caller:
-        authorization = header(scope, b"authorization")
-        if authorization is None and b"signature=" in scope["query_string"] and scope["method"] == "GET":
+        headers = dict(scope["headers"])
+        if b"authorization" not in headers and b"signature=" in scope["query_string"] and scope["method"] == "GET":
             path = scope.get("raw_path", scope["path"].encode()).decode("ascii")
             tenant = self._links.tenant(path.partition("?")[0], scope["query_string"])
             if tenant is not None:
                 return Caller(key_id="link", tenant=tenant, scopes=frozenset({"passage"}))
-        return await self._access.admit(authorization)
+        return await self._access.identify(headers)
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:

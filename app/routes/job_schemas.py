@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from app.errors import ServiceError, from_retrieval
-from app.routes.schemas import Fact, Key, Name, Wire
+from app.routes.schemas import Fact, Groups, Key, Name, Wire
 from retrieval import errors as retrieval_errors
 from retrieval.errors import RetrievalError
 from retrieval.jobs import Entry, Failure, Item, Job, Plan
@@ -19,7 +19,7 @@ SHA256 = r"^[0-9a-f]{64}$"
 Source = Annotated[str, Field(pattern=SOURCE)]
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 ItemState = Literal["expected", "waiting", "running", "done", "failed", "cancelled"]
-Outcome = Literal["created", "replaced", "unchanged", "deleted"]
+Outcome = Literal["created", "replaced", "unchanged", "deleted", "built"]
 
 
 class JobError(BaseModel):
@@ -42,14 +42,14 @@ class JobError(BaseModel):
 
 
 class JobDocument(BaseModel):
-    """One document of a job."""
+    """One document of a job; of a `build` the index version, by its id in `name`."""
 
     n: int = Field(description="Its place in the job.")
     object: Literal["job.document"] = "job.document"
-    action: Literal["put", "delete"]
+    action: Literal["put", "delete", "build"]
     name: str
     document_id: str
-    version: str = Field(description="SHA-256 of its bytes; empty where it is deleted.")
+    version: str = Field(description="SHA-256 of its bytes; empty where it is deleted, or not known yet.")
     size_bytes: int
     state: ItemState
     stage: str | None = Field(description="What is being done with it: parsing, splitting, embedding or writing.")
@@ -103,6 +103,7 @@ class JobOutcomes(BaseModel):
     replaced: int
     unchanged: int = Field(description="Those of a manifest that needed nothing are among them.")
     deleted: int
+    built: int = Field(description="Index versions.")
 
 
 class JobObject(BaseModel):
@@ -110,7 +111,7 @@ class JobObject(BaseModel):
 
     id: str
     object: Literal["job"] = "job"
-    kind: Literal["upload", "sync"]
+    kind: Literal["upload", "sync", "build"]
     state: State = Field(description="`failed`: it has ended, and at least one document was not taken.")
     source: str
     created_by: str
@@ -199,10 +200,11 @@ class FailedDocumentList(BaseModel):
 
 
 class ManifestEntry(Wire):
-    """One file of a manifest."""
+    """One file of a manifest; it is asked for unless its version or its ETag tells that it is there already."""
 
     name: Name
-    version: str = Field(pattern=SHA256, description="SHA-256 of its bytes, in hex.")
+    version: str | None = Field(None, pattern=SHA256, description="SHA-256 of its bytes, in hex.")
+    etag: str | None = Field(None, max_length=256, description="What the source calls its bytes, in place of that.")
     metadata: dict[Key, Fact] = Field(default_factory=dict, max_length=32)
 
 
@@ -217,10 +219,11 @@ class SyncRequest(Wire):
     )
     retry_failed: bool = Field(False, description="Ask for files again that failed in these very bytes.")
     dry_run: bool = Field(False, description="Say what would be done, and do nothing.")
+    groups: Groups | None = None
 
     def manifest(self) -> list[Entry]:
         """The files that are named."""
-        return [Entry(each.name, each.version, dict(each.metadata)) for each in self.documents]
+        return [Entry(each.name, each.version or "", dict(each.metadata), each.etag or "") for each in self.documents]
 
 
 class DeletedDocument(BaseModel):
@@ -240,7 +243,7 @@ class SyncObject(BaseModel):
     modified: list[str]
     deleted: list[DeletedDocument]
     failed: list[FailedDocument] = Field(description="Not asked for again: they failed in these very bytes.")
-    conflicts: list[str] = Field(description="Names that belong to another source.")
+    conflicts: list[str] = Field(description="Names that belong to another source, or to a document for others.")
     unchanged: int
     job: JobObject | None = Field(description="Null for a dry run.")
 

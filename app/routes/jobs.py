@@ -21,7 +21,6 @@ from app.routes.job_schemas import (
     SyncRequest,
 )
 from app.routes.releases import author
-from retrieval.documents import Scope
 
 routes = APIRouter(tags=["documents"])
 
@@ -53,9 +52,15 @@ async def sync_documents(request: Request, response: Response, services: Service
     """
     caller.require("documents:write")
     asked = await run_in_threadpool(_read, await request.body())
-    scope, ingestion = Scope(caller.tenant), services.ingestion
+    caller.require_may_give_to(asked.groups)
+    scope, ingestion = caller.sees(), services.ingestion
     plan = await ingestion.plan(
-        scope, asked.source, asked.manifest(), delete=asked.delete, retry_failed=asked.retry_failed
+        scope,
+        asked.source,
+        asked.manifest(),
+        delete=asked.delete,
+        retry_failed=asked.retry_failed,
+        groups=asked.groups,
     )
     if asked.dry_run:
         response.status_code = 200
@@ -73,7 +78,7 @@ async def list_failed_documents(
 ) -> FailedDocumentList:
     """List the documents that were not taken when they came last, a page at a time."""
     caller.require("documents:read")
-    found = await services.ingestion.failures(Scope(caller.tenant), after=after, limit=limit)
+    found = await services.ingestion.failures(caller.sees(), after=after, limit=limit)
     following = found[-1].document_id if len(found) == limit else None
     return FailedDocumentList(data=[FailedDocument.of(failure) for failure in found], next=following)
 
@@ -86,10 +91,10 @@ async def list_jobs(
     before: Annotated[str | None, Query(max_length=64)] = None,
     ended: Annotated[bool | None, Query(description="Those that have ended, or those that have not.")] = None,
 ) -> JobList:
-    """List the tenant's jobs, newest first, a page at a time."""
+    """List the jobs all of whose documents the caller sees, newest first, a page at a time."""
     caller.require("documents:read")
     is_open = None if ended is None else not ended
-    found = await services.ingestion.jobs(Scope(caller.tenant), limit=limit, before=before, is_open=is_open)
+    found = await services.ingestion.jobs(caller.sees(), limit=limit, before=before, is_open=is_open)
     following = found[-1].id if len(found) == limit else None
     return JobList(data=[JobObject.of(job) for job in found], next=following)
 
@@ -98,7 +103,7 @@ async def list_jobs(
 async def get_job(services: ServicesDep, caller: CallerDep, job_id: JobId) -> JobObject:
     """Tell how far a job is."""
     caller.require("documents:read")
-    return JobObject.of(await services.ingestion.job(Scope(caller.tenant), job_id))
+    return JobObject.of(await services.ingestion.job(caller.sees(), job_id))
 
 
 @routes.get("/v1/jobs/{job_id}/documents", operation_id="list_job_documents", responses=errors(404, 503))
@@ -112,7 +117,7 @@ async def list_job_documents(
 ) -> JobDocumentList:
     """List the documents of a job in order, all or those of one state."""
     caller.require("documents:read")
-    found = await services.ingestion.items(Scope(caller.tenant), job_id, state=state, after=after, limit=limit)
+    found = await services.ingestion.items(caller.sees(), job_id, state=state, after=after, limit=limit)
     following = found[-1].n if len(found) == limit else None
     return JobDocumentList(data=[JobDocument.of(item) for item in found], next=following)
 
@@ -121,14 +126,14 @@ async def list_job_documents(
 async def cancel_job(services: ServicesDep, caller: CallerDep, job_id: JobId) -> JobObject:
     """Cancel a job: what it has done stays, and what it was at is as it was before."""
     caller.require("documents:write")
-    return JobObject.of(await services.ingestion.cancel(Scope(caller.tenant), job_id))
+    return JobObject.of(await services.ingestion.cancel(caller.sees(), job_id))
 
 
 @routes.post("/v1/jobs/{job_id}/complete", operation_id="complete_job", responses=errors(404, 503))
 async def complete_job(services: ServicesDep, caller: CallerDep, job_id: JobId) -> JobObject:
     """Say that no more files of a synchronisation will come: those that did not are failures."""
     caller.require("documents:write")
-    return JobObject.of(await services.ingestion.complete(Scope(caller.tenant), job_id))
+    return JobObject.of(await services.ingestion.complete(caller.sees(), job_id))
 
 
 def _read(body: bytes) -> SyncRequest:

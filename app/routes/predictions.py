@@ -50,7 +50,7 @@ class Filters(BaseModel):
     model: Fact | None = Field(None, description="The name the caller asked for.")
     adapter: Fact | None = None
     verdict: Fact | None = Field(None, description="`abstained:nothing_relevant`, or `abstained` whatever the reason.")
-    assignment: Literal["stable", "canary", "pinned", "shadow", "fallback", "extractive"] | None = None
+    assignment: Literal["stable", "canary", "pinned", "shadow", "fallback", "extractive", "chore"] | None = None
     label_state: LabelState | None = Field(
         None, description="Whether a label says what is true of it. Needs the scope `labels:read` too."
     )

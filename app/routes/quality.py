@@ -29,8 +29,8 @@ class QualityQuery(BaseModel):
         description=f"Made then or later, in UTC without a time zone; by default {DEFAULT_DAYS} days before the end.",
     )
     until: Time | None = Field(None, description="Made before then; by default now.")
-    assignment: Literal["stable", "canary", "pinned", "shadow"] | None = Field(
-        None, description="Only answers that the release gave in that role."
+    assignment: Literal["stable", "canary", "pinned", "shadow", "chore"] | None = Field(
+        None, description="Only answers that the release gave in that role; chores count only if they are named."
     )
 
 

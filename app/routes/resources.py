@@ -44,8 +44,8 @@ async def create_embeddings(services: ServicesDep, caller: CallerDep, body: Embe
     """Embed texts with the model that the index uses."""
     caller.require("chat")
     texts = [body.input] if isinstance(body.input, str) else body.input
-    if body.model not in services.embedding_names:
-        names = " or ".join(repr(name) for name in services.embedding_names)
+    if body.model not in (known := services.embedding_names()):
+        names = " or ".join(repr(name) for name in known)
         raise ModelNotFound(f"`model`: embeddings are made by {names}, not {body.model!r}.", param="model")
     trace, model, started = services.telemetry.current(), services.retriever.embedding_model, perf_counter()
     span = genai.start_embeddings(trace, model=model, texts=len(texts))
@@ -87,6 +87,8 @@ async def who_am_i(caller: CallerDep) -> IdentityObject:
         priority=caller.priority,
         requests_per_minute=caller.requests_per_minute,
         tokens_per_minute=caller.tokens_per_minute,
+        groups=sorted(caller.groups),
+        user=caller.user,
     )
 
 

@@ -17,6 +17,7 @@ from app.errors import NotFound, ServiceError
 from app.gateway import Answering
 from app.messages import Usage
 from app.predictions import Prediction
+from app.predictions.keeping import Pseudonym
 from app.responses import (
     AskedResponse,
     as_chat,
@@ -34,7 +35,7 @@ from app.routes.predictions import prediction_of
 from app.routes.response_events import ResponseRendering
 from app.routes.response_objects import ResponseObject, ResponseVerdict, Status, Telling, ends_as
 from retrieval.citations import Citation
-from retrieval.documents import Hit, Passage, Scope
+from retrieval.documents import Hit, Passage
 from retrieval.errors import DocumentChanged, DocumentNotFound
 
 routes = APIRouter()
@@ -49,14 +50,20 @@ class Record(Protocol):
 
 
 class ResponsesForm:
-    """OpenAI's responses; `records` are asked in turn for the one that a request goes on from."""
+    """OpenAI's responses; `records` are asked in turn for the one that a request goes on from.
+
+    `pseudonym` gives the name that a user of a tenant is kept by.
+    """
 
     path = RESPONSES_PATH
 
-    def __init__(self, *records: Record, collection: str, remote_images: bool = False) -> None:
+    def __init__(
+        self, *records: Record, collection: str, remote_images: bool = False, pseudonym: Pseudonym | None = None
+    ) -> None:
         self._records = records
         self._collection = collection
         self._remote_images = remote_images
+        self._pseudonym = pseudonym
 
     async def read(self, body: bytes, caller: Caller) -> Read:
         """Read a request; what goes on record is the chat request that it is answered as."""
@@ -73,12 +80,18 @@ class ResponsesForm:
         for record in self._records if _is_id(response_id) else ():
             found = await record.get(caller.tenant, response_id)
             if found is not None:
-                if found.key_id != caller.key_id:
-                    caller.require("predictions:read")  # It leads to what another key was told.
+                if found.key_id != caller.key_id or not self._is_of_user(found, caller):
+                    caller.require("predictions:read")  # It leads to what somebody else was told.
                 return found
         raise NotFound(
             f"`previous_response_id`: there is no response {response_id[:64]!r}.", param="previous_response_id"
         )
+
+    def _is_of_user(self, prediction: Prediction, caller: Caller) -> bool:
+        """Whether it was told to the user that the key acts for; one that acts for nobody may go on from all of its."""
+        if caller.user is None or prediction.user == caller.user:
+            return True
+        return self._pseudonym is not None and prediction.user == self._pseudonym(caller.tenant, caller.user)
 
     def style(self, _: Headers, request: ChatRequest) -> CitationStyle:
         """How the caller wants citations: as annotations, unless they say otherwise."""
@@ -126,7 +139,7 @@ async def get_response(services: ServicesDep, caller: CallerDep, request: Reques
         path = services.links.path(caller.tenant, passage.document_id, passage.n, passage.document_version)
         return base + path
 
-    hits = await _hits(services, prediction)
+    hits = await _hits(services, caller, prediction)
     told = _told(Telling(asked, prediction, link), prediction, hits)
     return Response(msgspec.json.encode(told), media_type="application/json")
 
@@ -170,9 +183,9 @@ def _told(telling: Telling, prediction: Prediction, hits: Mapping[str, Hit]) -> 
     return msgspec.structs.replace(response, **changes) if changes else response
 
 
-async def _hits(services: Services, prediction: Prediction) -> dict[str, Hit]:
-    """What was found, by passage id, with the passages as they stand."""
-    scope = Scope(prediction.tenant)
+async def _hits(services: Services, caller: Caller, prediction: Prediction) -> dict[str, Hit]:
+    """What was found, by passage id, with the passages as they stand, of documents that the caller sees."""
+    scope = caller.sees()
     found = {}
     for facts in prediction.passages or ():
         try:

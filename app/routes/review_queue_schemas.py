@@ -42,8 +42,8 @@ class Slice(Wire):
     adapter: Fact | None = None
     user: Fact | None = None
     verdict: Fact | None = Field(None, description="`abstained:nothing_relevant`, or `abstained` whatever the reason.")
-    assignment: Literal["stable", "canary", "pinned", "shadow"] | None = Field(
-        None, description="Shadows are considered only if they are named here."
+    assignment: Literal["stable", "canary", "pinned", "shadow", "chore"] | None = Field(
+        None, description="Shadows and chores are considered only if they are named here."
     )
     since: Moment | None = Field(None, description="Made then or later.")
     until: Annotated[AwareDatetime, BeforeValidator(read_moment)] | None = Field(None, description="Made before then.")

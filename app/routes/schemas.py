@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.access.keys import LONGEST_GROUP
 from app.messages import Priority
 from retrieval.documents import Document, Hit, Passage, SearchMode
 
@@ -16,7 +17,8 @@ MAX_TEXT_CHARACTERS = 100_000
 Fact = Annotated[str, Field(max_length=2_048)] | Annotated[int, Field(ge=-(2**63), lt=2**63)] | float | bool
 """A value of a document's metadata."""
 
-Name = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f]+$")]
+MOST_NAME_CHARACTERS = 512
+Name = Annotated[str, Field(min_length=1, max_length=MOST_NAME_CHARACTERS, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Key = Annotated[str, Field(min_length=1, max_length=128)]
 EmbeddedText = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARACTERS)]
 
@@ -43,26 +45,12 @@ class ErrorEnvelope(BaseModel):
     error: ErrorBody
 
 
-class DocumentUpload(Wire):
-    """A document as JSON: its text, or its bytes in base64."""
-
-    name: Name = Field(description="Name or path; the same name again replaces it.")
-    text: str | None = Field(None, description="The document, when it is text.")
-    content_base64: str | None = Field(None, description="The document's bytes, when it is not.")
-    media_type: str | None = Field(None, max_length=128, description="By default told from the name and the bytes.")
-    metadata: dict[Key, Fact] = Field(
-        default_factory=dict, max_length=32, description="Facts that a search can filter by."
-    )
-
-
-class DocumentFile(Wire):
-    """A document as a form upload."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    file: bytes = Field(json_schema_extra={"format": "binary"})
-    name: str = Field("", max_length=512, description="By default the file's own name.")
-    metadata: str = Field("{}", description="A JSON object of facts that a search can filter by.")
+GROUPS_MEANING = (
+    "Who of the tenant sees it: who is in one of these groups; an empty list is everybody. "
+    "By default those who saw what it replaces, and for a new document everybody."
+)
+Group = Annotated[str, Field(min_length=1, max_length=LONGEST_GROUP, pattern=r"\S")]
+Groups = Annotated[list[Group], Field(max_length=32, description=GROUPS_MEANING)]
 
 
 class DocumentObject(BaseModel):
@@ -81,6 +69,7 @@ class DocumentObject(BaseModel):
     index_version: str
     metadata: dict[str, Any]
     source: str = Field(description="What it is synchronised with; empty for what was added by itself.")
+    groups: list[str] = Field(description="Who of the tenant sees it; empty: everybody.")
     created_at: datetime
     updated_at: datetime
 
@@ -100,6 +89,7 @@ class DocumentObject(BaseModel):
             index_version=document.index_version,
             metadata=document.metadata,
             source=document.source,
+            groups=list(document.groups),
             created_at=document.created_at,
             updated_at=document.updated_at,
         )
@@ -183,6 +173,10 @@ class SearchRequest(Wire):
     query: str = Field(min_length=1, max_length=8_192)
     top_k: int = Field(5, ge=1, le=100)
     mode: SearchMode = "hybrid"
+    per_document: int | None = Field(None, ge=1, le=100, description="So many passages of one document at most.")
+    mmr: float | None = Field(
+        None, ge=0, le=1, description="Take passages that are unlike each other: 1 by relevance alone, 0 not by it."
+    )
     filter: dict[Key, Fact | Annotated[list[Fact], Field(min_length=1, max_length=100)]] | None = Field(
         None, max_length=32, description="Metadata that must be equal; a list of values means any of them."
     )
@@ -305,10 +299,10 @@ class PredictionObject(BaseModel):
     model: str | None = Field(None, description="The name the caller asked for.")
     release_name: str | None = Field(None, description="`name@number`.")
     release_digest: str | None = None
-    assignment: Literal["stable", "canary", "pinned", "shadow", "fallback", "extractive"] | None = Field(
+    assignment: Literal["stable", "canary", "pinned", "shadow", "fallback", "extractive", "chore"] | None = Field(
         None,
         description="Why that release: by its rollout, by the caller's pin, unseen beside another, or, while an engine "
-        "was away, in place of another or by its passages alone.",
+        "was away, in place of another or by its passages alone. A `chore` is what a chat page asks for itself.",
     )
     fallback: str | None = Field(
         None, description="What answered because an engine could not: a release by its label, or `extractive`."
@@ -391,3 +385,5 @@ class IdentityObject(BaseModel):
     priority: Priority
     requests_per_minute: int | None = Field(description="None is no limit.")
     tokens_per_minute: int | None = Field(description="Of prompts and answers together; None is no limit.")
+    groups: list[str] = Field(description="Whose documents it sees beside those that are for all of the tenant.")
+    user: str | None = Field(description="For whom it acts, by a token that was verified; null is for itself.")

@@ -7,11 +7,13 @@ import msgspec
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import ValidationError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 
 from app.errors import InvalidRequest, PayloadTooLarge, UnsupportedMedia
 from app.routes.errors import invalid_fields
-from app.routes.schemas import DocumentUpload
+from app.routes.schemas import MOST_NAME_CHARACTERS
+from app.routes.upload_schemas import DocumentUpload
+from retrieval.jobs import LINK
 
 _SMALL_BYTES = 65_536
 """A body that is read quicker than a thread is asked to."""
@@ -27,6 +29,8 @@ class Upload(msgspec.Struct, frozen=True):
     content: bytes
     media_type: str | None
     metadata: dict[str, Any]
+    groups: list[str] | None
+    etag: str = ""
 
 
 async def read_upload(request: Request, max_bytes: int) -> Upload:
@@ -53,21 +57,30 @@ async def _read_form(request: Request) -> Upload:
         facts = {
             "name": form.get("name") or file.filename or "",
             "media_type": media_type,
-            "metadata": _read_metadata(form.get("metadata") or "{}"),
+            "metadata": _read_field(form, "metadata", "{}", "object"),
+            "groups": _read_field(form, "groups", "null", "array"),
+            "etag": form.get("etag"),
         }
         content = await file.read()
     try:
         asked = DocumentUpload.model_validate(facts)
     except ValidationError as error:
         raise invalid_fields(error.errors(include_url=False, include_input=False)) from None
-    return Upload(asked.name, content, asked.media_type, dict(asked.metadata))
+    return _upload(asked, content, asked.media_type)
 
 
-def _read_metadata(field: str | UploadFile) -> Any:
+def _upload(asked: DocumentUpload, content: bytes, media_type: str | None) -> Upload:
+    if asked.name is None:
+        raise InvalidRequest("`name`: give the document a name.", param="name")
+    return Upload(asked.name, content, media_type, dict(asked.metadata), asked.groups, asked.etag or "")
+
+
+def _read_field(form: FormData, name: str, absent: str, kind: str) -> Any:
+    field = form.get(name) or absent
     try:
         return msgspec.json.decode(field if isinstance(field, str) else b"")
     except (msgspec.DecodeError, UnicodeEncodeError) as error:
-        raise InvalidRequest("`metadata`: this form field must hold a JSON object.", param="metadata") from error
+        raise InvalidRequest(f"`{name}`: this form field must hold a JSON {kind}.", param=name) from error
 
 
 def _read_json(body: bytes) -> Upload:
@@ -75,20 +88,35 @@ def _read_json(body: bytes) -> Upload:
         asked = DocumentUpload.model_validate_json(body)
     except ValidationError as error:
         raise invalid_fields(error.errors(include_url=False, include_input=False)) from None
-    if (asked.text is None) == (asked.content_base64 is None):
-        raise InvalidRequest("Send the document as `text` or as `content_base64`, one of the two.", param="text")
+    if sum(each is not None for each in (asked.text, asked.content_base64, asked.url)) != 1:
+        raise InvalidRequest("Send the document as `text`, `content_base64` or `url`, one of them.", param="text")
+    if asked.url is not None:
+        return _read_link(asked, asked.url)
     if asked.text is not None:
-        try:
-            content = asked.text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequest("`text` has half of a surrogate pair.", param="text") from error
-        media_type = asked.media_type or (None if "." in asked.name else "text/plain")
-        return Upload(asked.name, content, media_type, dict(asked.metadata))
+        media_type = asked.media_type or (None if "." in (asked.name or "") else "text/plain")
+        return _upload(asked, _encoded(asked.text, "text"), media_type)
     try:
         content = _from_base64(asked.content_base64 or "")
     except ValueError as error:
         raise InvalidRequest("`content_base64` is not base64.", param="content_base64") from error
-    return Upload(asked.name, content, asked.media_type, dict(asked.metadata))
+    return _upload(asked, content, asked.media_type)
+
+
+def _read_link(asked: DocumentUpload, url: str) -> Upload:
+    if asked.media_type is not None or asked.etag is not None:
+        param = "media_type" if asked.media_type is not None else "etag"
+        raise InvalidRequest(f"`{param}` is what the server at `url` says: leave it out.", param=param)
+    name = asked.name or url.partition("#")[0]
+    if len(name) > MOST_NAME_CHARACTERS:
+        raise InvalidRequest(f"`name`: give one; the URL has over {MOST_NAME_CHARACTERS} characters.", param="name")
+    return _upload(asked.model_copy(update={"name": name}), _encoded(url, "url"), LINK)
+
+
+def _encoded(text: str, param: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"`{param}` has half of a surrogate pair.", param=param) from error
 
 
 def _from_base64(text: str) -> bytes:

@@ -133,6 +133,7 @@ async def rank(
     mode: SearchMode,
     *,
     k: int = 10,
+    scope: Scope = SCOPE,
     progress: Progress | None = None,
     **options: Any,
 ) -> Ranked:
@@ -141,7 +142,7 @@ async def rank(
     if not asked:
         raise BadSet(f"{judged.name}: no question says by 'documents' what answers it.")
     results = await at_once(
-        [search.search(SCOPE, each.text, top_k=_PASSAGES_PER_QUESTION, mode=mode, **options) for each in asked],
+        [search.search(scope, each.text, top_k=_PASSAGES_PER_QUESTION, mode=mode, **options) for each in asked],
         progress,
         mode,
     )

@@ -5,7 +5,8 @@ note that its job has done it are one transaction, so a process that dies at any
 twice, and goes on where it was.
 """
 
+from retrieval.jobs.links import LINK
 from retrieval.jobs.nouns import Entry, Failure, Item, Job, Limits, Plan, Tally
 from retrieval.jobs.queue import Accepted, Ingestion
 
-__all__ = ["Accepted", "Entry", "Failure", "Ingestion", "Item", "Job", "Limits", "Plan", "Tally"]
+__all__ = ["LINK", "Accepted", "Entry", "Failure", "Ingestion", "Item", "Job", "Limits", "Plan", "Tally"]

@@ -6,17 +6,19 @@ transaction of its own. A job counts what is left of it, so that nothing has to 
 
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from retrieval.documents import Document
+from retrieval.documents import Document, Scope
 from retrieval.errors import JobEnded, NotExpected
-from retrieval.ingesting import document_id_of, is_same
+from retrieval.ingesting import document_id_of, is_same, require_visible
 from retrieval.jobs.nouns import STALE_SECONDS, Item, Job, Kind, Limits, Outcome
+from retrieval.jobs.origins import remember
 from retrieval.jobs.reading import select_items
+from retrieval.scoping import visible, visible_jobs
 from retrieval.sqlite_file import fetch, transaction
 from retrieval.store import find_document
 
@@ -70,31 +72,66 @@ def insert_items(connection: sqlite3.Connection, rows: Iterable[dict[str, Any]])
     }
     connection.executemany(
         "INSERT INTO job_items VALUES (:job, :n, :tenant, :action, :name, :document_id, :version, :media_type,"
-        " :metadata, :size_bytes, :spool, :state, :outcome, 0, 0, :error, :message, 0, :finished_at)",
+        " :metadata, :size_bytes, :spool, :state, :outcome, 0, 0, :error, :message, 0, :finished_at, :for_groups,"
+        " :groups_of_writer)",
         ({**empty, **row} for row in rows),
     )
 
 
-def accept(connection: sqlite3.Connection, tenant: str, who: str, upload: dict[str, Any]) -> str:
-    """Write the job of a single document that was spooled; gives its id."""
+def writing(scope: Scope, groups: Sequence[str]) -> dict[str, Any]:
+    """What an item says of who writes and for whom."""
+    writer = None if scope.groups is None else sorted(scope.groups)
+    return {"tenant": scope.tenant, "for_groups": json.dumps(groups), "groups_of_writer": json.dumps(writer)}
+
+
+def groups_of(
+    connection: sqlite3.Connection, scope: Scope, name: str, document_id: str, asked: Sequence[str] | None
+) -> tuple[str, ...]:
+    """Whom a document will be for: who was asked for, else whom what it replaces is for, or will be.
+
+    Raises:
+        DocumentOwned: The scope does not see what it would replace.
+    """
+    waiting = "tenant = ? AND document_id = ? AND state IN ('waiting', 'running') AND action = 'put'"
+    whose = (scope.tenant, document_id)
+    found = fetch(connection, f"SELECT for_groups FROM job_items WHERE {waiting} ORDER BY job DESC LIMIT 1", whose)  # noqa: S608
+    for (groups,) in found:
+        require_visible(scope, name, json.loads(groups))
+    old = find_document(connection, Scope.whole(scope.tenant), document_id)
+    if old is not None:
+        require_visible(scope, name, old.groups)
+        found = found or [(json.dumps(old.groups),)]
+    return tuple(json.loads(found[0][0])) if asked is None and found else tuple(asked or ())
+
+
+def accept(
+    connection: sqlite3.Connection, scope: Scope, who: str, upload: dict[str, Any], groups: Sequence[str] | None
+) -> str:
+    """Write the job of a single document that was spooled; gives its id. Raises what `groups_of` does."""
     with transaction(connection):
-        job, job_id = insert_job(connection, tenant=tenant, kind="upload", who=who, files=1)
-        item = {"job": job, "n": 1, "tenant": tenant, "action": "put", "state": "waiting", **upload}
+        its = groups_of(connection, scope, upload["name"], upload["document_id"], groups)
+        job, job_id = insert_job(connection, tenant=scope.tenant, kind="upload", who=who, files=1)
+        item = {"job": job, "n": 1, **writing(scope, its), "action": "put", "state": "waiting", **upload}
         insert_items(connection, [item])
     return job_id
 
 
-def settle(connection: sqlite3.Connection, who: str, draft: Document) -> str | None:
+def settle(
+    connection: sqlite3.Connection, scope: Scope, who: str, draft: Document, groups: Sequence[str] | None
+) -> str | None:
     """Write the job of a document that is there already, as it is; None where there is something to do."""
     with transaction(connection):
-        old = find_document(connection, draft.tenant, draft.id)
-        if old is None or not is_same(old, draft) or _is_under_way(connection, draft.tenant, draft.id):
+        old = find_document(connection, scope, draft.id)
+        if old is None or _is_under_way(connection, draft.tenant, draft.id):
+            return None
+        its = old.groups if groups is None else tuple(groups)
+        if not is_same(old, replace(draft, groups=its)):
             return None
         job, job_id = insert_job(connection, tenant=draft.tenant, kind="upload", who=who)
         item = {
             "job": job,
             "n": 1,
-            "tenant": draft.tenant,
+            **writing(scope, its),
             "action": "put",
             "name": draft.name,
             "document_id": draft.id,
@@ -109,12 +146,20 @@ def settle(connection: sqlite3.Connection, who: str, draft: Document) -> str | N
     return job_id
 
 
+def insert_build(connection: sqlite3.Connection, tenant: str, who: str, version_id: str) -> str:
+    """Write inside a transaction the job that builds an index version; gives its id."""
+    job, job_id = insert_job(connection, tenant=tenant, kind="build", who=who, files=1)
+    item = {"action": "build", "name": version_id, "document_id": "", "state": "waiting"}
+    insert_items(connection, [{"job": job, "n": 1, **writing(Scope.whole(tenant), ()), **item}])
+    return job_id
+
+
 def _is_under_way(connection: sqlite3.Connection, tenant: str, document_id: str) -> bool:
     where = "tenant = ? AND document_id = ? AND state IN ('waiting', 'running')"
     return bool(fetch(connection, f"SELECT 1 FROM job_items WHERE {where} LIMIT 1", (tenant, document_id)))  # noqa: S608
 
 
-def deliver(connection: sqlite3.Connection, job: Job, name: str, upload: dict[str, Any]) -> str:
+def deliver(connection: sqlite3.Connection, job: Job, name: str, etag: str, upload: dict[str, Any]) -> str:
     """Give a synchronisation one of the files it waits for; raises JobEnded or NotExpected."""
     with transaction(connection):
         key = expected(connection, job, name)
@@ -123,6 +168,8 @@ def deliver(connection: sqlite3.Connection, job: Job, name: str, upload: dict[st
             f"UPDATE job_items SET {facts}, state = 'waiting' WHERE job = :job AND n = :n",  # noqa: S608
             {**upload, "job": key[0], "n": key[1]},
         )
+        identity = document_id_of(job.tenant, name)
+        remember(connection, job.tenant, identity, origin=job.source, etag=etag, version=upload["version"])
         connection.execute("UPDATE jobs SET touched_at = ? WHERE number = ?", (now(), job.number))
     return job.id
 
@@ -171,13 +218,41 @@ def claim(connection: sqlite3.Connection) -> Item | None:
         " AND e.state IN ('waiting', 'running') AND (e.job < i.job OR e.job = i.job AND e.n < i.n)"
     )
     with transaction(connection):
-        which = f"WHERE i.state = 'waiting' AND NOT EXISTS ({earlier}) ORDER BY i.n, i.job LIMIT 1"
+        which = (
+            f"WHERE i.state = 'waiting' AND i.action != 'build' AND NOT EXISTS ({earlier}) ORDER BY i.n, i.job LIMIT 1"
+        )
         for item in select_items(connection, which, ()):
             connection.execute(
                 "UPDATE job_items SET state = 'running', attempts = attempts + 1 WHERE job = ? AND n = ?", item.key
             )
             return replace(item, attempts=item.attempts + 1)
     return None
+
+
+def claim_builds(connection: sqlite3.Connection) -> list[Item]:
+    """Begin what builds index versions; what was begun before is given too."""
+    with transaction(connection):
+        connection.execute(
+            "UPDATE job_items SET state = 'running', attempts = attempts + 1"
+            " WHERE state = 'waiting' AND action = 'build'"
+        )
+        return select_items(connection, "WHERE i.state = 'running' AND i.action = 'build'", ())
+
+
+def give_up(connection: sqlite3.Connection, item: Item, limits: Limits) -> None:
+    """End a build whose index version is gone."""
+    with transaction(connection):
+        end(connection, item, "cancelled", limits)
+
+
+def followed(connection: sqlite3.Connection, item: Item, url: str, validator: str) -> None:
+    """Note what an item's link led to, as the item has it by now."""
+    with transaction(connection):
+        connection.execute(
+            "UPDATE job_items SET version = ?, size_bytes = ? WHERE job = ? AND n = ?",
+            (item.version, item.size_bytes, *item.key),
+        )
+        remember(connection, item.tenant, item.document_id, origin=url, etag=validator, version=item.version)
 
 
 def put_back(connection: sqlite3.Connection, item: Item) -> None:
@@ -218,14 +293,17 @@ def end(
     ).rowcount
     if not changed:
         return
-    if error:
+    if error and item.action != "build":
         connection.execute(
-            "INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (item.tenant, item.document_id, item.name, item.source, item.version, kind, message, item.job_id, now()),
+            "INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(item.tenant, item.document_id, item.name, item.source, item.version, kind, message, item.job_id),
+                *(now(), json.dumps(item.groups)),
+            ),
         )
     else:
         _forget_failure(connection, item.tenant, item.document_id)
-    left = "files_left" if item.action == "put" else "deletions_left"
+    left = "deletions_left" if item.action == "delete" else "files_left"
     connection.execute(
         f"UPDATE jobs SET {left} = {left} - 1, failed = failed + ? WHERE number = ?",  # noqa: S608
         (int(bool(error)), item.job),
@@ -262,11 +340,12 @@ def _forget_failure(connection: sqlite3.Connection, tenant: str, document_id: st
 # --- giving up ---
 
 
-def cancel(connection: sqlite3.Connection, tenant: str, number: int) -> list[Item]:
+def cancel(connection: sqlite3.Connection, scope: Scope, number: int) -> list[Item]:
     """End a job with what is left of it; gives those items as they were."""
+    condition, parameters = visible_jobs(scope)
     with transaction(connection):
-        is_its = fetch(connection, "SELECT 1 FROM jobs WHERE number = ? AND tenant = ?", (number, tenant))
-        return cancel_job(connection, number) if is_its else []
+        query = f"SELECT 1 FROM jobs WHERE {condition} AND number = :number"  # noqa: S608
+        return cancel_job(connection, number) if fetch(connection, query, {**parameters, "number": number}) else []
 
 
 def cancel_job(connection: sqlite3.Connection, number: int) -> list[Item]:
@@ -282,16 +361,18 @@ def cancel_job(connection: sqlite3.Connection, number: int) -> list[Item]:
     return items
 
 
-def withdraw(connection: sqlite3.Connection, tenant: str, document_id: str, limits: Limits) -> list[Item]:
+def withdraw(connection: sqlite3.Connection, scope: Scope, document_id: str, limits: Limits) -> list[Item]:
     """End what waits for a document that is being deleted, and forget that it failed; gives the items as they were."""
     states = "('waiting', 'running')"
+    condition, parameters = visible(scope, "i")
+    failure, _ = visible(scope, "failures")
+    parameters["id"] = document_id
     with transaction(connection):
-        items = select_items(
-            connection, f"WHERE i.tenant = ? AND i.document_id = ? AND i.state IN {states}", (tenant, document_id)
-        )
+        which = f"WHERE {condition} AND i.document_id = :id AND i.state IN {states}"
+        items = select_items(connection, which, parameters)
         for item in items:
             end(connection, item, "cancelled", limits, states=states)
-        _forget_failure(connection, tenant, document_id)
+        connection.execute(f"DELETE FROM failures WHERE {failure} AND document_id = :id", parameters)  # noqa: S608
     return items
 
 

@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
-Kind = Literal["upload", "sync"]
+from retrieval.documents import Scope
+
+Kind = Literal["upload", "sync", "build"]
 JobState = Literal["waiting", "running", "done", "failed", "cancelled"]
-Action = Literal["put", "delete"]
+Action = Literal["put", "delete", "build"]
 ItemState = Literal["expected", "waiting", "running", "done", "failed", "cancelled"]
-Outcome = Literal["created", "replaced", "unchanged", "deleted"]
+Outcome = Literal["created", "replaced", "unchanged", "deleted", "built"]
 
 STALE_SECONDS = 3600.0
 """How long a synchronisation waits for the next of its files before it is cancelled."""
@@ -29,7 +31,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One document of a job: to be put, or to be deleted."""
+    """One document of a job: to be put, or to be deleted; or an index version to be built, with its id as `name`."""
 
     job: int
     n: int
@@ -40,7 +42,7 @@ class Item:
     name: str
     document_id: str
     version: str
-    """SHA-256 of the bytes that came, or that are expected."""
+    """SHA-256 of the bytes that came, or that are expected; empty where that is not known yet."""
     media_type: str | None
     metadata: dict[str, Any]
     size_bytes: int
@@ -55,6 +57,10 @@ class Item:
     message: str | None
     attempts: int
     finished_at: datetime | None
+    groups: tuple[str, ...] = ()
+    """Whom the document is for, or was."""
+    groups_of_writer: frozenset[str] | None = None
+    """Of whom it is done for; None is who sees everything."""
     stage: str | None = None
     """What is being done with it now."""
     passages_done: int = 0
@@ -64,6 +70,11 @@ class Item:
     def key(self) -> tuple[int, int]:
         """Which item it is."""
         return self.job, self.n
+
+    @property
+    def scope(self) -> Scope:
+        """Of whom it is done for."""
+        return Scope(self.tenant, groups=self.groups_of_writer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +117,12 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of a manifest: a name, and the SHA-256 of its bytes in hex."""
+    """One line of a manifest: a name, and the SHA-256 of its bytes in hex, or what the source calls them."""
 
     name: str
-    version: str
+    version: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
+    etag: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +136,15 @@ class Plan:
     failed: tuple[Failure, ...]
     """Files that could not be taken before, in these very bytes: they are not asked for again."""
     owned: tuple[tuple[Entry, str], ...]
-    """Files whose name belongs to another source, with its name."""
+    """Files whose name belongs to another source, with its name, or to a document that is for others: then without."""
     adopted: tuple[str, ...]
     """Ids of documents that are as the manifest has them and came without a source."""
     unchanged: int
     """Documents that are as the manifest has them, the adopted ones too."""
     present: int
     """Documents that the source has now."""
+    groups: tuple[str, ...] | None = None
+    """Whom the documents are to be for; None leaves those that are there to whom they are for."""
 
 
 class Tally(Protocol):

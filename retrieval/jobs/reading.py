@@ -6,31 +6,34 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from retrieval.documents import Scope
 from retrieval.errors import JobNotFound
 from retrieval.jobs.nouns import Failure, Item, Job
+from retrieval.scoping import visible, visible_jobs
 from retrieval.sqlite_file import fetch
 
 _ITEM = "SELECT i.*, j.id, j.source FROM job_items i JOIN jobs j ON j.number = i.job"
 _SHOWN_FAILURES = 10
 
 
-def job(connection: sqlite3.Connection, tenant: str, job_id: str) -> Job:
+def job(connection: sqlite3.Connection, scope: Scope, job_id: str) -> Job:
     """A job; raises JobNotFound."""
-    found = select_jobs(connection, "WHERE tenant = ? AND id = ?", (tenant, job_id))
+    condition, parameters = visible_jobs(scope)
+    found = select_jobs(connection, f"WHERE {condition} AND id = :id", {**parameters, "id": job_id})
     if not found:
         raise JobNotFound(f"There is no job {job_id!r}.")
     return found[0]
 
 
 def jobs(
-    connection: sqlite3.Connection, tenant: str, *, limit: int, before: str | None, is_open: bool | None
+    connection: sqlite3.Connection, scope: Scope, *, limit: int, before: str | None, is_open: bool | None
 ) -> list[Job]:
-    """The tenant's jobs, the newest first; raises JobNotFound where `before` is none of them."""
-    number = job(connection, tenant, before).number if before else 2**62
+    """The jobs that the scope sees, the newest first; raises JobNotFound where `before` is none of them."""
+    number = job(connection, scope, before).number if before else 2**62
     only = "" if is_open is None else f" AND finished_at IS {'' if is_open else 'NOT '}NULL"
-    return select_jobs(
-        connection, f"WHERE tenant = ? AND number < ?{only} ORDER BY number DESC LIMIT ?", (tenant, number, limit)
-    )
+    condition, parameters = visible_jobs(scope)
+    which = f"WHERE {condition} AND number < :number{only} ORDER BY number DESC LIMIT :limit"
+    return select_jobs(connection, which, {**parameters, "number": number, "limit": limit})
 
 
 def items(connection: sqlite3.Connection, found: Job, *, state: str | None, after: int, limit: int) -> list[Item]:
@@ -40,17 +43,18 @@ def items(connection: sqlite3.Connection, found: Job, *, state: str | None, afte
     return select_items(connection, f"WHERE i.job = :job AND i.n > :after{states} ORDER BY i.n LIMIT :limit", values)
 
 
-def failures(connection: sqlite3.Connection, tenant: str, *, after: str, limit: int) -> list[Failure]:
-    """The tenant's documents that could not be taken, by id."""
+def failures(connection: sqlite3.Connection, scope: Scope, *, after: str, limit: int) -> list[Failure]:
+    """The scope's documents that could not be taken, by id."""
+    condition, parameters = visible(scope, "failures")
     query = (
-        "SELECT document_id, name, source, version, error, message, job_id, failed_at FROM failures"
-        " WHERE tenant = ? AND document_id > ? ORDER BY document_id LIMIT ?"
+        "SELECT document_id, name, source, version, error, message, job_id, failed_at FROM failures"  # noqa: S608
+        f" WHERE {condition} AND document_id > :after ORDER BY document_id LIMIT :limit"
     )
-    return [failure(row) for row in fetch(connection, query, (tenant, after, limit))]
+    rows = fetch(connection, query, {**parameters, "after": after, "limit": limit})
+    return [_failure(row) for row in rows]
 
 
-def failure(row: tuple[Any, ...]) -> Failure:
-    """A row of `failures` without its tenant."""
+def _failure(row: tuple[Any, ...]) -> Failure:
     document_id, name, source, version, error, message, job_id, failed_at = row
     moment = datetime.fromisoformat(failed_at)
     return Failure(document_id, name, source, version, error, message, job_id, moment)
@@ -64,7 +68,7 @@ def depths(connection: sqlite3.Connection) -> dict[str, int]:
     return {"waiting": 0, "running": 0, **found}
 
 
-def select_jobs(connection: sqlite3.Connection, which: str, parameters: Sequence[Any]) -> list[Job]:
+def select_jobs(connection: sqlite3.Connection, which: str, parameters: Sequence[Any] | dict[str, Any]) -> list[Job]:
     """Jobs by a condition, each with what its items come to."""
     columns = "number, id, tenant, kind, source, created_by, state, unchanged, created_at, finished_at"
     return [_job(connection, row) for row in fetch(connection, f"SELECT {columns} FROM jobs {which}", parameters)]  # noqa: S608
@@ -119,7 +123,7 @@ def select_items(connection: sqlite3.Connection, which: str, parameters: Sequenc
 
 def _item(row: tuple[Any, ...]) -> Item:
     job_number, n, *facts, metadata, size_bytes, spool, state, outcome, embedded, reused = row[:15]
-    error, message, attempts, finished_at, job_id, source = row[15:]
+    error, message, attempts, finished_at, groups, writer, job_id, source = row[15:]
     tenant, action, name, document_id, version, media_type = facts
     return Item(
         job=job_number,
@@ -143,4 +147,6 @@ def _item(row: tuple[Any, ...]) -> Item:
         message=message,
         attempts=attempts,
         finished_at=datetime.fromisoformat(finished_at) if finished_at else None,
+        groups=tuple(json.loads(groups)),
+        groups_of_writer=None if writer == "null" else frozenset(json.loads(writer)),
     )

@@ -9,11 +9,14 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
+from retrieval.documents import Scope
 from retrieval.errors import TooManyDeletions
 from retrieval.ingesting import document_id_of
-from retrieval.jobs.ledger import cancel_job, insert_items, insert_job, now
+from retrieval.jobs.ledger import cancel_job, groups_of, insert_items, insert_job, now, writing
 from retrieval.jobs.nouns import Entry, Failure, Item, Plan
-from retrieval.jobs.reading import failure
+from retrieval.jobs.origins import resolved
+from retrieval.jobs.reading import failures
+from retrieval.scoping import may_see, visible_jobs
 from retrieval.sqlite_file import fetch, transaction
 
 FREE_DELETIONS = 5
@@ -22,17 +25,19 @@ FREE_DELETIONS = 5
 
 def plan(
     connection: sqlite3.Connection,
-    tenant: str,
+    scope: Scope,
     source: str,
     manifest: Sequence[Entry],
     *,
     delete: bool,
     retry_failed: bool,
+    groups: tuple[str, ...] | None,
     index_version: str | None,
 ) -> Plan:
     """Compare a manifest with what there is; `index_version` is the one that documents should be of, if it is known."""
-    known = _documents(connection, tenant)
-    failed_before = _failures(connection, tenant)
+    tenant = scope.tenant
+    known, taken = _documents(connection, scope)
+    failed_before = _failures(connection, scope)
     added: list[Entry] = []
     modified: list[Entry] = []
     failed: list[Failure] = []
@@ -40,18 +45,20 @@ def plan(
     adopted: list[str] = []
     unchanged = 0
     wanted: set[str] = set()
-    for entry in manifest:
+    for entry in resolved(connection, tenant, source, manifest):
         identity = document_id_of(tenant, entry.name)
         wanted.add(identity)
         before = failed_before.get(identity)
         its_source, *facts = known.get(identity, (None,))
-        if its_source is not None and its_source not in ("", source):
+        if identity in taken:
+            owned.append((entry, ""))
+        elif its_source is not None and its_source not in ("", source):
             owned.append((entry, its_source))
-        elif _is_as(entry, facts, index_version):
+        elif _is_as(entry, facts, index_version, groups):
             unchanged += 1
             if its_source != source:
                 adopted.append(identity)
-        elif before and before.version == entry.version and not retry_failed:
+        elif before and entry.version and before.version == entry.version and not retry_failed:
             failed.append(before)
         else:
             (modified if facts else added).append(entry)
@@ -66,6 +73,7 @@ def plan(
         adopted=tuple(adopted),
         unchanged=unchanged,
         present=len(own),
+        groups=groups,
     )
 
 
@@ -80,15 +88,24 @@ def check_deletions(wanted: Plan, most: int | None) -> None:
         )
 
 
+def earlier(connection: sqlite3.Connection, scope: Scope, source: str) -> list[int]:
+    """The numbers of the source's synchronisations that have not ended."""
+    condition, parameters = visible_jobs(scope)
+    query = f"SELECT number FROM jobs WHERE finished_at IS NULL AND kind = 'sync' AND {condition} AND source = :source"  # noqa: S608
+    return [int(number) for (number,) in fetch(connection, query, {**parameters, "source": source})]
+
+
 def begin(
-    connection: sqlite3.Connection, tenant: str, source: str, wanted: Plan, *, who: str
+    connection: sqlite3.Connection, scope: Scope, source: str, wanted: Plan, *, who: str
 ) -> tuple[int, list[Item]]:
-    """Write the job of a plan, in place of the source's earlier ones; gives its number, and what those had left."""
+    """Write the job of a plan, in place of the source's earlier ones; gives its number, and what those had left.
+
+    Raises:
+        DocumentOwned: A name was taken meanwhile by a document that the scope does not see.
+    """
+    tenant = scope.tenant
     with transaction(connection):
-        query = "SELECT number FROM jobs WHERE finished_at IS NULL AND kind = 'sync' AND tenant = ? AND source = ?"
-        dropped = [
-            item for (number,) in fetch(connection, query, (tenant, source)) for item in cancel_job(connection, number)
-        ]
+        dropped = [item for number in earlier(connection, scope, source) for item in cancel_job(connection, number)]
         files = len(wanted.added) + len(wanted.modified)
         job, _ = insert_job(
             connection,
@@ -101,58 +118,76 @@ def begin(
             deletions=len(wanted.deleted),
             failed=len(wanted.owned) + len(wanted.failed),
         )
-        insert_items(connection, ({"job": job, "tenant": tenant, **row} for row in _rows(tenant, source, wanted)))
+        insert_items(connection, ({"job": job, **row} for row in _rows(connection, scope, source, wanted)))
         connection.executemany(
             "UPDATE documents SET source = ? WHERE tenant = ? AND id = ? AND source = ''",
             [(source, tenant, identity) for identity in wanted.adopted],
         )
         # A file that failed and is gone from the folder is no failure any more.
-        _forget_gone(connection, tenant, source, wanted)
+        _forget_gone(connection, scope, source, wanted)
     return job, dropped
 
 
-def _rows(tenant: str, source: str, wanted: Plan) -> list[dict[str, Any]]:
+def _rows(connection: sqlite3.Connection, scope: Scope, source: str, wanted: Plan) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
+    ended = {"action": "put", "state": "failed", "finished_at": now()}
+
+    def add(name: str, identity: str, groups: tuple[str, ...] | None, **facts: Any) -> None:
+        its = groups_of(connection, scope, name, identity, groups)
+        rows.append({**writing(scope, its), "name": name, "document_id": identity, **facts})
+
     for entry in (*wanted.added, *wanted.modified):
-        row = {"action": "put", "name": entry.name, "state": "expected", "version": entry.version}
-        rows.append({**row, "metadata": json.dumps(entry.metadata), "document_id": document_id_of(tenant, entry.name)})
+        facts = {"action": "put", "state": "expected", "version": entry.version}
+        identity = document_id_of(scope.tenant, entry.name)
+        add(entry.name, identity, wanted.groups, metadata=json.dumps(entry.metadata), **facts)
     first_deletion = "held" if rows else "waiting"
     for name, identity in wanted.deleted:
-        rows.append({"action": "delete", "name": name, "document_id": identity, "state": first_deletion})
-    ended = {"action": "put", "state": "failed", "finished_at": now()}
+        add(name, identity, None, action="delete", state=first_deletion)
     for known in wanted.failed:
-        facts = {"name": known.name, "document_id": known.document_id, "version": known.version}
-        rows.append({**ended, **facts, "error": known.error, "message": known.message})
+        facts = {"version": known.version, "error": known.error, "message": known.message}
+        add(known.name, known.document_id, wanted.groups, **{**ended, **facts})
     for entry, owner in wanted.owned:
-        facts = {"name": entry.name, "document_id": document_id_of(tenant, entry.name), "version": entry.version}
-        message = f"{entry.name!r} belongs to the source {owner!r}, not to {source!r}: give it another name"
-        rows.append({**ended, **facts, "error": "DocumentOwned", "message": message})
+        whose = f"belongs to the source {owner!r}, not to {source!r}" if owner else "is taken by a document for others"
+        facts = {"version": entry.version, "error": "DocumentOwned"}
+        facts |= {"message": f"{entry.name!r} {whose}: give it another name"}
+        identity = document_id_of(scope.tenant, entry.name)
+        rows.append(
+            {**writing(scope, wanted.groups or ()), "name": entry.name, "document_id": identity, **ended, **facts}
+        )
     return [{**row, "n": n} for n, row in enumerate(rows, 1)]
 
 
-def _forget_gone(connection: sqlite3.Connection, tenant: str, source: str, wanted: Plan) -> None:
+def _forget_gone(connection: sqlite3.Connection, scope: Scope, source: str, wanted: Plan) -> None:
     kept = {known.document_id for known in wanted.failed}
-    query = "SELECT document_id FROM failures WHERE tenant = ? AND source = ?"
-    gone = [(tenant, identity) for (identity,) in fetch(connection, query, (tenant, source)) if identity not in kept]
+    before = _failures(connection, scope).values()
+    gone = [
+        (scope.tenant, known.document_id)
+        for known in before
+        if known.source == source and known.document_id not in kept
+    ]
     connection.executemany("DELETE FROM failures WHERE tenant = ? AND document_id = ?", gone)
 
 
-def _is_as(entry: Entry, facts: list[Any], index_version: str | None) -> bool:
+def _is_as(entry: Entry, facts: list[Any], index_version: str | None, groups: tuple[str, ...] | None) -> bool:
     if not facts:
         return False
-    version, metadata, its_index_version, _ = facts
+    version, metadata, its_index_version, its_groups, _ = facts
     is_current = index_version is None or its_index_version == index_version
-    return bool(is_current and version == entry.version and json.loads(metadata) == entry.metadata)
+    is_for_them = groups is None or frozenset(groups) == frozenset(json.loads(its_groups))
+    is_same = version == entry.version and json.loads(metadata) == entry.metadata
+    return bool(is_current and is_for_them and is_same)
 
 
-def _documents(connection: sqlite3.Connection, tenant: str) -> dict[str, tuple[str, ...]]:
-    """Source, version, metadata, index version and name of each of the tenant's documents, by id."""
-    query = "SELECT id, source, version, metadata, index_version, name FROM documents WHERE tenant = ?"
-    return {identity: tuple(facts) for identity, *facts in fetch(connection, query, (tenant,))}
+def _documents(connection: sqlite3.Connection, scope: Scope) -> tuple[dict[str, tuple[str, ...]], set[str]]:
+    """Source, version, metadata, index version, groups and name of each document that the scope sees, by id.
+
+    And the ids of the tenant's others.
+    """
+    query = "SELECT id, source, version, metadata, index_version, for_groups, name FROM documents WHERE tenant = ?"
+    rows = fetch(connection, query, (scope.tenant,))
+    seen = {identity: tuple(facts) for identity, *facts in rows if may_see(scope, scope.tenant, json.loads(facts[-2]))}
+    return seen, {identity for identity, *_ in rows if identity not in seen}
 
 
-def _failures(connection: sqlite3.Connection, tenant: str) -> dict[str, Failure]:
-    query = (
-        "SELECT document_id, name, source, version, error, message, job_id, failed_at FROM failures WHERE tenant = ?"
-    )
-    return {row[0]: failure(row) for row in fetch(connection, query, (tenant,))}
+def _failures(connection: sqlite3.Connection, scope: Scope) -> dict[str, Failure]:
+    return {known.document_id: known for known in failures(connection, scope, after="", limit=-1)}

@@ -13,7 +13,7 @@ from dataclasses import replace
 from time import monotonic, perf_counter
 from typing import Any
 
-from retrieval.documents import Ingested, Scope
+from retrieval.documents import Ingested
 from retrieval.errors import (
     DocumentNotFound,
     DocumentOwned,
@@ -24,8 +24,10 @@ from retrieval.errors import (
     UnreadableDocument,
 )
 from retrieval.jobs import ledger
+from retrieval.jobs.links import LINK, Links
 from retrieval.jobs.nouns import Item, Limits, Tally
 from retrieval.jobs.spool import Spool
+from retrieval.preparing import PREPARED, Prepared
 from retrieval.retriever import Retriever
 
 _log = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ class Workers:
         self,
         retriever: Retriever,
         spool: Spool,
+        links: Links,
         *,
         limits: Limits,
         count: int,
@@ -56,6 +59,7 @@ class Workers:
         self._retriever = retriever
         self._file = retriever.store.file
         self._spool = spool
+        self._links = links
         self._limits = limits
         self._count = count
         self._tally = tally
@@ -164,10 +168,10 @@ class Workers:
             if item.attempts < self._limits.max_attempts:
                 await self._file.write(ledger.put_back, item)
             else:
-                await self._fail(item, away, started)
+                await self._fail(self.live[item.key], away, started)
             raise
         except RetrievalError as refused:
-            await self._fail(item, refused, started)
+            await self._fail(self.live[item.key], refused, started)
         except Exception as fault:  # noqa: BLE001 - the task's outermost edge; what it says may quote content.
             _log.error("Ingesting a document failed: %s", type(fault).__name__)
             await self._fail(item, RetrievalError("The document could not be ingested: a fault of ours."), started)
@@ -179,6 +183,21 @@ class Workers:
                 f"{item.name!r} was begun {item.attempts - 1} times, and the service ended each time"
             )
         content = await self._spool.get(item.spool or "")
+        prepared = None
+        if item.media_type == LINK:
+            found = await self._links.follow(item, content)
+            if found is None:
+                await self._leave(item, started)
+                return
+            item, content = found
+            self.live[item.key] = item
+
+        if item.media_type == PREPARED:
+            prepared = await asyncio.to_thread(Prepared.from_bytes, content)
+            item = replace(
+                item, version=prepared.version, media_type=prepared.media_type, size_bytes=prepared.size_bytes
+            )
+            self.live[item.key] = item
 
         def note(connection: Any, ingested: Ingested) -> None:
             embedded = ingested.embedded_passages
@@ -191,11 +210,12 @@ class Workers:
             self.live[item.key] = replace(item, stage=stage, passages_done=done, passages=passages)
 
         ingested = await self._retriever.ingester.add(
-            Scope(item.tenant),
+            item.scope,
             name=item.name,
-            content=content,
+            content=prepared or content,
             media_type=item.media_type,
             metadata=item.metadata,
+            groups=item.groups,
             source=item.source,
             note=note,
             tell=tell,
@@ -204,8 +224,14 @@ class Workers:
             self._tally.embedded(ingested.embedded_passages, _reused(ingested))
         await self._after(item, ingested.outcome, started, ingested)
 
+    async def _leave(self, item: Item, started: float) -> None:
+        """End an item whose link leads to what its document is."""
+        document = await self._retriever.document(item.scope, item.document_id)
+        await self._file.write(ledger.finish, item, self._limits, "unchanged")
+        await self._after(item, "unchanged", started, Ingested(document, "unchanged"))
+
     async def _delete(self, item: Item, started: float) -> None:
-        scope = Scope(item.tenant)
+        scope = item.scope
         try:
             found = await self._retriever.document(scope, item.document_id)
             if found.source != item.source:

@@ -1,7 +1,7 @@
 """The parser's child process: takes files on its standard input, answers on its standard output, and is expendable.
 
 The main rule: it limits itself before it touches a file, so that whatever a file does ends this process and nothing
-else. Run as `python -I -B -m retrieval.parsing.child`; each message is eight bytes of length and then MessagePack.
+else. Run as `python -I -B -m retrieval.parsing.child`; messages are MessagePack.
 """
 
 import contextlib
@@ -10,7 +10,6 @@ import importlib
 import math
 import os
 import resource
-import signal
 import sys
 from typing import BinaryIO
 
@@ -18,6 +17,7 @@ import msgspec
 
 from retrieval.documents import ParsedDocument, ParseLimits
 from retrieval.errors import Limit, LimitExceeded, UnreadableDocument
+from retrieval.pipes import end_with_parent, receive, send, take_pipes
 
 DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
 PPTX = "application/vnd.openxmlformats-officedocument.presentationml.presentation"
@@ -37,9 +37,7 @@ READERS = {
     XLSX: "retrieval.parsing.workbook",
     EPUB: "retrieval.parsing.book",
 }
-LENGTH_BYTES = 8
 _NICENESS = 10
-_PR_SET_PDEATHSIG = 1
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 
 
@@ -99,13 +97,10 @@ def _read(request: Request) -> ParsedDocument:
 def main() -> None:
     """Answer requests until the standard input ends."""
     _part_with_the_world()
-    requests = os.fdopen(os.dup(0), "rb")
-    answers = os.fdopen(os.dup(1), "wb")
-    # What a library prints must not get between the answers.
-    os.dup2(2, 1)
+    requests, answers = take_pipes()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    while (message := _receive(requests)) is not None:
+    while (message := receive(requests)) is not None:
         request = msgspec.msgpack.decode(message, type=Request)
         del message
         _limit(request)
@@ -123,13 +118,9 @@ def _part_with_the_world() -> None:
         resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
     if sys.platform != "linux":
         return
-    parent = os.getppid()
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # It died before we asked to be told.
-        sys.exit(0)
+    end_with_parent()
     # Refused in many containers; the file's limits do not depend on it.
-    libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
+    ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
 
 
 def _limit(request: Request) -> None:
@@ -145,21 +136,12 @@ def _lower(kind: int, limit: int) -> None:
     resource.setrlimit(kind, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
 
 
-def _receive(stream: BinaryIO) -> bytes | None:
-    length = stream.read(LENGTH_BYTES)
-    if len(length) < LENGTH_BYTES:
-        return None
-    message = stream.read(int.from_bytes(length, "big"))
-    return message if len(message) == int.from_bytes(length, "big") else None
-
-
 def _send(stream: BinaryIO, result: Success | Failure, limits: ParseLimits) -> None:
     try:
         message = msgspec.msgpack.encode(result)
     except MemoryError:
         message = msgspec.msgpack.encode(Failure(_too_much_memory(limits), "memory"))
-    stream.write(len(message).to_bytes(LENGTH_BYTES, "big") + message)
-    stream.flush()
+    send(stream, message)
 
 
 if __name__ == "__main__":

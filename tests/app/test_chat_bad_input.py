@@ -29,14 +29,6 @@ async def everyone(tmp_path_factory) -> AsyncIterator[tuple[FakeTGI, Service]]:
 
 
 @pytest.fixture
-def tgi(everyone) -> FakeTGI:
-    tgi, _ = everyone
-    tgi.acts.clear()
-    tgi.requests.clear()
-    return tgi
-
-
-@pytest.fixture
 def service(everyone) -> Service:
     return everyone[1]
 
@@ -321,7 +313,7 @@ async def test_a_revoked_key_is_refused_soon(service, api):
 
 
 async def test_a_key_without_the_scope_is_a_403_that_names_it(service, tgi):
-    key = await asyncio.to_thread(service.new_key, scopes=("documents:read",))
+    key = await service.new_key(scopes=("documents:read",))
     async with service.client(key) as client:
         response = await client.post(CHAT, content=b"{")
     error = assert_envelope(response, 403, "insufficient_scope")

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
+from app.prompts import fence_word
 from retrieval.documents import Scope, SearchMode, SearchResult
 from retrieval.errors import IndexUnavailable
 from retrieval.links import LinkFilter
@@ -51,14 +52,6 @@ async def everyone(tmp_path_factory) -> AsyncIterator[tuple[FakeTGI, Service]]:
             directory, engine_url=tgi.url, tenants=60, settings={"retrieval": {"passage_tokens": 32}}
         ) as service:
             yield tgi, service
-
-
-@pytest.fixture
-def tgi(everyone) -> FakeTGI:
-    tgi, _ = everyone
-    tgi.acts.clear()
-    tgi.requests.clear()
-    return tgi
 
 
 @pytest.fixture
@@ -140,7 +133,12 @@ async def test_the_engine_is_shown_the_passages_as_data_before_the_question(api,
     await api.answer(SPEED)
     (body,) = tgi.bodies
     prompt = body["messages"][-1]["content"]
-    assert prompt.index("<sources>") < prompt.index(FAST) < prompt.index("</sources>") < prompt.index(SPEED)
+    fence = re.search(r"<(sources [a-z]{6})>", prompt)
+    assert fence is not None
+    assert prompt.index(f"<{fence[1]}>") < prompt.index(FAST) < prompt.index(f"</{fence[1]}>") < prompt.index(SPEED)
+    (passage,) = re.findall(rf"<{fence[1]}>\n(.*)\n</{fence[1]}>", prompt, re.DOTALL)
+    guessed = fence_word(passage, b"")
+    assert fence[1] != f"sources {guessed}", "The word is made with a secret of the service."
 
 
 async def test_an_invented_number_is_dropped_and_the_right_one_put_in(api, tgi):
@@ -480,7 +478,9 @@ async def test_retrieval_off_leaves_the_answer_and_the_prompt_alone(api, tgi):
 
 
 class SearchThatIsDown:
-    async def search(self, scope: Scope, query: str, *, top_k: int = 5, mode: SearchMode = "hybrid") -> SearchResult:
+    async def search(
+        self, scope: Scope, query: str, *, top_k: int = 5, mode: SearchMode = "hybrid", **_: Any
+    ) -> SearchResult:
         raise IndexUnavailable("the index is down")
 
     async def similarity(self, text: str, texts: list[str]) -> list[float]:

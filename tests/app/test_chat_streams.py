@@ -26,14 +26,6 @@ async def everyone(tmp_path_factory) -> AsyncIterator[tuple[FakeTGI, Service]]:
 
 
 @pytest.fixture
-def tgi(everyone) -> FakeTGI:
-    tgi, _ = everyone
-    tgi.acts.clear()
-    tgi.requests.clear()
-    return tgi
-
-
-@pytest.fixture
 async def api(everyone) -> AsyncIterator[Api]:
     async with everyone[1].tenant() as api:
         yield api

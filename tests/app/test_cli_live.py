@@ -107,7 +107,7 @@ async def test_single_files_are_loaded_whatever_their_suffix(service, folder):
 async def test_what_cannot_go_on_stops_at_once(service, folder):
     for number in range(20):
         (folder / f"{number}.txt").write_text("x")
-    reader = service.new_key(scopes=("documents:read",))
+    reader = await service.new_key(scopes=("documents:read",))
     with socket.create_server(("127.0.0.1", 0)) as closed:
         nowhere = f"http://127.0.0.1:{closed.getsockname()[1]}"
     for arguments, said in (
@@ -303,6 +303,7 @@ async def test_a_service_is_started_asked_and_stopped(tgi, folder, tmp_path):
     assert asked.stdout.startswith("A hallmark is a stamp on gold [1].")
     assert process.returncode == 0
     assert b"Traceback" not in rest
+    assert not [said for said in (b"What is a hallmark", b"stamp on gold", b"kettle", key.encode()) if said in rest]
 
 
 SCOPES = ("--scope", "chat", "--scope", "documents:read", "--scope", "documents:write")

@@ -228,6 +228,7 @@ def test_the_prompt_is_the_engines_or_the_callers():
     [
         ({"store": False, "request": None, "answer": None}, "not_stored"),
         ({"shadow_of": uuid7()}, "shadow"),
+        ({"assignment": "chore"}, "chore"),
         ({"request": None}, "no_question"),
         ({"request": b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}'}, "not_plain_text"),
         ({"request": b'{"messages": [{"role": "tool", "content": "x"}]}'}, "not_plain_text"),

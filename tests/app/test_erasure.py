@@ -562,7 +562,7 @@ async def test_over_http_a_person_is_erased_from_the_disk_and_from_the_backup(tm
             shown = await asyncio.to_thread(CliRunner(env={"COLUMNS": "200"}).invoke, app, listed)
             assert (erased[0]["id"] in shown.stdout, shown.exit_code) == (True, 0)
             metrics = (await client.get("/metrics")).content
-            weak = service.new_key(scopes=("chat", "predictions:read"))
+            weak = await service.new_key(scopes=("chat", "predictions:read"))
         async with service.client(weak) as client:
             assert (await client.post("/v1/erasures", json={"user": "b"})).status_code == 403
     # The service ended half-way: a worker does the rest, a minute later.

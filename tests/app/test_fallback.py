@@ -187,6 +187,13 @@ async def test_a_program_and_a_plain_chat_get_no_sentence_of_a_passage(api, fiel
     assert (record["assignment"], record["fallback"]) == ("stable", None)
 
 
+async def test_what_a_chat_page_asks_for_itself_is_not_stood_in_for(api):
+    headers = {"x-openwebui-task": "title_generation"}
+    response = await api.client.post(CHAT, json=api.body("A title?", model="safe"), headers=headers)
+    assert response.status_code == 503
+    assert (await api.record())["assignment"] == "chore"
+
+
 async def test_without_documents_there_is_nothing_to_quote(api):
     await told_to_retry(await api.ask(SPEED, model="quoting"))
 

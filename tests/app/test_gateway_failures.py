@@ -335,7 +335,9 @@ class SearchThatHangs:
     def __init__(self) -> None:
         self.asked = asyncio.Event()
 
-    async def search(self, scope: Scope, query: str, *, top_k: int = 5, mode: SearchMode = "hybrid") -> SearchResult:
+    async def search(
+        self, scope: Scope, query: str, *, top_k: int = 5, mode: SearchMode = "hybrid", **_: Any
+    ) -> SearchResult:
         self.asked.set()
         await asyncio.Event().wait()
         raise AssertionError

@@ -32,7 +32,9 @@ CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 class Kettle:
     """A search that finds one passage."""
 
-    async def search(self, scope: Scope, query: str, *, top_k: int = 5, mode: SearchMode = "hybrid") -> SearchResult:
+    async def search(
+        self, scope: Scope, query: str, *, top_k: int = 5, mode: SearchMode = "hybrid", **_: Any
+    ) -> SearchResult:
         passage = Passage("doc", "0" * 64, 1, PASSAGE, 0, len(PASSAGE))
         hit = Hit(passage, 1.0, dense_rank=1, dense_score=0.9)
         return SearchResult((hit,), "index-1", 0.002, 0.003, "minilm")

@@ -1,5 +1,7 @@
 """Which passages an answer may rest on, and how many of them the engine's context has room for."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,7 +31,9 @@ class Search:
         self.found = found
         self.asked: list[tuple[Scope, str, int, str]] = []
 
-    async def search(self, scope: Scope, query: str, *, top_k: int = 5, mode: SearchMode = "hybrid") -> SearchResult:
+    async def search(
+        self, scope: Scope, query: str, *, top_k: int = 5, mode: SearchMode = "hybrid", **_: Any
+    ) -> SearchResult:
         self.asked.append((scope, query, top_k, mode))
         hits = []
         for each in self.found:
@@ -253,6 +257,20 @@ async def test_as_many_passages_as_fit_are_shown_the_best_first(texts, limit, an
         with pytest.raises(ContextTooLong) as raised:
             await fitted(hits, limit=limit, answer=answer)
         assert raised.value.param == "messages"
+
+
+async def test_the_fence_is_made_of_the_passages_that_there_was_room_for():
+    prompt, hits = Prompt("t", "{fence} {sources} {question}"), [hit("word " * 20, 1), hit("word " * 20, 2)]
+    asked = [Message(role="user", content=QUESTION)]
+
+    async def given(hits: list[Hit], limit: int | None, key: bytes = b"k") -> str:
+        (message,) = await fit_prompt(
+            asked, hits, prompt, limit_tokens=limit, answer_tokens=0, count_tokens=Counter(), fence_key=key
+        )
+        return message.text
+
+    assert await given(hits, 45) == await given(hits[:1], None)
+    assert await given(hits, 45) != await given(hits[:1], None, key=b"l")
 
 
 async def test_a_prompt_that_fits_by_its_bytes_is_not_counted():

@@ -26,7 +26,7 @@ async def serve(tmp_path: Any, tgi: FakeTGI, **limits: Any) -> AsyncIterator[Ser
 @contextlib.asynccontextmanager
 async def caller(service: Service, **facts: Any) -> AsyncIterator[Api]:
     """A client with a key of its own."""
-    key = await asyncio.to_thread(service.new_key, **facts)
+    key = await service.new_key(**facts)
     async with service.client(key) as client:
         yield Api(client, facts.get("tenant", "default"), key)
 
@@ -260,7 +260,7 @@ async def test_a_key_works_on_every_gateway_and_a_revoked_one_on_none_within_a_s
         live_service(tmp_path / "a", engine_url=tgi.url, settings=settings) as one,
         live_service(tmp_path / "b", engine_url=tgi.url, settings=settings) as two,
     ):
-        key = await asyncio.to_thread(one.new_key)
+        key = await one.new_key()
         async with one.client(key) as first, two.client(key) as second:
             for client in (second, first):
                 assert (await client.get("/v1/models")).status_code == 200

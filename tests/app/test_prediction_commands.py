@@ -115,7 +115,7 @@ async def test_an_export_that_breaks_off_leaves_what_was_there(service, tmp_path
 
 async def test_an_export_that_is_refused_makes_no_file(service, asked, tmp_path):
     target = tmp_path / "out.jsonl"
-    key = service.new_key(scopes=("chat",))
+    key = await service.new_key(scopes=("chat",))
     assert (await run(service, "export", "--out", target, key=key)).exit_code == 1
     assert (await run(service, "export", "--out", tmp_path / "no" / "such" / "folder")).exit_code == 1
     assert not target.exists()

@@ -152,7 +152,7 @@ async def test_what_an_engine_forgot_is_loaded_again_for_a_release_that_answers(
 
 
 async def test_a_key_without_the_scope_sees_no_engines(world):
-    async with world.service.client(world.service.new_key(scopes=("releases:read",))) as client:
+    async with world.service.client(await world.service.new_key(scopes=("releases:read",))) as client:
         assert (await client.get("/v1/engines")).status_code == 403
 
 

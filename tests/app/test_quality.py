@@ -199,6 +199,16 @@ async def test_a_release_without_answers_in_the_window_is_not_reported(world, qu
     assert release.answers == 1
 
 
+async def test_what_a_chat_page_asked_for_itself_counts_only_if_it_is_named(world, quality):
+    await world.predict(2)
+    await world.predict(1, assignment="chore")
+    counted = []
+    for where in (Where(), Where(assignment="chore")):
+        (release,) = (await quality.report("acme", where)).releases
+        counted.append(release.answers)
+    assert counted == [2, 1]
+
+
 async def test_the_window_is_half_open_and_names_itself(world, quality):
     start = NOW.replace(microsecond=0) - timedelta(hours=5)
     await world.ship([made(start + timedelta(minutes=n)) for n in range(4)])

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.retrieval_wiring import embedder_of, second_look_of
-from app.settings import RetrievalSettings
+from app.settings import IngestionSettings, RetrievalSettings
 from retrieval.embedder import SentenceTransformerEmbedder
 from tests.fake_models import fake_models
 from tests.fake_tgi import FakeTGI
@@ -42,6 +42,9 @@ async def test_a_search_and_a_record_say_what_the_reranker_thought_and_took(tmp_
 
 async def test_the_settings_compose_an_embedder_in_the_process_or_on_a_server() -> None:
     assert isinstance(embedder_of(RetrievalSettings()), SentenceTransformerEmbedder)
+    for ingestion in (None, IngestionSettings(embedding_threads=0)):
+        assert embedder_of(RetrievalSettings(), ingestion).process is None
+    assert embedder_of(RetrievalSettings(), IngestionSettings()).process is not None
     assert second_look_of(RetrievalSettings()) is None
     second_look = second_look_of(RetrievalSettings(rerank_model="some/model", rerank_depth=7))
     assert second_look is not None
@@ -58,6 +61,7 @@ async def test_the_settings_compose_an_embedder_in_the_process_or_on_a_server() 
     [
         ({"embedding_url": "http://h", "embedding_dialect": "openai"}, "embedding_model: name the model"),
         ({"rerank_url": "http://h", "rerank_model": "m"}, "exclude each other"),
+        ({"embedding_url": "http://h", "embedding_backend": "onnx-int8"}, "embedding_backend: the server"),
         ({"rerank_depth": 0}, "rerank_depth"),
         ({"embedding_url": "h"}, "must start with http"),
     ],

@@ -324,7 +324,7 @@ async def test_nobody_goes_on_from_what_is_another_tenant_s_or_unknown(api, nobo
 async def test_a_key_without_the_scope_goes_on_from_its_own_responses_alone(everyone, api, tgi):
     theirs = (await told(api))["id"]
     service = everyone[1]
-    async with service.client(service.new_key(tenant=api.name, scopes=("chat",))) as client:
+    async with service.client(await service.new_key(tenant=api.name, scopes=("chat",))) as client:
         chatting = Api(client, api.name, "")
         response = await ask(chatting, previous_response_id=theirs)
         assert (response.status_code, response.json()["error"]["code"]) == (403, "insufficient_scope")

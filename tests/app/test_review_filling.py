@@ -70,6 +70,7 @@ async def test_only_finished_answers_that_were_kept_and_shown_are_considered(wor
     shown = await world.predict(2)
     for facts in ({"outcome": "failed"}, {"store": False}, {"assignment": "shadow"}, {"tenant": "other"}):
         await world.predict(1, **facts)
+    await world.predict(1, assignment="chore")
     await world.predict(1, id="01800000-0000-7000-8000-000000000000")  # In 2022, long before `since` below.
     await world.queue("recent", where=Where(since=created_at(shown[0])))
     await world.queue("shadows", where=msgspec.structs.replace(EPOCH, assignment="shadow"))

@@ -1,15 +1,13 @@
 """Every route, from its description: closed without a key, closed to other tenants, closed without the scope."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
 
 import httpx
 import pytest
 
+from tests.belongings import belongings
 from tests.fake_tgi import FakeTGI
-from tests.review_world import under_review
 from tests.routes import NEEDED, OPEN, ROUTES, SCOPES, UNKNOWN, WANT_MORE, assert_envelope, call
 from tests.service import EVERYTHING, Api, Service, description, live_service
 
@@ -36,38 +34,11 @@ async def nobody(service: Service) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.fixture(scope="module")
-async def things(owner: Api) -> dict[str, str]:
+async def things(service: Service, owner: Api) -> dict[str, str]:
     """What the owner has, by the name of the path's parameter."""
-    document = await owner.add("gold.txt", "A hallmark is a stamp on gold.")
-    answer = await owner.answer("What is a hallmark?")
-    feedback = await owner.client.post("/v1/feedback", json={"prediction_id": answer["id"], "rating": True})
-    label = await owner.client.post("/v1/labels", json={"prediction_id": answer["id"], "class": "a"})
     for route in ("POST /v1/lineage/datasets", "POST /v1/lineage/training-runs"):
         assert (await call(owner.client, route, {})).status_code == 201
-    silence = await call(owner.client, "POST /v1/alert-silences", {})
-    erasure = await call(owner.client, "POST /v1/erasures", {})
-    build = await call(owner.client, "POST /v1/datasets/{dataset}/builds", {"dataset": "support"})
-    (job,) = (await owner.client.get("/v1/jobs")).json()["data"]
-    assert (await call(owner.client, "PUT /v1/features/{view}", {"view": "customer"})).is_success
-    return {
-        **UNKNOWN,
-        "job_id": job["id"],
-        "view": "customer",
-        "document_id": document["id"],
-        "silence_id": silence.json()["id"],
-        "target": "hallmark",
-        "dataset": "support",
-        "erasure_id": erasure.json()["id"],
-        "build_id": build.json()["id"],
-        "prediction_id": answer["id"],
-        "response_id": answer["id"],
-        "feedback_id": feedback.json()["id"],
-        "label_id": label.json()["id"],
-        "model": "hallmark",
-        "name": "hallmark",
-        "release": "hallmark@1",
-        **await under_review(owner),
-    }
+    return await belongings(service, owner)
 
 
 @dataclass(frozen=True)
@@ -82,17 +53,11 @@ class Keys:
 async def keys(service: Service) -> Keys:
     scopes = [scope for scope in SCOPES if scope]
     return Keys(
-        only={scope: await new_key(service, scopes=(scope,)) for scope in scopes},
+        only={scope: await service.new_key(scopes=(scope,)) for scope in scopes},
         all_but={
-            scope: await new_key(service, scopes=tuple(each for each in EVERYTHING if each != scope))
-            for scope in scopes
+            scope: await service.new_key(scopes=tuple(each for each in EVERYTHING if each != scope)) for scope in scopes
         },
     )
-
-
-async def new_key(service: Service, **facts: Any) -> str:
-    """Make a key beside the service, which may be writing: this must not keep it from ending what it writes."""
-    return await asyncio.to_thread(service.new_key, **facts)
 
 
 def test_the_scope_of_every_route_is_known():
@@ -150,7 +115,7 @@ async def test_what_belongs_to_another_tenant_does_not_exist(service, owner, thi
     )
     ids += ("job_id",)
     unknown = things | {name: UNKNOWN[name] for name in ("document_id", *ids)}
-    async with service.client(await new_key(service, tenant="stranger")) as stranger:
+    async with service.client(await service.new_key(tenant="stranger")) as stranger:
         response = await call(stranger, route, things)
         absent = await call(stranger, route, unknown)
     assert response.status_code == absent.status_code == 404
@@ -166,7 +131,7 @@ async def test_what_belongs_to_another_tenant_does_not_exist(service, owner, thi
 
 
 async def test_what_is_registered_by_another_tenant_does_not_exist(service, owner, things):
-    async with service.client(await new_key(service, tenant="newcomer")) as stranger:
+    async with service.client(await service.new_key(tenant="newcomer")) as stranger:
         for name in ("dataset-rows", "datasets"):
             route = f"GET /v1/lineage/{name}/{{digest}}"
             assert (await call(owner.client, route, things)).status_code == 200
@@ -178,7 +143,7 @@ async def test_what_is_registered_by_another_tenant_does_not_exist(service, owne
 
 
 async def test_lists_and_searches_show_a_tenant_only_its_own(service, things):
-    async with service.client(await new_key(service, tenant="stranger")) as stranger:
+    async with service.client(await service.new_key(tenant="stranger")) as stranger:
         assert (await stranger.get("/v1/documents")).json()["data"] == []
         for path in ("predictions", "feedback", "labels"):
             assert (await stranger.get(f"/v1/{path}")).json()["data"] == []
@@ -188,7 +153,7 @@ async def test_lists_and_searches_show_a_tenant_only_its_own(service, things):
 
 
 async def test_an_admin_may_do_everything(service, things):
-    async with service.client(await new_key(service, tenant="boss", scopes=("admin",))) as boss:
+    async with service.client(await service.new_key(tenant="boss", scopes=("admin",))) as boss:
         statuses = {route: (await call(boss, route, things)).status_code for route in ROUTES}
     # 409 where there is no canary, for one; 415 where a form is wanted.
     assert set(statuses.values()) <= {200, 201, 202, 400, 404, 409, 415}

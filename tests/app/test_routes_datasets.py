@@ -166,8 +166,8 @@ async def test_a_form_that_cannot_be_read_is_refused(service, given, status):
 
 
 async def test_a_key_may_only_what_its_scopes_say(service):
-    reader = service.new_key(scopes=("datasets:read",))
-    writer = service.new_key(scopes=("datasets:write", "predictions:read"))
+    reader = await service.new_key(scopes=("datasets:read",))
+    writer = await service.new_key(scopes=("datasets:write", "predictions:read"))
     async with service.client(reader) as client:
         assert (await client.get("/v1/datasets")).status_code == 200
         for call in (

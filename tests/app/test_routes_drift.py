@@ -101,9 +101,9 @@ async def test_a_reference_that_cannot_be_is_refused_by_field(service, body, sta
 
 
 async def test_reading_and_setting_need_their_scopes(service):
-    async with service.client(service.new_key(scopes=("releases:read",))) as client:
+    async with service.client(await service.new_key(scopes=("releases:read",))) as client:
         assert (await client.get("/v1/drift")).status_code == 403
-    async with service.client(service.new_key(scopes=("quality:read",))) as client:
+    async with service.client(await service.new_key(scopes=("quality:read",))) as client:
         assert (await client.get("/v1/drift")).status_code == 200
         body = {"release": RELEASE, "questions": vectors()}
         assert (await client.post("/v1/drift/references", json=body)).status_code == 403

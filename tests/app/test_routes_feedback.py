@@ -164,7 +164,10 @@ async def test_only_the_author_or_an_administrator_may_change_it(service, api):
         response = await api.client.patch(path, json=body)
         assert "another author" in told(response, 403, "insufficient_scope", "author")
     told(await api.client.delete(path), 403, "insufficient_scope", "author")
-    async with service.client(service.new_key()) as other, service.client(service.new_key(scopes=("admin",))) as admin:
+    async with (
+        service.client(await service.new_key()) as other,
+        service.client(await service.new_key(scopes=("admin",))) as admin,
+    ):
         told(await other.delete(own_path), 403, "insufficient_scope", "author")
         told(await other.delete(own_path, params={"author": own["author"]}), 400, "invalid_request", "author")
         told(
@@ -289,7 +292,7 @@ async def test_a_prediction_is_shown_with_what_is_said_of_it(service, api, share
     assert (judge["category"], judge["numbers"], judge["mean"]) == ("faithful", 1, 0.5)
     assert [each["author"][:4] for each in shown["feedback"]] == ["key:", "ben", "anna"]
     assert [each["class"] for each in shown["labels"]] == ["refund"]
-    async with service.client(service.new_key(scopes=("feedback:read",))) as reader:
+    async with service.client(await service.new_key(scopes=("feedback:read",))) as reader:
         partly = (await reader.get(f"/v1/predictions/{UNSEEN}/feedback")).json()
     assert {**partly, "labels": shown["labels"]} == shown
     assert partly["labels"] is None

@@ -125,9 +125,9 @@ async def test_a_probe_may_ask_for_the_head_alone(anybody, path):
 
 async def test_metrics_need_their_scope(service, anybody):
     assert (await anybody.get("/metrics")).status_code == 401
-    async with service.client(service.new_key(scopes=("chat",))) as client:
+    async with service.client(await service.new_key(scopes=("chat",))) as client:
         assert (await client.get("/metrics")).status_code == 403
-    async with service.client(service.new_key(scopes=("metrics",))) as client:
+    async with service.client(await service.new_key(scopes=("metrics",))) as client:
         response = await client.get("/metrics")
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/plain; version=")

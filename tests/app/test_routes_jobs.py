@@ -9,6 +9,7 @@ import pytest
 
 from app.routes.job_schemas import JobError
 from tests.fake_tgi import FakeTGI
+from tests.origin_server import Origin, Page, origin_server
 from tests.service import Api, Service, live_service, until
 
 TOWER = "The tower is 330 metres tall."
@@ -21,10 +22,13 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="module")
 async def service(tmp_path_factory) -> AsyncIterator[Service]:
-    given = {"limits": {"max_document_bytes": 20_000}}
+    given = {
+        "limits": {"max_document_bytes": 20_000},
+        "ingestion": {"fetch_urls": True, "fetch_allowed": ["127.0.0.1"]},
+    }
     async with (
         FakeTGI() as tgi,
-        live_service(tmp_path_factory.mktemp("jobs"), engine_url=tgi.url, tenants=20, settings=given) as service,
+        live_service(tmp_path_factory.mktemp("jobs"), engine_url=tgi.url, tenants=30, settings=given) as service,
     ):
         yield service
 
@@ -35,8 +39,10 @@ async def api(service: Service) -> AsyncIterator[Api]:
         yield api
 
 
-async def upload(api: Api, name: str = "tower.txt", text: str = TOWER, **options: Any) -> httpx.Response:
-    return await api.client.post("/v1/documents", json={"name": name, "text": text}, **options)
+async def upload(
+    api: Api, name: str = "tower.txt", text: str = TOWER, *, etag: str | None = None, **options: Any
+) -> httpx.Response:
+    return await api.client.post("/v1/documents", json={"name": name, "text": text, "etag": etag}, **options)
 
 
 async def ended(api: Api, job_id: str) -> dict[str, Any]:
@@ -68,6 +74,11 @@ async def synced(api: Api, files: dict[str, str], **options: Any) -> dict[str, A
         sent = await upload(api, name, files[name], params={"job": begun["job"]["id"]})
         assert sent.status_code == 202, sent.text
     return await ended(api, begun["job"]["id"])
+
+
+def counted(job: dict[str, Any]) -> dict[str, int]:
+    """The outcomes that a job had any of."""
+    return {outcome: count for outcome, count in job["outcomes"].items() if count}
 
 
 async def test_an_upload_is_accepted_with_a_job_that_is_listed(api):
@@ -117,6 +128,8 @@ async def test_what_cannot_be_read_is_an_error_for_who_waits_and_a_failed_docume
         ("DocumentOwned", "conflict"),
         ("IndexUnavailable", "retrieval_unavailable"),
         ("NotUploaded", "not_found"),
+        ("UrlRefused", "invalid_request"),
+        ("UrlUnreachable", "unreadable_document"),
         ("RetrievalError", "internal_error"),
         ("NoLongerKnown", "internal_error"),
     ],
@@ -162,11 +175,11 @@ async def test_a_folder_is_followed(api):
     assert (dry.status_code, dry.json()["added"], dry.json()["job"]) == (200, ["a.md", "b.md"], None)
     assert (await api.client.get("/v1/jobs")).json()["data"] == []
     first = await synced(api, files)
-    assert (first["state"], first["outcomes"]) == ("done", {"created": 2, "replaced": 0, "unchanged": 0, "deleted": 0})
+    assert (first["state"], counted(first)) == ("done", {"created": 2})
     changed = {"a.md": "# A\n\nApricots."}
     assert (await sync(api, changed, dry_run=True)).json()["deleted"][0]["name"] == "b.md"
     second = await synced(api, changed)
-    assert second["outcomes"] == {"created": 0, "replaced": 1, "unchanged": 0, "deleted": 1}
+    assert counted(second) == {"replaced": 1, "deleted": 1}
     (document,) = (await api.client.get("/v1/documents")).json()["data"]
     assert (document["name"], document["source"]) == ("a.md", "folder")
 
@@ -188,6 +201,116 @@ async def test_files_that_do_not_come_are_failures(api):
     begun = (await sync(api, {"a.md": "A."})).json()
     done = (await api.client.post(f"/v1/jobs/{begun['job']['id']}/complete")).json()
     assert (done["state"], done["failed"][0]["error"]["code"]) == ("failed", "not_found")
+
+
+# --- what the source calls its bytes ---
+
+
+async def test_a_file_that_its_source_calls_as_before_is_not_asked_for(api):
+    async def begun(**etags: str) -> dict[str, Any]:
+        documents = [{"name": f"{name}.md", "etag": etag} for name, etag in etags.items()]
+        body = {"source": "bucket", "documents": documents}
+        return dict((await api.client.post("/v1/documents/sync", json=body)).json())
+
+    async def send(plan: dict[str, Any], name: str, text: str, etag: str) -> None:
+        sent = await upload(api, name, text, params={"job": plan["job"]["id"]}, etag=etag)
+        assert sent.status_code == 202, sent.text
+
+    first = await begun(a="1", b="1")
+    assert first["added"] == ["a.md", "b.md"]
+    await send(first, "a.md", "Apples.", "1")
+    await send(first, "b.md", "", "1")  # Cannot be read, which is as true of these bytes the next time.
+    assert (await ended(api, first["job"]["id"]))["state"] == "failed"
+
+    second = await begun(a="1", b="1")
+    assert (second["unchanged"], second["added"], second["modified"]) == (1, [], [])
+    assert [failed["name"] for failed in second["failed"]] == ["b.md"]
+    third = await begun(a="2", b="2")
+    assert (third["modified"], third["added"]) == (["a.md"], ["b.md"])
+    await send(third, "a.md", "Apples.", "2")
+    await send(third, "b.md", "Bananas.", "2")
+    done = await ended(api, third["job"]["id"])
+    assert counted(done) == {"created": 1, "unchanged": 1}
+    assert (await begun(a="2", b="2"))["unchanged"] == 2
+    assert (await begun(a="1", b="2"))["modified"] == ["a.md"]
+
+
+async def test_an_etag_is_for_a_synchronisation(api):
+    refused(await upload(api, etag="1"), 400, "invalid_request", "etag")
+
+
+# --- links ---
+
+
+@pytest.fixture
+async def origin() -> AsyncIterator[Origin]:
+    async with origin_server() as origin:
+        yield origin
+
+
+async def link(api: Api, url: str, **more: Any) -> httpx.Response:
+    return await api.client.post("/v1/documents", json={"url": url, **more}, params={"wait": 20})
+
+
+async def test_a_document_is_fetched_by_its_url_and_not_again_while_it_is_the_same(api, origin):
+    origin.pages["/guide.md"] = Page(b"# Guide\n\nA hallmark is a stamp.", headers={"ETag": '"1"'})
+    first = (await link(api, origin.at("/guide.md#top"))).json()
+    document = first["document"]
+    assert (document["name"], document["title"]) == (origin.at("/guide.md"), "Guide")
+    assert document["version"] == hashlib.sha256(origin.pages["/guide.md"].body).hexdigest()
+    (shown,) = (await api.client.get(f"/v1/jobs/{first['job']}/documents")).json()["data"]
+    assert (shown["version"], shown["size_bytes"]) == (document["version"], document["size_bytes"])
+
+    again = await link(api, origin.at("/guide.md#top"))
+    assert (again.status_code, again.json()["outcome"]) == (200, "unchanged")
+    assert 'If-None-Match: "1"' in origin.asked[1]
+    labelled = await link(api, origin.at("/guide.md#top"), metadata={"product": "x"})
+    assert (labelled.json()["outcome"], labelled.json()["embedded_passages"]) == ("replaced", 0)
+    assert "If-None-Match" not in origin.asked[2]
+    origin.pages["/guide.md"] = Page(b"# Guide\n\nA hallmark is a promise.", headers={"ETag": '"2"'})
+    assert (await link(api, origin.at("/guide.md"))).json()["outcome"] == "replaced"
+
+
+async def test_a_link_that_leads_nowhere_is_an_error_for_who_waits_and_a_failed_document_for_all(api, origin):
+    origin.pages["/moved"] = Page(status=302, headers={"Location": "http://169.254.169.254/"})
+    origin.pages["/large"] = Page(b"x" * 20_001)
+    message = refused(await link(api, origin.at("/none"), name="none"), 422, "unreadable_document", "url")
+    assert "status 404" in message
+    refused(await link(api, origin.at("/moved"), name="moved"), 400, "invalid_request", "url")
+    assert "max_document_bytes" in refused(
+        await link(api, origin.at("/large"), name="large"), 413, "document_limit_exceeded"
+    )
+    failed = (await api.client.get("/v1/failed-documents")).json()["data"]
+    assert {each["name"]: each["error"]["code"] for each in failed} == {
+        "none": "unreadable_document",
+        "moved": "invalid_request",
+        "large": "document_limit_exceeded",
+    }
+
+
+async def test_a_url_that_may_not_be_fetched_is_refused_at_once_and_leaves_no_job(api):
+    for url in ("http://10.0.0.1/", "http://2130706433/", "ftp://site.test/a", "http://u:p@site.test/"):
+        refused(await link(api, url), 400, "invalid_request", "url")
+    refused(await link(api, "http://127.0.0.1/", text="x"), 400, "invalid_request", "text")
+    refused(await link(api, "http://127.0.0.1/", media_type="text/html"), 400, "invalid_request", "media_type")
+    refused(await link(api, "http://127.0.0.1/" + "a" * 600), 400, "invalid_request", "name")
+    refused(await api.client.post("/v1/documents", json={"text": "x"}), 400, "invalid_request", "name")
+    assert (await api.client.get("/v1/jobs")).json()["data"] == []
+
+
+async def test_a_file_of_a_synchronisation_may_be_a_link(api, origin):
+    origin.pages["/a.md"] = Page(b"# A\n\nApples.", headers={"ETag": '"1"'})
+
+    async def synced_by_link() -> dict[str, Any]:
+        body = {"source": "site", "documents": [{"name": "a.md"}]}
+        begun = (await api.client.post("/v1/documents/sync", json=body)).json()
+        sent = {"name": "a.md", "url": origin.at("/a.md")}
+        assert (await api.client.post(f"/v1/documents?job={begun['job']['id']}", json=sent)).status_code == 202
+        return await ended(api, begun["job"]["id"])
+
+    assert (await synced_by_link())["outcomes"]["created"] == 1
+    assert (await synced_by_link())["outcomes"]["unchanged"] == 1
+    assert 'If-None-Match: "1"' in origin.asked[1]
 
 
 WRONG = {

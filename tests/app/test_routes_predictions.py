@@ -118,7 +118,7 @@ async def test_what_is_said_of_predictions_is_told_to_those_only_who_may_read_it
             ("feedback:read", {"label_state": "labelled"}, "labels:read"),
             ("labels:read", {"feedback_state": "none"}, "feedback:read"),
         ):
-            key = service.new_key(scopes=("predictions:read", allowed))
+            key = await service.new_key(scopes=("predictions:read", allowed))
             async with service.client(key) as client:
                 for path in ("", "/count", "/export"):
                     response = await client.get(f"/v1/predictions{path}", params=refused_filter)
@@ -344,7 +344,7 @@ async def test_a_tenant_reaches_only_its_own(tmp_path, tgi, shared):
                      f"lineage/datasets/{digest}"):  # fmt: skip
             await get(other, f"/v1/{path}", status=404)
         assert (await get(other, "/v1/lineage/releases/hallmark@1"))["data"] == []
-        admin = service.new_key(tenant="other", scopes=("admin",))
+        admin = await service.new_key(tenant="other", scopes=("admin",))
         async with service.client(admin) as client:
             assert (await client.get("/v1/predictions")).json()["data"] == []
 
@@ -375,7 +375,7 @@ async def test_every_route_wants_its_scope(tmp_path, tgi):
         reads = [f"/v1/predictions/{uuid7()}/lineage", "/v1/predictions/export", "/v1/predictions/count",
                  "/v1/lineage/documents/d1", "/v1/lineage/releases/hallmark@1", f"/v1/lineage/adapters/{'0' * 64}",
                  f"/v1/lineage/dataset-rows/{'0' * 64}", f"/v1/lineage/datasets/{'0' * 64}"]  # fmt: skip
-        key = service.new_key(scopes=tuple(set(EVERYTHING) - {"predictions:read", "releases:write"}))
+        key = await service.new_key(scopes=tuple(set(EVERYTHING) - {"predictions:read", "releases:write"}))
         async with service.client(key) as client:
             for path in reads:
                 assert (await client.get(path)).status_code == 403, path

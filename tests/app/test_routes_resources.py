@@ -278,13 +278,15 @@ async def test_what_is_no_prediction_is_not_found(api):
 
 
 async def test_a_key_is_told_whose_it_is(service):
-    key = service.new_key(tenant="acme", scopes=("chat", "metrics"))
+    key = await service.new_key(tenant="acme", scopes=("chat", "metrics"))
     async with service.client(key) as client:
         me = (await client.get("/v1/me")).json()
     assert me == {
         "key_id": key.split("_")[1],
         "name": "test",
         "tenant": "acme",
+        "groups": [],
+        "user": None,
         "scopes": ["chat", "metrics"],
         "priority": "normal",
         "requests_per_minute": None,

@@ -47,7 +47,7 @@ async def test_a_span_ends_even_with_a_defect_of_ours(path, body):
         "telemetry": telemetry,
         "metrics": Metrics(version="test", process=False),
         "readiness": Readiness({}),
-        "embedding_names": ("model",),
+        "embedding_names": lambda: ("model",),
         "collection": "hallmark",
         "max_document_bytes": 1_000,
         "open_metrics": False,

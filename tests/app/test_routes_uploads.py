@@ -37,3 +37,9 @@ async def test_padding_in_the_middle_is_no_base64(api, middle):
     packed = base64.b64encode(middle).decode() + base64.b64encode(b"more").decode()
     refused = await api.client.post("/v1/documents?wait=20", json={"name": "a.md", "content_base64": packed})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "content_base64")
+
+
+async def test_a_url_is_not_fetched_unless_the_operator_says_so(api):
+    refused = await api.client.post("/v1/documents", json={"url": "https://example.com/a.md"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "url")
+    assert "`ingestion.fetch_urls`" in refused.json()["error"]["message"]

@@ -37,10 +37,11 @@ from app.engines import Engine, EngineInfo
 from app.engines.local import EngineSettings
 from app.engines.supervisor import LocalEngineSupervisor
 from app.engines.tgi import TGIEngine
+from app.links import SECRET_BYTES
 from app.main import open_service
 from app.messages import Generation, Piece
 from app.settings import Settings
-from app.terminal import find_documents
+from app.sources.folder import Folder
 from observability import logs
 from tests.service import serving
 
@@ -162,6 +163,8 @@ async def running_service(data_dir: Path, cache: Path | None) -> AsyncIterator[h
     """Run the service with the embedded engine and the examples loaded; gives a client of it."""
     settings = Settings(data_dir=data_dir, embedded={"enabled": True})
     key = await asyncio.to_thread(_make_key, data_dir)
+    # The same prompts in every run, and with them the same answers.
+    (data_dir / "fences.secret").write_bytes(bytes(SECRET_BYTES))
     replay = Replay(cache) if cache else None
     log = logs.configure("WARNING", "text", stream=sys.stderr.buffer if sys.stderr.isatty() else io.BytesIO())
     async with AsyncExitStack() as parts:
@@ -189,8 +192,9 @@ def _make_key(data_dir: Path) -> str:
 def _load(url: str, key: str) -> None:
     with Client(url, key) as client:
         client.wait_until_ready(READY_SECONDS, on_wait=lambda missing: None)
-        for path, name in find_documents([EXAMPLES]):
-            client.add(path, name)
+        examples = Folder(EXAMPLES)
+        for name in examples.names():
+            client.add(examples.read(name).data, name)
 
 
 class Sources:

@@ -20,6 +20,7 @@ import queue
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
@@ -69,12 +70,14 @@ def traced(telemetry: Telemetry, caller: bytes | None = None) -> Callable[[], Re
             embed_seconds=0.001,
             search_seconds=0.002,
         )
-        span = genai.start_generation(
-            trace, model="m", provider="tgi", release="hallmark@1", prediction_id="p", max_tokens=64, stream=True
-        )
+        facts = {"provider": "tgi", "release": "hallmark@1", "max_tokens": 64, "stream": True}
+        told = partial(genai.generation_facts, model="m", prediction_id="p", **facts)
+        span = genai.start_generation(trace, model="m", prediction_id="p", tell=told)
         _ = trace.traceparent_under(span)
-        genai.first_token(span)
-        genai.end_generation(span, prompt_tokens=100, completion_tokens=20, finish_reason="stop")
+        first_token_ns = time.time_ns()
+        genai.end_generation(
+            span, first_token_ns=first_token_ns, prompt_tokens=100, completion_tokens=20, finish_reason="stop"
+        )
         if trace.conventions.record is not None:
             genai.count_generation(
                 trace, model="m", provider="tgi", seconds=0.4, prompt_tokens=100, completion_tokens=20

@@ -205,7 +205,7 @@ async def test_a_wrong_key_is_an_authentication_error(everyone):
 
 async def test_a_key_without_the_scope_is_a_permission_error(everyone):
     service = everyone[1]
-    async with sdk(service, service.new_key(scopes=("documents:read",))) as client:
+    async with sdk(service, await service.new_key(scopes=("documents:read",))) as client:
         with pytest.raises(openai.PermissionDeniedError) as caught:
             await client.chat.completions.create(model="hallmark", messages=QUESTION)
     assert caught.value.code == "insufficient_scope"

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from retrieval.embedder import HashingEmbedder
 from tests.collector import Collector
 from tests.fake_tgi import FakeTGI, Tokens
 from tests.service import live_gateway, live_service
-from tests.watching import Leaked, Watch
+from tests.service_process import service_process
+from tests.watching import Leaked, Watch, hear
 
 SECRET = "the name of the patient is Xq-7f3a"
 
@@ -34,6 +36,8 @@ class Leaking(HashingEmbedder):
             span.add_event("embedding", {"texts": list(texts)})
         elif self._way == "name":
             span.update_name(f"embed {texts[0][:40]}")
+        elif self._way == "print":
+            print(texts[0], flush=True)
         return await super().embed(texts, *args, **options)
 
 
@@ -51,6 +55,37 @@ async def test_a_service_that_tells_what_it_was_told_is_found_out(tmp_path, way,
 
     with pytest.raises(Leaked, match=f"Xq-7f3a' is in {where}"):
         await use()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("way", "is_killed"), [("log", False), ("print", True)])
+async def test_a_process_of_its_own_is_found_out_too_however_it_ends(tmp_path, way, is_killed):
+    async def use() -> None:
+        async with (
+            FakeTGI() as tgi,
+            service_process(tmp_path, tgi.url, embedder=partial(Leaking, way)) as process,
+            process.client() as client,
+        ):
+            assert (await client.post("/v1/search", json={"query": SECRET})).status_code == 200
+            if is_killed:
+                process.kill()
+
+    with pytest.raises(Leaked, match="Xq-7f3a' is in the log"):
+        await use()
+
+
+async def test_what_a_worker_wrote_is_searched_by_the_service_beside_it(tmp_path):
+    hear(SECRET.encode())  # That of a service which has ended is nothing to those after it.
+
+    async def use(is_heard: bool) -> None:
+        async with FakeTGI() as tgi, live_service(tmp_path, engine_url=tgi.url) as service, service.client() as client:
+            assert (await client.post("/v1/search", json={"query": SECRET})).status_code == 200
+            if is_heard:
+                hear(f"Working on {SECRET}".encode())
+
+    await use(is_heard=False)
+    with pytest.raises(Leaked, match="Xq-7f3a' is in what a worker wrote"):
+        await use(is_heard=True)
 
 
 async def test_a_part_of_an_answer_in_the_log_is_found_too(tmp_path):

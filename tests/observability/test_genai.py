@@ -12,6 +12,7 @@ from observability import genai
 from observability.spans import NOT_RECORDED
 from observability.telemetry import Telemetry
 from observability.traces import RequestTrace
+from tests.generations import start_generation
 
 
 class Recorded:
@@ -36,7 +37,7 @@ def typed(attributes: Mapping[str, object] | None) -> dict[str, tuple[type, obje
 
 
 def test_a_generation_span_tells_request_and_response(recorded: Recorded) -> None:
-    span = genai.start_generation(
+    span = start_generation(
         recorded.trace,
         model="smollm2",
         provider="tgi",
@@ -52,8 +53,9 @@ def test_a_generation_span_tells_request_and_response(recorded: Recorded) -> Non
         prompt_name="hallmark",
         prompt_version="answer-1",
     )
-    genai.first_token(span)
-    genai.end_generation(span, prompt_tokens=11, completion_tokens=5, finish_reason="stop")
+    genai.end_generation(
+        span, first_token_ns=span.started_ns + 250_000_000, prompt_tokens=11, completion_tokens=5, finish_reason="stop"
+    )
     (finished,) = recorded.spans()
     assert finished.name == "chat smollm2"
     assert finished.kind is SpanKind.CLIENT
@@ -85,7 +87,7 @@ def test_a_generation_span_tells_request_and_response(recorded: Recorded) -> Non
 
 
 def test_what_a_generation_does_not_know_is_left_out(recorded: Recorded) -> None:
-    span = genai.start_generation(recorded.trace, model="m", provider="tgi", release="r@1", prediction_id="p")
+    span = start_generation(recorded.trace)
     genai.end_generation(span, error="engine_unavailable")
     (finished,) = recorded.spans()
     assert set(finished.attributes or {}) == {
@@ -164,10 +166,9 @@ def test_an_embeddings_span_counts_its_texts(recorded: Recorded) -> None:
 
 
 def test_ending_twice_records_once(recorded: Recorded) -> None:
-    span = genai.start_generation(recorded.trace, model="m", provider="tgi", release="r@1", prediction_id="p")
+    span = start_generation(recorded.trace)
     genai.end_generation(span, finish_reason="stop")
     genai.end_generation(span, error="late")
-    genai.first_token(span)
     search = genai.start_retrieval(recorded.trace, collection="c", mode="hybrid", top_k=1)
     genai.end_retrieval(recorded.trace, search, seconds=0.1)
     genai.end_retrieval(recorded.trace, search, seconds=0.1, embedding_model="m", embed_seconds=1.0)
@@ -180,14 +181,13 @@ def test_ending_twice_records_once(recorded: Recorded) -> None:
 def test_an_unsampled_request_gets_no_span_from_any_operation() -> None:
     trace = Telemetry(service_version="1").begin(route="/v1/chat/completions")
     started = [
-        genai.start_generation(trace, model="m", provider="tgi", release="r@1", prediction_id="p"),
+        start_generation(trace),
         genai.start_retrieval(trace, collection="c", mode="hybrid", top_k=5),
         genai.start_embeddings(trace, model="m", texts=1),
         genai.start_check(trace, mode="sentence"),
         genai.start_record(trace, step="closing"),
     ]
     assert all(span is NOT_RECORDED for span in started)
-    genai.first_token(started[0])
     genai.end_generation(started[0], finish_reason="stop")
     genai.end_retrieval(trace, started[1], seconds=0.1, embedding_model="m", embed_seconds=1.0)
     genai.end_check(started[3], seconds=0.1)

@@ -12,6 +12,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from observability import genai, logs
 from observability.metrics import Metrics
 from observability.telemetry import Telemetry
+from tests.generations import start_generation
 
 CANARY = "the patient's name is Xq-7f3a"
 ROUTE = "/v1/chat/completions"
@@ -38,7 +39,7 @@ def test_no_canary_in_spans_metrics_or_logs() -> None:
     trace = telemetry.begin(None, route=ROUTE, scope=scope)
     search = genai.start_retrieval(trace, collection="hallmark", mode="hybrid", top_k=5)
     genai.end_retrieval(trace, search, seconds=0.1, error=KeyError(CANARY))
-    generation = genai.start_generation(
+    generation = start_generation(
         trace,
         model="m",
         provider="tgi",

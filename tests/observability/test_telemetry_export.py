@@ -15,6 +15,7 @@ from observability.exporting import ExporterMisconfigured
 from observability.spans import NotedSpan
 from observability.telemetry import Telemetry
 from tests.collector import Collector
+from tests.generations import start_generation
 from tests.stopwatch import Stopwatch
 
 ROUTE = "/v1/chat/completions"
@@ -48,7 +49,7 @@ def test_spans_and_metrics_reach_the_collector_as_otlp(collector: Collector, mon
     monkeypatch.setenv("OTEL_METRICS_EXPORTER", "otlp")
     telemetry = Telemetry(service_version="1.2.3", instance_id="i-1")
     trace = telemetry.begin(route=ROUTE)
-    span = genai.start_generation(trace, model="m", provider="tgi", release="r@1", prediction_id="p")
+    span = start_generation(trace)
     genai.end_generation(span, completion_tokens=5)
     trace.end(200)
     telemetry.close()

@@ -43,6 +43,12 @@ def test_the_kind_asked_for_is_read_from_the_question(question: str, kind: Kind 
         ("How many users may there be?", "The number of users is unlimited.", "Users come from the directory."),
         ("Which version comes first?", "Version 3 comes first.", "The model all-MiniLM-L6-v2 comes first."),
         ("How many bytes has a digest?", "A digest has 32 bytes.", "The digest is made by SHA-256."),
+        ("How many tenants may there be?", "There may be 50 tenants.", "Another tenant's id gets the status 404."),
+        ("How many tenants may there be?", "There may be 50 tenants.", "A JSON answer takes 150 microseconds."),
+        ("How many releases are kept?", "The last 20 releases are kept.", "It is the release `support@3`."),
+        ("How many sources are cited?", "Three sources are cited.", "The sources are cited so [2]."),
+        ("On which port does it listen?", "It listens on port 8080.", "It listens to 32 callers at once."),
+        ("Which version is required?", "Version 1.16 is required.", "It is required at 200 callers."),
         ("What share of them failed?", "One third of the 90 failed.", "Of the 90 a number failed."),
         ("What percentage failed?", "It was 5 %.", "The limit is 300 seconds."),
         ("What is the e-mail address?", "Write to help@example.org.", "Send an e-mail address with it."),
@@ -65,6 +71,17 @@ def test_an_amount_is_never_answered_without_one() -> None:
     assert suits("How long is it kept?", "It is kept in the database.") == -1.0
     assert suits("What share of them failed?", "Of the 90 a number failed.") == -1.0
     assert suits("What is the e-mail address?", "The e-mail address is in the contract.") == -1.0
+
+
+def test_a_number_that_tells_which_is_no_amount_unless_it_is_asked_for() -> None:
+    assert suits("How many releases are kept?", "It is the release `support@3`, with status 404 [2].") == -1.0
+    assert suits("Which status does it send?", "It sends the status 404.") == 0.5
+    assert suits("Which port does it use?", "It uses port 8080.") == 1.0
+
+
+def test_an_amount_of_something_else_suits_less() -> None:
+    assert suits("How many predictions are on a page?", "A page has 50 entries.") == 0.5
+    assert suits("How many predictions are on a page?", "A page has 50 predictions.") == 1.0
 
 
 def test_a_question_of_no_known_kind_is_suited_by_every_text() -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,21 +17,19 @@ from qdrant_client import AsyncQdrantClient
 
 from retrieval.documents import Scope
 from retrieval.edge import EdgeIndex
-from retrieval.errors import IndexMismatch, IndexOutOfRoom, IndexUnavailable, InvalidFilter
+from retrieval.errors import IndexOutOfRoom, IndexUnavailable, InvalidFilter
 from retrieval.index import (
     Index,
-    IndexFilter,
     IndexPoint,
     IndexSchema,
     Legs,
     SparseVector,
-    labels,
     point_id,
     point_key,
-    tenant_filter,
 )
 from retrieval.qdrant import MEMORY, QdrantIndex
-from tests.fake_qdrant import fake_qdrant
+from retrieval.scoping import IndexFilter, labels, tenant_filter
+from tests.fake_qdrant import fake_qdrant, fake_qdrant_server
 from tests.faults import FaultyProxy
 from tests.index_points import AXES, SCHEMA, point
 from tests.service import until
@@ -66,8 +64,8 @@ async def make(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 
 
 @asynccontextmanager
-async def opened(index: Index, schema: IndexSchema = SCHEMA, *, rebuild: bool = False) -> AsyncIterator[Index]:
-    await index.open(schema, rebuild=rebuild)
+async def opened(index: Index, schema: IndexSchema = SCHEMA) -> AsyncIterator[Index]:
+    await index.open(schema)
     try:
         yield index
     finally:
@@ -155,6 +153,62 @@ async def test_a_tenant_finds_its_own_points_only(make: Callable[[], Index]) -> 
         assert (nobody.dense, nobody.sparse) == ([], [])
 
 
+# Whom the points of generations 1 to 4 are for, and which of these generations each reader finds.
+FOR_GROUPS: dict[int, tuple[str, ...]] = {1: (), 2: ("staff",), 3: ("law", "board"), 4: ('["staff"]',)}
+READERS: list[tuple[frozenset[str] | None, set[int]]] = [
+    (frozenset(), {1}),
+    (frozenset({"staff"}), {1, 2}),
+    (frozenset({"board", "staff"}), {1, 2, 3}),
+    (frozenset({"sta", "STAFF", ""}), {1}),
+    (frozenset({'["staff"]'}), {1, 4}),
+    (None, {1, 2, 3, 4}),
+]
+
+
+async def test_a_reader_finds_what_is_for_all_or_for_a_group_of_theirs(make: Callable[[], Index]) -> None:
+    def points(generation: int, tenant: str) -> IndexPoint:
+        its = labels({"groups": "staff", "": "staff"}, FOR_GROUPS[generation])
+        return replace(point(generation, 1, tenant=tenant), labels=its)
+
+    async def check(index: Index) -> None:
+        for groups, generations in READERS:
+            where = tenant_filter(Scope("acme", groups=groups))
+            legs = await index.search(where, dense=AXES[0], sparse=words(7), depth=10)
+            assert {generation for generation, _ in found(legs.dense)} == generations, groups
+            assert found(legs.dense) == found(legs.sparse)
+
+    async with opened(make()) as index:
+        await index.upsert([points(1, "acme")])
+        legs = await index.search(tenant_filter(Scope("acme")), dense=AXES[0], sparse=None, depth=10)
+        assert found(legs.dense) == [(1, 1)]
+        await index.upsert([points(generation, "acme") for generation in (2, 3, 4)])
+        await check(index)
+    async with opened(make()) as index:
+        await check(index)
+        await index.upsert([replace(points(2, "umbrella"), id=point_id(9, 1))])
+        await check(index)
+
+
+async def test_a_tenants_scores_do_not_change_with_what_others_have(make: Callable[[], Index]) -> None:
+    own = [point(1, n, words=(7,)) for n in range(1, 4)] + [point(1, 4, words=(7, 9))]
+    # Another tenant for whom the first's common word is rare, and its rare word common.
+    others = [point(2, n, words=(9,), tenant="umbrella") for n in range(1, 30)]
+
+    async def scores(index: Index) -> list[tuple[int, float]]:
+        legs = await index.search(EVERYTHING, dense=None, sparse=words(7, 9), depth=10)
+        return [(number, round(score, 5)) for number, score in sorted(legs.sparse)]
+
+    async with opened(make()) as index:
+        await index.upsert(own)
+        alone = await scores(index)
+        await index.upsert(others)
+        assert await scores(index) == alone
+        hers = await index.search(IndexFilter("umbrella"), dense=None, sparse=words(9), depth=1)
+        assert hers.sparse[0][1] < alone[-1][1]
+    async with opened(make()) as index:
+        assert await scores(index) == alone
+
+
 FILTERS: list[tuple[dict[str, object], set[int]]] = [
     ({}, {1, 2, 3}),
     ({"product": "x"}, {1, 3}),
@@ -220,39 +274,55 @@ async def test_points_survive_closing(make: Callable[[], Index]) -> None:
         assert len(legs.sparse) == 2
 
 
-async def test_another_schema_is_refused_and_named(make: Callable[[], Index]) -> None:
+OTHER_SCHEMA = replace(SCHEMA, embedding_model="acme/other", dimension=5)
+
+
+async def test_each_schema_has_its_own_collection_whatever_differs(make: Callable[[], Index]) -> None:
     async with opened(make()) as index:
         await index.upsert([point(1, 1)])
-    for change, named in (
-        ({"embedding_model": "acme/other"}, "embedding_model is 'acme/Tiny Model' in the collection and 'acme/other'"),
-        ({"dimension": 8}, "dimension"),
-        ({"sparse_model": "bm25-k2"}, "sparse_model"),
-        ({"owner": "store-2"}, "owner"),
-    ):
-        index = make()
-        with pytest.raises(IndexMismatch, match=named):
-            await index.open(replace(SCHEMA, **change))
-        await index.close()
+    for change in ({"embedding_model": "acme/other"}, {"sparse_model": "bm25-k2"}, {"owner": "store-2"}):
+        async with opened(make(), replace(SCHEMA, **change)) as other:
+            assert await other.ids() == []
     async with opened(make()) as index:
         assert await index.ids() == [point_id(1, 1)]
 
 
-async def test_rebuilding_starts_an_empty_index_of_the_new_schema(make: Callable[[], Index]) -> None:
-    changed = replace(SCHEMA, embedding_model="acme/other")
-    async with opened(make()) as index:
-        await index.upsert([point(1, 1)])
-    async with opened(make(), changed, rebuild=True) as index:
-        assert await index.ids() == []
-        await index.upsert([point(1, 2)])
-    async with opened(make(), changed) as index:
-        assert await index.ids() == [point_id(1, 2)]
+async def test_two_collections_of_a_place_are_open_together_and_keep_apart(make: Callable[[], Index]) -> None:
+    async with opened(make()) as index, opened(index.beside(), OTHER_SCHEMA) as beside:
+        await index.upsert([point(1, 1), point(2, 1)])
+        await beside.upsert([replace(point(1, 1), dense=np.eye(5, dtype=np.float32)[4])])
+        await index.delete([point_id(1, 1)])
+        assert (await index.ids(), await beside.ids()) == ([point_id(2, 1)], [point_id(1, 1)])
+        legs = await beside.search(EVERYTHING, dense=np.eye(5, dtype=np.float32)[4], sparse=words(7), depth=5)
+        assert (found(legs.dense), found(legs.sparse)) == ([(1, 1)], [(1, 1)])
 
 
-async def test_rebuilding_keeps_an_index_of_the_same_schema(make: Callable[[], Index]) -> None:
+async def test_a_place_names_the_collection_that_was_promoted_last(make: Callable[[], Index]) -> None:
+    index = make()
+    assert await index.named() is None
+    async with opened(index), opened(index.beside(), OTHER_SCHEMA) as beside:
+        assert await index.named() is None
+        for one, schema in ((index, SCHEMA), (beside, OTHER_SCHEMA), (index, SCHEMA), (index, SCHEMA)):
+            await one.promote()
+            assert await index.named() == await beside.named() == asdict(schema)
+    again = make()
+    assert await again.named() == asdict(SCHEMA)
+    await again.close()
+
+
+async def test_a_dropped_collection_is_gone_and_the_others_are_not(make: Callable[[], Index]) -> None:
     async with opened(make()) as index:
         await index.upsert([point(1, 1)])
-    async with opened(make(), rebuild=True) as index:
+        async with opened(index.beside(), OTHER_SCHEMA) as beside:
+            await beside.upsert([replace(point(1, 1), dense=np.ones(5, np.float32))])
+            await beside.promote()
+            await index.promote()
+            await beside.drop()
+            with pytest.raises(IndexUnavailable, match="not open"):
+                await beside.ids()
         assert await index.ids() == [point_id(1, 1)]
+    async with opened(make(), OTHER_SCHEMA) as again:
+        assert await again.ids() == []
 
 
 async def test_a_closed_index_is_unavailable(make: Callable[[], Index]) -> None:
@@ -305,12 +375,28 @@ def shards_in(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir() if path.is_dir())
 
 
-async def test_rebuilding_an_embedded_index_leaves_one_shard(tmp_path: Path) -> None:
-    async with opened(EdgeIndex(tmp_path)):
-        pass
-    async with opened(EdgeIndex(tmp_path), replace(SCHEMA, dimension=5), rebuild=True):
-        pass
+async def test_an_embedded_index_leaves_no_shard_that_was_dropped_or_never_whole(tmp_path: Path) -> None:
+    (tmp_path / "0001").mkdir()
+    async with opened(EdgeIndex(tmp_path)) as index:
+        assert shards_in(tmp_path) == ["0002"]
+        async with opened(index.beside(), OTHER_SCHEMA) as beside:
+            assert shards_in(tmp_path) == ["0002", "0003"]
+            await beside.drop()
     assert shards_in(tmp_path) == ["0002"]
+
+
+async def test_a_shard_of_before_shards_had_files_of_their_own_is_found_by_the_pointer(tmp_path: Path) -> None:
+    async with opened(EdgeIndex(tmp_path)) as index:
+        await index.upsert([point(1, 1)])
+        await index.promote()
+    (tmp_path / "0001.json").unlink()
+    async with opened(EdgeIndex(tmp_path)) as index:
+        assert await index.ids() == [point_id(1, 1)]
+        async with opened(index.beside(), OTHER_SCHEMA) as beside:
+            assert shards_in(tmp_path) == ["0001", "0002"]
+            await beside.promote()
+    async with opened(EdgeIndex(tmp_path)) as index:
+        assert await index.ids() == [point_id(1, 1)]
 
 
 WRITER = """
@@ -395,6 +481,22 @@ async def test_a_call_that_the_server_finds_wrong_is_no_reason_to_spare_it_other
         with pytest.raises(IndexUnavailable, match="UnexpectedResponse"):
             await index.upsert([replace(point(1, 1), dense=np.ones(3, np.float32))])
         assert await index.ids() == []
+
+
+async def test_a_server_is_told_of_tenants_and_refuses_a_search_that_would_look_at_all_of_them() -> None:
+    async with fake_qdrant_server() as (url, server):
+        async with opened(QdrantIndex(url)) as index:
+            await index.upsert([point(1, 1)])
+        (collection,) = server.indexes
+        assert server.indexes[collection]["tenant"].is_tenant
+        assert server.strict[collection].enabled
+        # As an older version left it.
+        server.strict.clear()
+        async with opened(QdrantIndex(url)) as index:
+            assert found((await index.search(EVERYTHING, dense=AXES[0], sparse=None, depth=1)).dense) == [(1, 1)]
+            del server.indexes[collection]["tenant"]
+            with pytest.raises(IndexUnavailable, match="UnexpectedResponse"):
+                await index.search(EVERYTHING, dense=AXES[0], sparse=None, depth=1)
 
 
 def test_a_point_number_holds_its_generation_and_passage() -> None:

@@ -162,6 +162,22 @@ async def test_a_cancelled_job_leaves_what_was_there(world: World) -> None:
     assert (await world.ingestion.cancel(ACME, waits.job_id)).state == "done"
 
 
+async def test_what_is_in_place_before_it_can_be_cancelled_is_said_to_be(world: World) -> None:
+    await world.done("tower.txt")
+    world.index.hold("delete")
+    accepted = await world.add("tower.txt", b"A new tower.")
+    await world.index.reached["delete"].wait()  # The new one is in place; the old one is being cleared away.
+    (its_task,) = [task for task in asyncio.all_tasks() if task.get_name().startswith("ingesting")]
+    cancelling = asyncio.create_task(world.ingestion.cancel(ACME, accepted.job_id))
+    while not its_task.cancelling():
+        await asyncio.sleep(0.001)
+    world.index.gates["delete"].set()
+    assert (await cancelling).state == "done"
+    with pytest.raises(JobEnded, match="ended before"):
+        await accepted.ended
+    assert await world.found("tower") == ["A new tower."]
+
+
 async def test_a_document_that_is_deleted_does_not_come_back_from_the_queue(world: World) -> None:
     await world.done("tower.txt")
     (document,) = await world.retriever.documents(ACME)
@@ -169,8 +185,8 @@ async def test_a_document_that_is_deleted_does_not_come_back_from_the_queue(worl
     under_way = await world.add("tower.txt", b"A new tower.")
     waits = await world.add("tower.txt", b"A newer tower.")
     await world.index.reached["upsert"].wait()
-    world.index.gates["upsert"].set()
     await world.ingestion.delete(ACME, document.id)
+    world.index.gates["upsert"].set()
     for accepted in (under_way, waits):
         with pytest.raises(JobEnded, match="deleted"):
             await accepted.ended

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,7 +22,6 @@ from retrieval.embedder import HashingEmbedder
 from retrieval.errors import (
     DocumentChanged,
     DocumentNotFound,
-    IndexMismatch,
     IndexOutOfRoom,
     IndexUnavailable,
     InvalidFilter,
@@ -31,6 +31,7 @@ from retrieval.errors import (
 from retrieval.index import Index
 from retrieval.qdrant import MEMORY, QdrantIndex
 from retrieval.retriever import Retriever
+from retrieval.variety import Variety
 from tests.lines import LineParser, WatchedIndex, split_lines
 
 ACME, OTHER = Scope("acme"), Scope("other")
@@ -182,6 +183,29 @@ async def test_a_deleted_document_is_gone(retriever: Retriever, index: WatchedIn
             await read(ACME, added.document.id)
     again = await retriever.add(ACME, name="tower.txt", content=b"A secret word: xyzzy.")
     assert again.outcome == "created"
+
+
+async def test_one_document_does_not_fill_the_hits(retriever: Retriever) -> None:
+    for name, count in (("many.txt", 6), ("few.txt", 2)):
+        lines = [f"The kettle boils water, part {n} of {name}." for n in range(count)]
+        await retriever.add(ACME, name=name, content="\n".join(lines).encode())
+    every = await retriever.search(ACME, "The kettle boils water", top_k=8)
+    assert Counter(hit.passage.document_name for hit in every.hits) == {"many.txt": 6, "few.txt": 2}
+    some = await retriever.search(ACME, "The kettle boils water", top_k=3, variety=Variety(per_document=2))
+    shown = Counter(hit.passage.document_name for hit in some.hits)
+    assert (max(shown.values()), shown.total()) == (2, 3)
+    assert [text for text in texts(every) if text in texts(some)] == texts(some), "The order stays."
+
+
+async def test_what_is_said_already_waits_for_what_is_not(retriever: Retriever) -> None:
+    said = "The kettle boils one litre of water in ninety seconds."
+    for name, text in (("a", said), ("b", said), ("c", "A kettle has a lid of steel, and its cord is long.")):
+        await retriever.add(ACME, name=name, content=text.encode())
+    plain = await retriever.search(ACME, said, top_k=3)
+    assert texts(plain)[:2] == [said, said]
+    varied = await retriever.search(ACME, said, top_k=2, variety=Variety(mmr=0.3))
+    assert varied.hits == (plain.hits[0], plain.hits[2]), "Each hit says of itself what it said."
+    assert (await retriever.search(ACME, said, top_k=3, variety=Variety(mmr=1.0))).hits == plain.hits
 
 
 async def test_an_empty_collection_and_an_empty_question_find_nothing(retriever: Retriever) -> None:
@@ -387,23 +411,6 @@ async def test_everything_is_there_after_reopening(tmp_path: Path, make_index: C
         assert first.document.id == (await retriever.documents(ACME))[0].id
 
 
-async def test_another_embedder_is_refused_until_a_rebuild_is_asked_for(
-    tmp_path: Path, make_index: Callable[[], Index]
-) -> None:
-    async with opened(tmp_path, make_index()) as retriever:
-        added = await retriever.add(ACME, name="tower.txt", content=TOWER)
-    with pytest.raises(IndexMismatch, match="dimension is 64 in the collection and 32 here"):
-        async with opened(tmp_path, make_index(), HashingEmbedder(32)):
-            pass
-    async with opened(tmp_path, make_index(), HashingEmbedder(32), rebuild=True) as retriever:
-        result = await retriever.search(ACME, "How tall is the tower?")
-        assert texts(result)[0] == "The tower is 330 metres tall."
-        assert result.index_version != added.document.index_version
-        again = await retriever.add(ACME, name="tower.txt", content=TOWER)
-        assert (again.outcome, again.embedded_passages) == ("replaced", 0)
-        assert again.document.index_version == result.index_version
-
-
 async def test_a_second_process_is_refused(tmp_path: Path) -> None:
     async with opened(tmp_path, EdgeIndex(tmp_path / "index")):
         with pytest.raises(IndexUnavailable, match="Another process has"):
@@ -486,10 +493,10 @@ class LateIndex(WatchedIndex):
         self.is_up = False
         self.opened = asyncio.Event()
 
-    async def open(self, schema: Any, *, rebuild: bool = False) -> None:
+    async def open(self, schema: Any) -> None:
         if not self.is_up:
             raise self.error
-        await self.index.open(schema, rebuild=rebuild)
+        await self.index.open(schema)
         self.opened.set()
 
 

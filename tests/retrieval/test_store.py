@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.documents import Document, Passage
+from retrieval.documents import Block, Document, Page, ParsedDocument, Passage, Scope
 from retrieval.errors import DocumentNotFound, IndexUnavailable
 from retrieval.store import DocumentStore, StoredDocument
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 SOURCE = "Grüße aus Paris. Das Wort ist xyzzy."
+PARSED = ParsedDocument(SOURCE, "A title", (Block(0, 16, "paragraph", ("A", "B")),), (Page(1, 0, len(SOURCE)),))
 
 
 def document(**changes: object) -> Document:
@@ -45,7 +46,7 @@ def passages(of: Document) -> list[Passage]:
 
 
 async def put(store: DocumentStore, generation: int, of: Document) -> None:
-    await store.put(StoredDocument(of, generation), SOURCE, passages(of))
+    await store.put(StoredDocument(of, generation), PARSED, passages(of))
 
 
 @pytest.fixture
@@ -58,17 +59,18 @@ async def store(tmp_path: Path) -> AsyncIterator[DocumentStore]:
 
 async def test_what_was_put_comes_back_unchanged(store: DocumentStore) -> None:
     await put(store, 7, document())
-    assert await store.find("acme", "d1") == StoredDocument(document(), 7)
+    assert await store.find(Scope.whole("acme"), "d1") == StoredDocument(document(), 7)
     assert await store.passages(7) == passages(document())
     assert await store.source(7) == SOURCE
-    assert await store.generations() == {7: ("acme", "d1", 2)}
+    assert await store.parsed(7) == PARSED
+    assert await store.generations() == {7: ("acme", "d1", 2, ())}
     assert await store.passages_of([(7, 2), (7, 3), (8, 1)]) == {(7, 2): passages(document())[1]}
 
 
 async def test_a_new_generation_takes_the_old_ones_place(store: DocumentStore) -> None:
     await put(store, 1, document())
     await put(store, 2, document(version="v2"))
-    assert await store.generations() == {2: ("acme", "d1", 2)}
+    assert await store.generations() == {2: ("acme", "d1", 2, ())}
     assert (await store.passages(1), await store.source(1)) == ([], None)
     assert {passage.document_version for passage in await store.passages(2)} == {"v2"}
 
@@ -77,33 +79,33 @@ async def test_a_put_that_fails_changes_nothing(store: DocumentStore) -> None:
     await put(store, 1, document())
     twice = [passages(document())[0]] * 2
     with pytest.raises(IndexUnavailable, match="failed"):
-        await store.put(StoredDocument(document(version="v2"), 2), SOURCE, twice)
-    assert await store.find("acme", "d1") == StoredDocument(document(), 1)
+        await store.put(StoredDocument(document(version="v2"), 2), PARSED, twice)
+    assert await store.find(Scope.whole("acme"), "d1") == StoredDocument(document(), 1)
     assert len(await store.passages(1)) == 2
 
 
 async def test_a_tenants_documents_are_its_own(store: DocumentStore) -> None:
     await put(store, 1, document())
     await put(store, 2, document(tenant="other", name="b.txt"))
-    assert [one.name for one in await store.documents("other", limit=9, after=None)] == ["b.txt"]
+    assert [one.name for one in await store.documents(Scope.whole("other"), limit=9, after=None)] == ["b.txt"]
     with pytest.raises(DocumentNotFound):
-        await store.remove("third", "d1")
-    await store.remove("other", "d1")
-    assert await store.find("other", "d1") is None
-    assert await store.find("acme", "d1") is not None
+        await store.remove(Scope.whole("third"), "d1")
+    await store.remove(Scope.whole("other"), "d1")
+    assert await store.find(Scope.whole("other"), "d1") is None
+    assert await store.find(Scope.whole("acme"), "d1") is not None
 
 
 async def test_a_deletion_leaves_a_tombstone_without_content(store: DocumentStore) -> None:
     await put(store, 1, document())
-    removed = await store.remove("acme", "d1")
-    assert removed.generation == 1
+    removed, cuts = await store.remove(Scope.whole("acme"), "d1")
+    assert (removed.generation, cuts) == (1, {1: 2})
     (tombstone,) = await store.tombstones("acme")
     assert (tombstone.tenant, tombstone.id, tombstone.version) == ("acme", "d1", "v1")
     assert abs((datetime.now(UTC) - tombstone.deleted_at).total_seconds()) < 60
     assert await store.tombstones("other") == []
     assert (await store.passages(1), await store.source(1), await store.generations()) == ([], None, {})
     with pytest.raises(DocumentNotFound, match="'d1'"):
-        await store.remove("acme", "d1")
+        await store.remove(Scope.whole("acme"), "d1")
 
 
 async def test_content_and_identity_survive_reopening(tmp_path: Path) -> None:
@@ -116,7 +118,7 @@ async def test_content_and_identity_survive_reopening(tmp_path: Path) -> None:
     second = DocumentStore(path)
     await second.open()
     assert second.store_id == first.store_id != ""
-    assert await second.find("acme", "d1") == StoredDocument(document(), 1)
+    assert await second.find(Scope.whole("acme"), "d1") == StoredDocument(document(), 1)
     await second.close()
     with pytest.raises(IndexUnavailable, match="not open"):
         await second.generations()

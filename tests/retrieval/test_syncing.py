@@ -242,7 +242,7 @@ async def snapshot(world: World) -> list[tuple[str, int, str, list[float]]]:
     """Every passage with its vector; a point of the index that is no passage's is an error."""
     found, points = [], set(await world.index.ids())
     for document in await world.retriever.documents(ACME, limit=500):
-        stored = await world.retriever.store.find("acme", document.id)
+        stored = await world.retriever.store.find(ACME, document.id)
         assert stored
         for passage in await world.retriever.passages(ACME, document.id):
             point = stored.generation << 20 | passage.n

@@ -4,21 +4,20 @@ Main rule: the port is bound only when the first request can be answered, as TGI
 on stderr. torch is imported after the environment that it reads once, at import, has been set.
 """
 
-import contextlib
 import logging
 import os
 import socket
 import sys
 import threading
 import time
-from pathlib import Path
 
 import uvicorn
 
 from app.engines.local import EngineSettings
 from app.engines.local.weights import find_weights, is_hub_id
+from retrieval.children import usable_cores
 
-__all__ = ["EngineSettings", "serve", "thread_environment", "usable_cores"]
+__all__ = ["EngineSettings", "serve", "thread_environment"]
 
 log = logging.getLogger(__name__)
 
@@ -71,15 +70,6 @@ def thread_environment(threads: int, *, offline: bool) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
     }
     return variables | ({"HF_HUB_OFFLINE": "1"} if offline else {})
-
-
-def usable_cores() -> int:
-    """Count the cores this process may use, by its affinity and its container's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, int(quota) // int(period))  # The word "max" is no number: there is no quota.
-    return max(1, cores)
 
 
 def _set_environment(variables: dict[str, str]) -> None:
