@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from retrieval.embedder import SentenceTransformerEmbedder
 from tests.fake_tgi import FakeTGI
 from tests.ray_cluster import ray_cluster
-from tests.service import Service, live_service
+from tests.service import Api, Service, live_service
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -19,16 +19,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 @dataclass
 class World:
-    """A service, a cluster, and a folder that both see."""
+    """A tenant nobody was before of a service, a cluster, and a folder that all of them see."""
 
     service: Service
     cluster: str
     folder: Path
+    api: Api
 
-    async def ingest(self, *options: str, key: str | None = None) -> tuple[int, str, str]:
-        """Run the command; gives its exit code and what it said."""
-        place = ("--url", self.service.url, "--key", key or self.service.key, "--ray", self.cluster)
-        command = (sys.executable, "-m", "app", "ingest", *options, *place)
+    async def ingest(self, *options: str, place: str = "", key: str = "") -> tuple[int, str, str]:
+        """Run the command for the folder, or another place; gives its exit code and what it said."""
+        where = ("--url", self.service.url, "--key", key or self.api.key, "--ray", self.cluster)
+        command = (sys.executable, "-m", "app", "ingest", place or str(self.folder), *options, *where)
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=pipe, stderr=pipe)
         out, err = await process.communicate()
@@ -36,28 +37,35 @@ class World:
 
 
 @pytest.fixture(scope="module")
-async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    folder = tmp_path_factory.mktemp("papers")
-    for number in range(40):
-        sections = "\n\n".join(f"## Part {part}\n\nThe harbour {number}.{part} opens at nine." for part in range(3))
-        (folder / f"{number:02}.md").write_text(f"# Harbour {number}\n\n{sections}\n")
-    (folder / "broken.pdf").write_bytes(b"%PDF-1.7 and nothing more")
+async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Service, str]]:
     async with (
         ray_cluster() as cluster,
         FakeTGI() as tgi,
         live_service(
-            tmp_path_factory.mktemp("cluster"), engine_url=tgi.url, embedder=SentenceTransformerEmbedder(), tenants=2
+            tmp_path_factory.mktemp("cluster"), engine_url=tgi.url, embedder=SentenceTransformerEmbedder(), tenants=6
         ) as service,
     ):
-        yield World(service, cluster, folder)
+        yield service, cluster
+
+
+@pytest.fixture
+async def world(served: tuple[Service, str], tmp_path: Path) -> AsyncIterator[World]:
+    service, cluster = served
+    for number in range(40):
+        sections = "\n\n".join(f"## Part {part}\n\nThe harbour {number}.{part} opens at nine." for part in range(3))
+        (tmp_path / f"{number:02}.md").write_text(f"# Harbour {number}\n\n{sections}\n")
+    (tmp_path / "broken.pdf").write_bytes(b"%PDF-1.7 and nothing more")
+    async with service.tenant() as api:
+        yield World(service, cluster, tmp_path, api)
 
 
 async def test_documents_are_made_ready_on_both_nodes_and_are_what_the_service_makes(world: World) -> None:
-    code, out, err = await world.ingest(str(world.folder))
+    code, out, err = await world.ingest()
     assert (code, out) == (1, "40 created, 1 refused\n"), err
     assert "broken.pdf" in err
     assert "Made ready on 2 of the cluster's nodes" in err
-    async with world.service.client() as client, world.service.tenant() as other:
+    client = world.api.client
+    async with world.service.tenant() as other:
         jobs = (await client.get("/v1/jobs?limit=100")).json()["data"]
         assert sum(job["embedded_passages"] for job in jobs) == 0
         name = "07.md"
@@ -75,22 +83,25 @@ async def test_documents_are_made_ready_on_both_nodes_and_are_what_the_service_m
 
 
 async def test_what_is_there_as_it_is_is_not_made_again_and_what_changed_is(world: World) -> None:
+    for path in sorted(world.folder.iterdir())[4:-1]:
+        path.unlink()
+    code, out, err = await world.ingest()
+    assert (code, out) == (1, "4 created, 1 refused\n"), err
     (world.folder / "03.md").write_text("# Harbour 3\n\nIt is closed.\n")
-    code, out, err = await world.ingest(str(world.folder), "--sync", "--source", "papers")
-    assert (code, "1 failed" in out) == (1, True), out + err
-    code, out, err = await world.ingest(str(world.folder))
-    assert (code, out) == (1, "1 refused, 40 unchanged\n"), err
+    code, out, err = await world.ingest("--sync", "--source", "papers")
+    assert (code, "~ 03.md" in out, "1 failed" in out) == (1, True, True), out + err
+    code, out, err = await world.ingest()
+    assert (code, out) == (1, "1 refused, 4 unchanged\n"), err
 
 
 async def test_a_key_that_may_not_write_into_an_index_is_refused(world: World) -> None:
     key = await world.service.new_key(scopes=("documents:read", "documents:write"))
-    code, _, err = await world.ingest(str(world.folder), key=key)
+    code, _, err = await world.ingest(key=key)
     assert (code, "indexes:manage" in err) == (1, True), err
 
 
 async def test_no_cluster_at_an_address_is_said(world: World) -> None:
-    nowhere = World(world.service, "127.0.0.1:9", world.folder)
-    code, _, err = await nowhere.ingest(str(world.folder))
+    code, _, err = await replace(world, cluster="127.0.0.1:9").ingest()
     assert (code, "No Ray cluster answers" in err) == (1, True), err
-    code, _, err = await nowhere.ingest("git+https://example.org/papers.git")
+    code, _, err = await world.ingest(place="git+https://example.org/papers.git")
     assert (code, "folders that every node" in err) == (2, True), err
