@@ -17,8 +17,6 @@ BURST = 10
 """Sessions of an arm that a guard without statistics looks at: the last ones."""
 
 _BURST_BAD = 9
-_STABLE_BAD = BURST // 2
-"""With more bad ones on the stable side the cause is not the canary's."""
 
 HARD_GUARDS = {"error": "error_burst", "index_empty": "empty_index", "degenerate": "degenerate_output"}
 """Guards that need no statistics, by the signal they count."""
@@ -161,7 +159,9 @@ def replay(
 def _burst(state: State) -> Decision | None:
     for signal, guard in HARD_GUARDS.items():
         canary, stable = (state.recent.get(f"{signal} {arm}", "") for arm in ("canary", "stable"))
-        if len(canary) == BURST and canary.count("1") >= _BURST_BAD and stable.count("1") <= _STABLE_BAD:
+        # Where most of the stable sessions are bad too, be they few, the cause is not the canary's.
+        is_shared = stable.count("1") > stable.count("0")
+        if len(canary) == BURST and canary.count("1") >= _BURST_BAD and not is_shared:
             bad, beside = canary.count("1"), f"{stable.count('1')} of {len(stable)}"
             what = f"{bad} of the canary's last {BURST} sessions {_BURST_WORDS[signal]}"
             return Decision(guard=guard, why=f"{what}, of the stable ones {beside}.")

@@ -199,6 +199,18 @@ async def test_a_burst_of_errors_is_the_canarys_only_if_the_stable_release_answe
     assert trial.decision.why.startswith("10 of the canary's last 10 sessions failed")
 
 
+async def test_a_few_stable_sessions_that_fail_as_the_canarys_do_are_enough_to_wait_for_more(world):
+    await world.canary()
+    await world.answer("stable", 2, **FAILED)
+    await world.answer("canary", 12, **FAILED)
+    await world.watch()
+    assert (await world.rollout()).canary == 2
+    await world.answer("stable", 2)
+    await world.answer("canary", 1, **FAILED)
+    await world.watch()
+    assert (await world.last_change()).who == "guard:error_burst"
+
+
 async def test_an_index_that_gives_the_canary_nothing_is_noticed(world):
     await world.canary()
     await world.answer("stable", 10, retrieval_outcome="used", passages=[{"passage_id": "p"}])

@@ -95,7 +95,8 @@ async def test_a_trial_is_shown_with_its_evidence_and_its_replay_says_the_same(s
         watcher = Watcher(database, History(database), now)
         await watcher.step()
         for number in range(24):
-            body = {"model": "hallmark", "messages": [{"role": "user", "content": "Hello"}]}
+            messages = [{"role": "user", "content": "Hello"}]
+            body = {"model": "hallmark", "messages": messages, "retrieval": {"mode": "off"}}
             assert (await client.post(CHAT, json=body, headers={"x-conversation-id": f"c{number}"})).status_code == 200
 
         async def heard():
