@@ -22,7 +22,7 @@ from app.releases import Release
 from app.tasks import Misfit, Task
 from observability import genai
 from observability.spans import NOT_RECORDED, Facts, TraceSpan
-from observability.traces import RequestTrace
+from observability.traces import Profile, RequestTrace
 from retrieval.citations import AnswerChecker, Citation, Verdict
 from retrieval.documents import Hit, Passage
 from retrieval.links import LinkFilter
@@ -87,7 +87,7 @@ class EngineCall:
             model=release.base_model or release.name,
             prediction_id=prediction.id,
             is_first=not self._has_called,
-            tell=partial(self._facts, release, sampling),
+            tell=partial(_facts, self._trace.conventions.profile, prediction, release, sampling),
         )
         generation = Generation(
             messages=messages,
@@ -148,27 +148,6 @@ class EngineCall:
                     error=error,
                 )
 
-    def _facts(self, release: Release, sampling: Sampling) -> Facts:
-        """What the span of a call says of it."""
-        prediction = self._prediction
-        return genai.generation_facts(
-            self._trace.conventions.profile,
-            model=release.base_model or release.name,
-            provider=release.engine,
-            release=release.label,
-            prediction_id=prediction.id,
-            conversation=prediction.conversation,
-            prompt_name=release.name,
-            prompt_version=release.prompt.version,
-            adapter=release.adapter,
-            stream=prediction.stream,
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=sampling.seed,
-            stop=sampling.stop,
-        )
-
     async def _fitted(
         self, batches: AsyncGenerator[list[Piece], None], task: Task
     ) -> AsyncGenerator[list[Piece], None]:
@@ -190,6 +169,27 @@ class EngineCall:
         prediction.valid = True
         prediction.predicted_class = answer if task.labels else None
         yield [Piece(text=answer), *(Piece(logprobs=piece.logprobs) for piece in pieces if piece.logprobs)]
+
+
+def _facts(profile: Profile, prediction: Prediction, release: Release, sampling: Sampling) -> Facts:
+    """What the span of a call says of it; what it is told by leads to no span, or the collector had to free both."""
+    return genai.generation_facts(
+        profile,
+        model=release.base_model or release.name,
+        provider=release.engine,
+        release=release.label,
+        prediction_id=prediction.id,
+        conversation=prediction.conversation,
+        prompt_name=release.name,
+        prompt_version=release.prompt.version,
+        adapter=release.adapter,
+        stream=prediction.stream,
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        seed=sampling.seed,
+        stop=sampling.stop,
+    )
 
 
 def filter_of(request: ChatRequest, task: Task, hits: Sequence[Hit], allowed: Sequence[str]) -> LinkFilter | None:
