@@ -6,7 +6,7 @@ import socket
 from collections.abc import AsyncIterator
 
 import pytest
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tests.service import serving
 
@@ -28,8 +28,22 @@ class Slow:
         await send({"type": "http.response.body", "body": b"last"})
 
 
+class Whole:
+    """Sends a response of which all is there."""
+
+    def __init__(self, *headers: tuple[bytes, bytes], status: int = 200, body: bytes = b"all of it") -> None:
+        self.headers = headers
+        self.status = status
+        self.body = body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [*self.headers, (b"content-length", b"%d" % len(self.body))]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body})
+
+
 @contextlib.asynccontextmanager
-async def connected(app: Slow) -> AsyncIterator[socket.socket]:
+async def connected(app: ASGIApp) -> AsyncIterator[socket.socket]:
     async with serving(app) as url:
         with socket.socket() as connection:
             connection.setblocking(False)
@@ -37,8 +51,11 @@ async def connected(app: Slow) -> AsyncIterator[socket.socket]:
             yield connection
 
 
-async def send(connection: socket.socket, method: str, *headers: str, body: bytes = b"") -> None:
-    head = "\r\n".join([f"{method} / HTTP/1.1", "host: x", "connection: close", *headers, "", ""]).encode()
+async def send(
+    connection: socket.socket, method: str, *headers: str, body: bytes = b"", last: bool = True, version: str = "1.1"
+) -> None:
+    closing = ["connection: close"] if last else []
+    head = "\r\n".join([f"{method} / HTTP/{version}", "host: x", *closing, *headers, "", ""]).encode()
     await asyncio.get_running_loop().sock_sendall(connection, head + body)
 
 
@@ -84,3 +101,78 @@ async def test_a_client_that_asks_whether_to_go_on_is_told_at_once() -> None:
         assert told == b"HTTP/1.1 100 Continue\r\n\r\n"
         await asyncio.get_running_loop().sock_sendall(connection, b"body")
         assert (await rest(connection)).endswith(b"first \r\n4\r\nlast\r\n0\r\n\r\n")
+
+
+async def test_a_whole_response_has_its_headers_in_their_order_and_its_connection_stays() -> None:
+    app = Whole((b"content-type", b"text/plain"), (b"x-name", "Zoë".encode("latin-1")), (b"x-tab", b"a\tb"))
+    async with connected(app) as connection:
+        for last in (False, False, True):
+            await send(connection, "GET", last=last)
+        head = b"content-type: text/plain\r\nx-name: Zo\xeb\r\nx-tab: a\tb\r\ncontent-length: 9\r\n"
+        received = await rest(connection)
+    first, second, third = received.split(b"HTTP/1.1 200 OK\r\n")[1:]
+    assert first == second
+    assert first.startswith(b"date: ")
+    assert first.endswith(b"GMT\r\n" + head + b"\r\nall of it")
+    assert third.endswith(head + b"connection: close\r\n\r\nall of it")  # Which uvicorn says and does.
+
+
+async def test_a_client_of_an_older_version_is_answered_and_let_go() -> None:
+    async with connected(Whole()) as connection:
+        await send(connection, "GET", last=False, version="1.0")
+        assert (await rest(connection)).endswith(b"content-length: 9\r\nconnection: close\r\n\r\nall of it")
+
+
+@pytest.mark.parametrize(
+    "header", [(b"x-name", b"a\r\nset-cookie: b"), (b"x-name", b"a\nb"), (b"x-name", b"a\0"), (b"x\r\ny", b"a")]
+)
+async def test_a_header_that_breaks_its_line_is_not_sent(header: tuple[bytes, bytes]) -> None:
+    async with connected(Whole(header)) as connection:
+        await send(connection, "GET")
+        response = await rest(connection)
+    assert b"cookie" not in response
+    assert b"all of it" not in response
+
+
+@pytest.mark.parametrize("status", [204, 304])
+async def test_a_status_without_a_body_is_sent(status: int) -> None:
+    async with connected(Whole(status=status, body=b"")) as connection:
+        await send(connection, "GET")
+        assert (await rest(connection)).startswith(b"HTTP/1.1 %d " % status)
+
+
+async def test_a_response_of_another_length_than_it_says_is_broken_off() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"3")]})
+        await send({"type": "http.response.body", "body": b"longer"})
+
+    async with connected(app) as connection:
+        await send(connection, "GET", last=False)
+        assert b"longer" not in await rest(connection)
+
+
+async def test_the_application_says_that_the_connection_ends() -> None:
+    async with connected(Whole((b"connection", b"close"))) as connection:
+        await send(connection, "GET", last=False)
+        assert (await rest(connection)).endswith(b"connection: close\r\ncontent-length: 9\r\n\r\nall of it")
+
+
+async def test_an_application_that_fails_between_head_and_body_sends_an_error() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise RuntimeError("of our own")
+
+    async with connected(app) as connection:
+        await send(connection, "GET")
+        response = await rest(connection)
+    assert response.startswith(b"HTTP/1.1 500 ")
+    assert response.endswith(b"Internal Server Error")
+
+
+async def test_a_body_without_a_head_sends_an_error() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.body", "body": b"all of it"})
+
+    async with connected(app) as connection:
+        await send(connection, "GET")
+        assert (await rest(connection)).startswith(b"HTTP/1.1 500 ")
