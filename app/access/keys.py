@@ -192,7 +192,7 @@ def whole(key: ApiKey, secret: str) -> str:
 
 def digest(secret: str | bytes) -> bytes:
     """What is kept of a secret."""
-    return sha256(secret.encode() if isinstance(secret, str) else secret).digest()
+    return sha256(secret.encode(errors="surrogatepass") if isinstance(secret, str) else secret).digest()
 
 
 def parse(authorization: str | bytes | None) -> tuple[str, bytes]:

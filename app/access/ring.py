@@ -18,6 +18,7 @@ from app.errors import ServiceError, Unauthenticated, Unavailable
 log = logging.getLogger(__name__)
 
 _MINUTE = 60_000  # Milliseconds.
+_MOST_SHOWN = 10_000
 _UNKNOWN = f"There is no such API key. {HOW}"
 
 
@@ -50,6 +51,8 @@ class Access:
         self._impatient_seconds = impatient_seconds
         self._patience_seconds = patience_seconds
         self._keys: dict[str, tuple[bytes, ApiKey, Caller]] = {}
+        self._shown: dict[bytes, tuple[ApiKey, Caller]] = {}
+        """Keys of `_keys` by the digest of a whole header that has proved them: it need not be taken apart again."""
         self._version = 0
         self._is_stale = False
         self._used: dict[str, int] = {}
@@ -93,6 +96,24 @@ class Access:
             Unauthenticated: there is no key, or it is unknown, wrong, expired or revoked.
             Unavailable: the key is unknown, and may be a new one: the database cannot be asked at present.
         """
+        shown = digest(authorization or b"")
+        found = self._shown.get(shown)
+        if found is None:
+            found = await self._verified(authorization)
+            if len(self._shown) >= _MOST_SHOWN:
+                self._shown.clear()
+            self._shown[shown] = found
+        key, caller = found
+        at = now()
+        if key.revoked_at is not None:
+            raise Unauthenticated(f"The API key {key.id!r} was revoked. {HOW}")
+        if key.expires_at is not None and key.expires_at <= at:
+            raise Unauthenticated(f"The API key {key.id!r} has expired. {HOW}")
+        self._used[key.id] = at
+        return caller
+
+    async def _verified(self, authorization: str | bytes | None) -> tuple[ApiKey, Caller]:
+        """Give the key that a header proves; raises as `admit` says."""
         key_id, secret = parse(authorization)
         known = self._keys.get(key_id)
         if known is None:
@@ -104,13 +125,7 @@ class Access:
         expected, key, caller = known
         if not hmac.compare_digest(digest(secret), expected):
             raise Unauthenticated(_UNKNOWN)
-        at = now()
-        if key.revoked_at is not None:
-            raise Unauthenticated(f"The API key {key_id!r} was revoked. {HOW}")
-        if key.expires_at is not None and key.expires_at <= at:
-            raise Unauthenticated(f"The API key {key_id!r} has expired. {HOW}")
-        self._used[key_id] = at
-        return caller
+        return key, caller
 
     def _look_awaited(self) -> asyncio.Future[bool]:
         """Ask for a look at the database; its future says whether that worked."""
@@ -169,6 +184,7 @@ class Access:
 
     def _hold(self, keys: Sequence[StoredKey]) -> None:
         self._keys = {each.key.id: (each.secret_sha256, each.key, each.key.caller) for each in keys}
+        self._shown = {}
 
     async def _save_uses(self) -> None:
         """Save when keys were used, to the minute; what cannot be saved is told and forgotten."""
