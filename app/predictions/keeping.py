@@ -6,7 +6,6 @@ answer that the caller saw is untouched.
 
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from copy import copy
 from typing import Any, Protocol, cast
 
 import msgspec
@@ -92,7 +91,7 @@ class Keeper:
             return prediction
         session = prediction.conversation or prediction.user or prediction.id
         wish = cast("Level | None", prediction.kept) if prediction.store else "metadata"
-        kept = copy(prediction)
+        kept = prediction.__copy__()
         kept.kept = level = self.policy.level_of(prediction.tenant, session, wish)
         kept.store = level != "metadata"
         if level != "full" and kept.metadata is not None:
@@ -107,7 +106,7 @@ class Keeper:
         """Give a prediction whose user goes by the name that is kept."""
         if self._pseudonym is None or prediction.user is None:
             return prediction
-        kept = copy(prediction)
+        kept = prediction.__copy__()
         kept.user = self._pseudonym(prediction.tenant, prediction.user)
         return kept
 

@@ -7,7 +7,6 @@ import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
-from copy import copy
 from pathlib import Path
 from typing import Any, Self, TypeVar
 from uuid import UUID
@@ -22,6 +21,9 @@ from app.predictions.writer import Job, Removal, Tally, Writer
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+
+FASTEST_BYTES_PER_SECOND = 1e9
+"""What a disk can take, whoever writes to it."""
 
 
 class PredictionLog:
@@ -112,9 +114,8 @@ class PredictionLog:
     @property
     def healthy(self) -> bool:
         """Whether records reach the disk, as far as the last commit tells, and there is room for more."""
-        return self._problem is None
+        return self._problem() is None
 
-    @property
     def _problem(self) -> str | None:
         """Why nothing more is taken, if so."""
         if not self._is_open:
@@ -137,7 +138,7 @@ class PredictionLog:
         """
         if len(prediction.id) != 36:
             raise ValueError(f"{prediction.id!r} is not the id of a prediction: uuid7() makes one.")
-        if (problem := self._problem) is not None:
+        if (problem := self._problem()) is not None:
             raise _unavailable(problem)
         if len(self._undurable) >= self._capacity:
             raise _unavailable("has as many records waiting for its disk as it may")
@@ -170,7 +171,7 @@ class PredictionLog:
             prediction.outcome = "interrupted"
         # The closing row says all that an opening one would have.
         is_first = self._stop_lingering(prediction.id)
-        job = self._undurable[prediction.id] = Job(copy(prediction), is_first=is_first)
+        job = self._undurable[prediction.id] = Job(prediction.__copy__(), is_first=is_first)
         self._writer.put([job])
 
     async def close(self, prediction: Prediction) -> None:
@@ -299,8 +300,9 @@ class PredictionLog:
             self._is_failing = True
             log.error("Predictions cannot be recorded and requests are refused until they can: %s", error)
 
-    def _look_for_room(self, connection: sqlite3.Connection) -> None:
-        """Measure the room on the disk, in the writer's thread."""
+    def _look_for_room(self, connection: sqlite3.Connection) -> float:
+        """Measure the room on the disk, in the writer's thread; gives the seconds for which it is enough at least."""
+        room = 0
         with suppress(OSError, sqlite3.Error):  # A disk that does not tell will say so when it is written to.
             room = self._room_bytes(connection, self._path)
             # A little more than the reserve ends a shortage, so that it does not end with every row that goes.
@@ -308,6 +310,7 @@ class PredictionLog:
             if (room >= enough) != self._had_room:
                 self._had_room = room >= enough
                 self._tell_loop(self._measured, self._had_room)  # Waking it costs more than measuring: only for news.
+        return (room - self._reserve_bytes) / FASTEST_BYTES_PER_SECOND
 
     def _measured(self, has_room: bool) -> None:
         self._is_full = not has_room
@@ -352,7 +355,7 @@ def _removed(removals: list[Removal]) -> None:
 
 def _opening(job: Job) -> Job:
     """Fix an opening row as it is now: its prediction goes on changing."""
-    job.prediction = copy(job.prediction)
+    job.prediction = job.prediction.__copy__()
     job.prediction.outcome = "open"
     return job
 

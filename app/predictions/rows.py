@@ -5,6 +5,8 @@ With `store` false, what the caller or a document said is dropped here, before a
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
+from operator import itemgetter
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +22,7 @@ COLUMNS = tuple(column.name for column in database.predictions.columns if column
 _JSON_COLUMNS = tuple(
     COLUMNS.index(name) for name in ("metadata", "passages", "citations", "tool_calls", "messages", "features")
 )
+_json_of, _NO_JSON = itemgetter(*_JSON_COLUMNS), (None,) * len(_JSON_COLUMNS)
 _REQUEST, _STREAM, _STORE, _VALID, _EMBEDDING = (
     COLUMNS.index(name) for name in ("request", "stream", "store", "valid", "question_embedding")
 )
@@ -83,7 +86,7 @@ def _values(rows: Sequence[Row]) -> tuple[tuple[int, ...], list[Any]]:
     """The columns that any of the rows fills, and what they hold: sqlite3 binds a None at fifteen times a number."""
     empty = (None,) * len(rows)
     columns = tuple(at for at, held in enumerate(zip(*rows, strict=True)) if held != empty)
-    return columns, [row[at] for row in rows for at in columns]
+    return columns, list(chain.from_iterable(map(itemgetter(*columns), rows)))
 
 
 @lru_cache(maxsize=256)
@@ -108,9 +111,10 @@ def to_row(prediction: Prediction) -> Row:
             row[column] = None
         for column, figures in _QUOTING_COLUMNS:
             row[column] = row[column] and [figures(item) for item in row[column]]
-    for column in _JSON_COLUMNS:
-        if row[column] is not None:
-            row[column] = _encode(row[column]).decode()
+    if _json_of(row) != _NO_JSON:
+        for column in _JSON_COLUMNS:
+            if row[column] is not None:
+                row[column] = _encode(row[column]).decode()
     if row[_EMBEDDING] is not None:
         row[_EMBEDDING] = bytearray(row[_EMBEDDING])
     request = row[_REQUEST]

@@ -36,8 +36,8 @@ ROOM_SECONDS = 0.5
 """How often the room on the disk is looked at while nothing is written: others may take it, or give it back."""
 
 WRITTEN_ROOM_SECONDS = 0.02
-"""How often while rows are written, which after every commit would be dearer than a row. What a disk can take in that
-time is a part of the reserve: 20 MB at a gigabyte a second."""
+"""How often while rows are written and there is little left: after every commit it would be dearer than a row. What a
+disk can take in that time is a part of the reserve: 20 MB at a gigabyte a second."""
 
 
 class Job:
@@ -89,13 +89,14 @@ class Writer:
         removed: Callable[[list[Removal]], None] = lambda _: None,
         failed: Callable[[Exception], None],
         in_flight: Callable[[], int] = lambda: 0,
-        look_for_room: Callable[[], None] = lambda: None,
+        look_for_room: Callable[[], float] = lambda: 0.0,
         keeper: Keeper | None = None,
         tally: Tally | None = None,
     ) -> None:
         """All callbacks are called in the writer's thread; `in_flight` counts the predictions open.
 
-        `look_for_room` is called every `ROOM_SECONDS`, and after commits every `WRITTEN_ROOM_SECONDS`.
+        `look_for_room` is called every `ROOM_SECONDS`, and after commits every `WRITTEN_ROOM_SECONDS`, or as much later
+        as it says: it gives the seconds for which there is room whatever is written.
         """
         self._connection = connection
         self._committed = committed
@@ -139,13 +140,13 @@ class Writer:
     def _write_until_stopped(self) -> None:
         batch: list[Job] = []
         retry_at, pause, refused = 0.0, 0.05, 0
-        looked_at = look_at = 0.0
+        looked_at = look_at = lasts = 0.0
         stopped = False
         while not stopped or (batch and time.monotonic() < self._give_up_at):
             wake_at = retry_at if batch or self._removals else look_at
             stopped |= self._receive(batch, max(0.0, wake_at - time.monotonic()))
             if time.monotonic() >= look_at:
-                self._look_for_room()
+                lasts = self._look_for_room()
                 looked_at = time.monotonic()
                 look_at = looked_at + ROOM_SECONDS
             while self._errands:
@@ -167,7 +168,7 @@ class Writer:
             else:
                 self._tell(batch, time.perf_counter() - started)
                 batch, retry_at, pause, refused = [], 0.0, 0.05, 0
-                look_at = looked_at + WRITTEN_ROOM_SECONDS
+                look_at = looked_at + min(ROOM_SECONDS, max(WRITTEN_ROOM_SECONDS, lasts))
         if batch:
             self._count_unrecorded("dropped", len(batch))
             log.critical("The prediction log was closed with %d records not on the disk", len(batch))

@@ -21,6 +21,7 @@ from app.database import DataDirectoryBusy
 from app.errors import RecordUnavailable
 from app.messages import Message
 from app.predictions import Prediction, PredictionLog, uuid7
+from app.predictions.writer import ROOM_SECONDS
 from tests.migrated import migrated
 from tests.properties import examples
 from tests.service import size_with_room
@@ -497,6 +498,36 @@ async def test_under_its_reserve_the_disk_is_for_what_was_promised_and_for_nothi
         "Requests are refused: the disk has less than 1000000 bytes left",
         "There is room for predictions again",
     ]
+
+
+async def test_a_disk_with_much_room_is_not_asked_for_it_after_every_commit(path):
+    looks = 0
+
+    def much(*_: object) -> int:
+        nonlocal looks
+        looks += 1
+        return 2_000_000_000  # Two seconds of whatever is written.
+
+    async with PredictionLog(path, reserve_bytes=1_000_000, room_bytes=much) as log:
+        watch = Stopwatch()
+        for _ in range(100):
+            await log.close(_prediction(outcome="finished"))
+        assert looks <= 2 + watch.seconds / ROOM_SECONDS
+
+
+async def test_a_disk_with_little_room_is_asked_for_it_while_rows_are_written(path):
+    looks = 0
+
+    def little(*_: object) -> int:
+        nonlocal looks
+        looks += 1
+        return 2_000_000
+
+    async with PredictionLog(path, reserve_bytes=1_000_000, room_bytes=little) as log:
+        watch = Stopwatch()
+        while looks < 10:
+            await log.close(_prediction(outcome="finished"))
+        assert watch.seconds < 10 * ROOM_SECONDS
 
 
 async def test_a_disk_that_does_not_tell_its_room_is_written_to(path):
