@@ -39,6 +39,7 @@ from observability.spans import ChosenIds, start_span
 logger = logging.getLogger(__name__)
 
 REDACTED: Final = "REDACTED"
+_TRACE_ID_LIMIT: Final = TraceIdRatioBased.TRACE_ID_LIMIT
 
 
 class ExporterMisconfigured(ValueError):
@@ -94,7 +95,7 @@ class Exporting:
     def samples(self, parent: Context, trace_id: int, name: str) -> bool:
         """Whether a request is exported however it ends; `parent` is empty where it begins the trace."""
         if not parent and self._bound is not None:
-            return trace_id & TraceIdRatioBased.TRACE_ID_LIMIT < self._bound
+            return trace_id & _TRACE_ID_LIMIT < self._bound
         decided = self._sampler.should_sample(parent, trace_id, name, SpanKind.SERVER)
         return decided.decision is Decision.RECORD_AND_SAMPLE
 

@@ -55,6 +55,9 @@ _TOP_K: Final[Mapping[Profile, tuple[str, ...]]] = {
 # Not yet in the package's stable names.
 _RETURNED_ROWS: Final = "db.response.returned_rows"
 _NANOSECONDS: Final = 1_000_000_000
+# A member of an enumeration costs more to look up than a span to note.
+_CLIENT: Final = SpanKind.CLIENT
+_INTERNAL: Final = SpanKind.INTERNAL
 
 
 def start_generation(
@@ -67,7 +70,7 @@ def start_generation(
     if trace.server is NOT_RECORDED:
         return NOT_RECORDED
     span_id = chat_span_id(prediction_id) if is_first else 0
-    return trace.server.child(f"{CHAT} {model}", SpanKind.CLIENT, tell, span_id=span_id)
+    return trace.server.child(f"{CHAT} {model}", _CLIENT, tell, span_id=span_id)
 
 
 def generation_facts(
@@ -289,7 +292,7 @@ def start_record(trace: RequestTrace, *, step: str) -> TraceSpan:
     """Start the span of waiting for a row of the record to be on the disk: `opening` or `closing`."""
     if trace.server is NOT_RECORDED:
         return NOT_RECORDED
-    return trace.server.child("record", SpanKind.INTERNAL, {RECORD_STEP: step})
+    return trace.server.child("record", _INTERNAL, {RECORD_STEP: step})
 
 
 class Evaluation(NamedTuple):

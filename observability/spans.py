@@ -8,6 +8,7 @@ turns out to be worth keeping.
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from random import getrandbits
 from time import time_ns
 from typing import Final
@@ -171,24 +172,29 @@ def start_span(
 
 
 class NotedSpan(TraceSpan):
-    """A span of a request that is not sampled: noted, and built only if the request turns out to be worth keeping.
+    """A span of a request that is not sampled: noted, and built only if the request turns out to be worth keeping."""
 
-    What most spans do not have is an attribute of the class, because each that is set costs the request.
-    """
+    __slots__ = (
+        "_attributes",
+        "_children",
+        "_ended_ns",
+        "_error",
+        "_id",
+        "_kind",
+        "_name",
+        "_told",
+    )
 
-    _id = 0
-    _children: "tuple[NotedSpan, ...]" = ()
-    _more: tuple[Facts, ...] = ()
-    _events: tuple[tuple[str, int], ...] = ()
-    _tell: Callable[[TraceSpan], None] | None = None
-    _error: BaseException | str | None = None
-    _ended_ns = 0
-
-    def __init__(self, name: str, kind: SpanKind, attributes: Told, started_ns: int) -> None:
+    def __init__(self, name: str, kind: SpanKind, attributes: Told, started_ns: int, span_id: int = 0) -> None:
         self._name = name
         self._kind = kind
         self._attributes = attributes
         self.started_ns = started_ns
+        self._id = span_id
+        self._children: tuple[NotedSpan, ...] = ()
+        self._told: tuple[Callable[[TraceSpan], None], ...] = ()
+        self._error: BaseException | str | None = None
+        self._ended_ns = 0
 
     @property
     def recording(self) -> bool:
@@ -217,12 +223,11 @@ class NotedSpan(TraceSpan):
         span_id: int = 0,
     ) -> TraceSpan:
         """Note a span below this one."""
-        if self._ended_ns or len(self._children) >= MAX_NOTED:
+        children = self._children
+        if self._ended_ns or len(children) >= MAX_NOTED:
             return NOT_RECORDED
-        noted = NotedSpan(name, kind, attributes, started_ns or time_ns())
-        if span_id:
-            noted._id = span_id
-        self._children = (*self._children, noted)
+        noted = NotedSpan(name, kind, attributes, started_ns or time_ns(), span_id)
+        self._children = (*children, noted)
         return noted
 
     def set(self, name: str, value: AttributeValue) -> None:
@@ -231,18 +236,16 @@ class NotedSpan(TraceSpan):
 
     def update(self, attributes: Facts) -> None:
         """Note several attributes."""
-        if not self._ended_ns:
-            self._more = (*self._more, attributes)
+        self.then(partial(_update, attributes))
 
     def event(self, name: str, *, at_ns: int | None = None) -> None:
         """Note a point in time."""
-        if not self._ended_ns:
-            self._events = (*self._events, (name, at_ns or time_ns()))
+        self.then(partial(_event, name, at_ns or time_ns()))
 
     def then(self, tell: Callable[[TraceSpan], None]) -> None:
         """Keep what could be told for when it is."""
         if not self._ended_ns:
-            self._tell = tell
+            self._told = (*self._told, tell)
 
     def end(self, *, error: BaseException | str | None = None, ended_ns: int | None = None) -> None:
         """Note the end; only the first call counts."""
@@ -253,12 +256,8 @@ class NotedSpan(TraceSpan):
 
     def replay(self, span: TraceSpan) -> None:
         """Have `span` tell what was noted of this one, and of those below."""
-        for attributes in self._more:
-            span.update(attributes)
-        for name, at_ns in self._events:
-            span.event(name, at_ns=at_ns)
-        if self._tell is not None:
-            self._tell(span)
+        for tell in self._told:
+            tell(span)
         for child in self._children:
             child.replay_under(span)
 
@@ -267,6 +266,14 @@ class NotedSpan(TraceSpan):
         span = parent.child(self._name, self._kind, self._attributes, started_ns=self.started_ns, span_id=self._id)
         self.replay(span)
         span.end(error=self._error, ended_ns=self._ended_ns or None)
+
+
+def _update(attributes: Facts, span: TraceSpan) -> None:
+    span.update(attributes)
+
+
+def _event(name: str, at_ns: int, span: TraceSpan) -> None:
+    span.event(name, at_ns=at_ns)
 
 
 def _present(attributes: Facts) -> dict[str, AttributeValue]:

@@ -36,6 +36,7 @@ from observability.traces import Conventions, Late, Measure, Profile, RequestTra
 # https://opentelemetry.io/docs/specs/semconv/http/http-metrics/#metric-httpserverrequestduration
 _DURATION_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 _ROOT = Context()
+_SERVER = SpanKind.SERVER
 _PROPAGATOR = TraceContextTextMapPropagator()
 
 
@@ -176,12 +177,12 @@ class Telemetry:
         name = f"{method} {route}"
         if self._export.samples(parent, trace_id, name):
             told = _request_attributes(scope, route, method)
-            return start_span(self._tracer, name, SpanKind.SERVER, told, parent, trace_id=trace_id), None
+            return start_span(self._tracer, name, _SERVER, told, parent, trace_id=trace_id), None
         if self._keeper is None:
             return NOT_RECORDED, None
         started_ns = time_ns()
         late = Late(self._keeper, parent, started_ns, name, partial(_request_attributes, scope, route, method))
-        return NotedSpan(name, SpanKind.SERVER, None, started_ns) if self._keeps_failures else NOT_RECORDED, late
+        return NotedSpan(name, _SERVER, None, started_ns) if self._keeps_failures else NOT_RECORDED, late
 
     def _measure(self, route: str, method: str, scope: Mapping[str, Any] | None) -> Measure | None:
         if self._durations is None:

@@ -6,6 +6,7 @@ values are facts about the work; prompts, answers and document text are never am
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from random import getrandbits
 from time import perf_counter
 from typing import Final, Literal, NamedTuple
@@ -22,7 +23,8 @@ Profile = Literal["1.37", "genai-0.1", "both"]
 """Whose names the GenAI signals have; `observability.genai` knows them."""
 
 
-class Conventions(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Conventions:
     """How the work of a request is told."""
 
     profile: Profile = "1.37"
