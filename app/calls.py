@@ -6,10 +6,11 @@ away is.
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from functools import partial
 from time import perf_counter, time_ns
 from typing import Literal
+
+import msgspec
 
 from app.admission import Place
 from app.chat import ChatRequest
@@ -28,8 +29,7 @@ from retrieval.documents import Hit, Passage
 from retrieval.links import LinkFilter
 
 
-@dataclass(frozen=True, slots=True)
-class Conclusion:
+class Conclusion(msgspec.Struct, frozen=True):
     """What is known once an answer is complete and on record: always the last event."""
 
     finish_reason: FinishReason
@@ -108,20 +108,25 @@ class EngineCall:
         first_chunk: float | None = None
         first_token_ns: int | None = None
         error: BaseException | None = None
+        batches = engine.generate(generation)
         try:
-            async with aclosing(engine.generate(generation)) as batches:
+            try:
                 async for batch in batches:
-                    waited += perf_counter() - asked
+                    came = perf_counter()
+                    waited += came - asked
                     if prediction.queue_seconds is None:
                         prediction.queue_seconds = waited + (self._place.waited_seconds or 0.0)
-                        first_chunk = perf_counter() - began
+                        first_chunk = came - began
                         first_token_ns = time_ns()
                     asked = 0.0
-                    for last in batch[-1:]:  # How an answer ended stands in its last piece.
+                    if batch:  # How an answer ended stands in its last piece.
+                        last = batch[-1]
                         self.finish_reason = last.finish_reason or self.finish_reason
                         self.usage = last.usage or self.usage
                     yield batch
                     asked = perf_counter()
+            finally:  # As `aclosing` does, at half of its cost.
+                await batches.aclose()
         except BaseException as failure:
             error = failure
             raise

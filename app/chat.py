@@ -26,7 +26,7 @@ Identifier = Annotated[str, msgspec.Meta(max_length=512)]
 EntityKey = Annotated[str, msgspec.Meta(min_length=1, max_length=512)] | int
 
 
-class RetrievalOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RetrievalOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a request may choose about retrieval and citations; None leaves it to the release."""
 
     mode: RetrievalMode | None = None

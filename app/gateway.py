@@ -8,7 +8,6 @@ first streamed byte, the closing one before the last.
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
 from time import perf_counter
 from typing import Any
 
@@ -32,8 +31,6 @@ from observability import genai
 from observability.traces import RequestTrace
 from retrieval.citations import AnswerChecker, Verdict, plain_marker
 from retrieval.documents import Hit, Passage
-
-_NO_HEADERS: Mapping[bytes, bytes] = {}
 
 
 class Gateway:
@@ -95,7 +92,21 @@ def user_of(request: ChatRequest, caller: Caller) -> str | None:
 
 
 class Answering:
-    """One request being answered: its record, its release, and its events."""
+    """One request being answered: its record, its release, and its events.
+
+    What most requests neither have nor look at is an attribute of the class.
+    """
+
+    headers: Mapping[bytes, bytes] = {}
+    """Of the request, by lower-case name: a release may have it say there whom it is about."""
+    found: Sequence[Hit] = ()
+    """What the search gave for the answer."""
+    marker: Callable[[int, Passage], str] = staticmethod(plain_marker)
+    """How a citation is written into the answer; by default `[n]`."""
+    _rate: Ratings | None = None
+    _away: ServiceError | None = None
+    _has_waited = False
+    _stopped: StopReason | None = None
 
     def __init__(
         self, gateway: Gateway, request: ChatRequest, body: bytes, caller: Caller, choice: Choice, trace: RequestTrace
@@ -115,29 +126,18 @@ class Answering:
             request=body,
         )
         self.caller = caller
-        self._scope = caller.sees(request.retrieval.filter if request.retrieval else None)
         self._gateway = gateway
-        self.headers = _NO_HEADERS
-        """Of the request, by lower-case name: a release may have it say there whom it is about."""
         self._started = perf_counter()
         self.grounds: Grounds | None = None
+        self.verdict: Verdict | None = None
+        self._checker: AnswerChecker | None = None
+        self._passages: Sequence[Passage] = ()
         self._texts: list[str] = []
         self._tool_calls: list[dict[str, Any]] = []
         self.place = gateway.admission.place(caller.priority)
         """Its place among the answers in flight, to be entered before the events; a shadow, that nobody waits for,
         takes none."""
         self._call = EngineCall(request, prediction, trace, self.place)
-        self._away: ServiceError | None = None
-        self._has_waited = False
-        self._checker: AnswerChecker | None = None
-        self._rate: Ratings | None = None
-        self._passages: Sequence[Passage] = ()
-        self.found: Sequence[Hit] = ()
-        """What the search gave for the answer."""
-        self.verdict: Verdict | None = None
-        self.marker: Callable[[int, Passage], str] = plain_marker
-        """How a citation is written into the answer; by default `[n]`."""
-        self._stopped: StopReason | None = None
         self._chosen = choice
         self._take(choice)
 
@@ -180,12 +180,15 @@ class Answering:
             is_said = False
             while not is_said:
                 try:
-                    async with aclosing(await self._answer()) as batches:
+                    batches = await self._answer()
+                    try:
                         async for batch in batches:
                             if prediction.first_token_seconds is None:
                                 await self._begin_telling()
                             self._keep(batch)
                             yield batch
+                    finally:
+                        await batches.aclose()
                     is_said = True
                 except ServiceError as error:
                     if prediction.queue_seconds is not None or not is_stood_in_for(error):
@@ -282,8 +285,9 @@ class Answering:
             return await self._answer_later() if is_extractive else self._generate(bare)
         self._rate = Ratings(self._engine) if self.plan.context == "sentences" and not is_extractive else None
         engine = self._engine if not is_extractive else None
+        scope = self.caller.sees(self.request.retrieval.filter if self.request.retrieval else None)
         grounds = await retrieve(
-            search, self._scope, messages, self.prediction, self.trace, plan=self.plan, rate=self._rate, engine=engine
+            search, scope, messages, self.prediction, self.trace, plan=self.plan, rate=self._rate, engine=engine
         )
         self.grounds, self.found, hits = grounds, grounds.found, grounds.hits
         if self.prediction.retrieval_outcome == "irrelevant":

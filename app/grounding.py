@@ -96,6 +96,11 @@ class Grounds:
     """That question as the engine has put it, where it did: then it is what was searched for."""
 
 
+_CHOICES_OF_TASKS = frozenset(("top_k", "search", "per_document", "mmr", "rewrite"))
+_CHOICES = _CHOICES_OF_TASKS | {"mode", "check", "fallback"}
+"""What a request may choose in place of its release."""
+
+
 def plan_for(request: ChatRequest, plan: RetrievalPlan, task: Task = ANSWER) -> RetrievalPlan:
     """The release's plan with what the request chose instead, fitted to the kind of answer asked for.
 
@@ -103,11 +108,11 @@ def plan_for(request: ChatRequest, plan: RetrievalPlan, task: Task = ANSWER) -> 
     follows a tool's result rests on that result. Log-probabilities are of the tokens as they came.
     """
     chosen: dict[str, Any] = {}
+    is_answer = task.is_answer
     if (options := request.retrieval) is not None:
-        found_by = ("top_k", "search", "per_document", "mmr", "rewrite")
-        names = (*found_by, "mode", "check", "fallback") if task.is_answer else found_by
-        chosen = {name: value for name in names if (value := getattr(options, name)) is not None}
-    if request.messages[-1].role == "tool" or not task.is_answer:
+        names = _CHOICES if is_answer else _CHOICES_OF_TASKS
+        chosen = {name: value for name, value in msgspec.to_builtins(options).items() if name in names}
+    if request.messages[-1].role == "tool" or not is_answer:
         chosen |= {"check": "off", "fallback": "keep"}
     elif is_for_a_program(request):
         if chosen.get("check", plan.check) == "sentence":

@@ -115,7 +115,7 @@ class Connections:
             raise ConnectFailed("the engine's connections are closed")
         while self._idle:
             connection = self._idle.pop()
-            if not connection.is_closing:
+            if not connection.is_closing():
                 return connection
         if len(self._open) + self._connecting >= self._max_connections:
             handed = await self._wait_for_one()
@@ -183,7 +183,7 @@ class Connections:
 
     def release(self, connection: Connection) -> None:
         """Take a connection back whose exchange is complete: hand it to a waiter or keep it."""
-        if self._closed or connection.is_closing or not connection.can_be_kept:
+        if self._closed or connection.is_closing() or not connection.can_be_kept:
             connection.cut()
             return
         connection.was_kept = True

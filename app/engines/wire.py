@@ -95,11 +95,10 @@ class Connection(asyncio.Protocol):
         self._has_length = False
         self._head_bytes = 0
         self._parts.clear()
-        self._buffered_bytes = 0
+        self.buffered_bytes = 0
         self._is_paused = False
         self._error: WireError | None = None
 
-    @property
     def is_closing(self) -> bool:
         """Whether it can carry no further exchange."""
         return self._transport is None or self._transport.is_closing()
@@ -134,10 +133,14 @@ class Connection(asyncio.Protocol):
             if self.is_complete:
                 return b""
             await self._wait(deadline, cut_when_late=cut_when_late)
+        return self.take()
+
+    def take(self) -> bytes:
+        """Return the body bytes that are here."""
         parts = self._parts
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
-        self._buffered_bytes = 0
+        self.buffered_bytes = 0
         if self._is_paused and self._transport is not None:
             self._is_paused = False
             self._transport.resume_reading()
@@ -244,8 +247,8 @@ class Connection(asyncio.Protocol):
         if not self._has_head and self._head_bytes > _MAX_HEAD_BYTES:
             self._fail(BadResponse(f"the response's head is longer than {_MAX_HEAD_BYTES} bytes"))
         else:
-            self._buffered_bytes += len(data)
-            if self._buffered_bytes > _PAUSE_READING_BYTES and not self._is_paused and self._transport is not None:
+            self.buffered_bytes += len(data)
+            if self.buffered_bytes > _PAUSE_READING_BYTES and not self._is_paused and self._transport is not None:
                 self._is_paused = True
                 self._transport.pause_reading()
             if self._has_head:
@@ -273,7 +276,10 @@ class Connection(asyncio.Protocol):
         status = self._parser.get_status_code()
         if status >= 200:
             self.status = status
-            self.headers = headers = {name.lower(): value for name, value in self._headers.items()}
+            headers = self._headers
+            if not b"".join(headers).islower():  # Most servers write them so.
+                headers = {name.lower(): value for name, value in headers.items()}
+            self.headers = headers
             self._has_length = b"content-length" in headers or b"transfer-encoding" in headers
             self._has_head = True
         else:
@@ -306,6 +312,9 @@ class Response:
 
     async def read(self, deadline: float, *, max_bytes: int) -> bytes:
         """Return the rest of the body; raises BadResponse when it is longer than `max_bytes`."""
+        connection = self._connection
+        if connection is not None and connection.is_complete and connection.buffered_bytes <= max_bytes:
+            return connection.take()
         parts: list[bytes] = []
         total = 0
         while part := await self.chunk(deadline):

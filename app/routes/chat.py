@@ -8,7 +8,6 @@ mark. A client that hangs up cancels the work, streamed or not.
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
 from copy import copy
 from time import perf_counter
 from typing import Self
@@ -62,6 +61,23 @@ _SSE = (
 
 class ChatRoute:
     """A route that answers as an ASGI application; by default in the form of OpenAI's chat completions."""
+
+    # Of two that are copies the interpreter would look every attribute up in a dictionary.
+    __slots__ = (
+        "_access",
+        "_form",
+        "_gateway",
+        "_links",
+        "_log",
+        "_max_body_bytes",
+        "_metrics",
+        "_path",
+        "_public_url",
+        "_rates",
+        "_shadows",
+        "_telemetry",
+        "_timeout_seconds",
+    )
 
     def __init__(
         self,
@@ -166,9 +182,9 @@ class ChatRoute:
     ) -> None:
         """Send the answer while watching for the client to hang up."""
         prediction = answering.prediction
-        base = self._public_url or _own_address(scope, headers)
 
         def link(passage: Passage) -> str:
+            base = self._public_url or _own_address(scope, headers)
             return base + self._links.path(prediction.tenant, passage.document_id, passage.n, passage.document_version)
 
         style = self._form.style(headers, answering.request)
@@ -181,11 +197,15 @@ class ChatRoute:
 
         watch = Watch(receive, self._timeout_seconds, stop=answering.stop)
         try:
-            async with answering.place, aclosing(answering.events()) as events:
-                if prediction.stream:
-                    await self._stream(events, render, answering, reply)
-                else:
-                    await self._whole(events, render, answering, reply)
+            async with answering.place:
+                events = answering.events()
+                try:
+                    if prediction.stream:
+                        await self._stream(events, render, answering, reply)
+                    else:
+                        await self._whole(events, render, answering, reply)
+                finally:
+                    await events.aclose()
         except asyncio.CancelledError:
             if watch.reason is None or watch.task.uncancel():
                 raise
@@ -343,11 +363,12 @@ async def read_body(headers: Headers, receive: Receive, max_bytes: int) -> bytes
         message = await receive()
         if message["type"] == "http.disconnect":
             raise InvalidRequest("The client left before its request was read.")
-        body += bytes(message.get("body", b""))
+        part = message.get("body", b"")
+        body = body + part if body else part
         if len(body) > max_bytes:
             raise _too_large(max_bytes)
-        if not message.get("more_body", False):
-            return body
+        if not message.get("more_body"):
+            return bytes(body)
 
 
 def _too_large(max_bytes: int) -> PayloadTooLarge:
@@ -361,7 +382,7 @@ def _named(answering: Answering) -> list[tuple[bytes, bytes]]:
     return [
         (b"x-prediction-id", prediction_id),
         (b"x-request-id", prediction_id),
-        (b"x-release", answering.release.label.encode()),
+        (b"x-release", (answering.prediction.release_name or "").encode()),
     ]
 
 

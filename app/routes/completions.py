@@ -14,7 +14,6 @@ from app.chat import ChatRequest, CitationStyle
 from app.errors import ServiceError
 from app.messages import FinishReason, Piece, Usage, whole_tool_calls
 from app.predictions import Prediction
-from app.releases import Release
 from app.routes.errors import envelope
 from retrieval.citations import Citation, Verdict
 from retrieval.documents import Passage
@@ -111,9 +110,7 @@ def broken_off(error: ServiceError, request_id: str) -> bytes:
 class Completion:
     """Renders one answer, whole or as a stream."""
 
-    def __init__(
-        self, request: ChatRequest, prediction: Prediction, release: Release, *, link: Link, style: CitationStyle
-    ) -> None:
+    def __init__(self, request: ChatRequest, prediction: Prediction, *, link: Link, style: CitationStyle) -> None:
         self._prediction = prediction
         self._link = link
         self._style = style
@@ -123,7 +120,7 @@ class Completion:
             "object": "chat.completion.chunk" if prediction.stream else "chat.completion",
             "created": int(time()),
             "model": request.model,
-            "system_fingerprint": release.digest,
+            "system_fingerprint": prediction.release_digest,
         }
         if prediction.stream:
             opening = b"data: " + _encode(self._head)[:-1] + b',"choices":[{"index":0,"delta":'

@@ -98,7 +98,7 @@ class ChatForm:
 
     def rendering(self, answering: Answering, *, link: Link, style: CitationStyle) -> Completion:
         """Begin to render an answer."""
-        return Completion(answering.request, answering.prediction, answering.release, link=link, style=style)
+        return Completion(answering.request, answering.prediction, link=link, style=style)
 
     def explain(self, error: ServiceError) -> None:
         """Leave an error as it is: its fields are those of this form."""
