@@ -9,7 +9,7 @@ import ssl
 import subprocess
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -45,8 +45,11 @@ class Receiver:
     port: int = 0
     hangs: bool = False
     got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    taking: set["asyncio.Task[None] | None"] = field(default_factory=set)
 
     async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.taking.add(asyncio.current_task())
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             first, *lines = head.strip().split("\r\n")
@@ -54,11 +57,14 @@ class Receiver:
             headers["webhook-signature"] = next(line.split(": ")[1] for line in lines if "signature" in line.lower())
             self.got.append((headers, await reader.readexactly(int(headers["content-length"]))))
             if self.hangs:
-                await asyncio.Event().wait()
+                await self.over.wait()
+                return
             writer.write(f"HTTP/1.1 {self.status} X\r\n{self.headers}content-length: 2\r\n\r\nok".encode())
             await writer.drain()
         finally:
             writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
 
 
 @asynccontextmanager
@@ -69,6 +75,8 @@ async def listening(receiver: Receiver, tls: ssl.SSLContext | None = None) -> As
         yield receiver
     finally:
         server.close()
+        receiver.over.set()
+        await asyncio.gather(*filter(None, receiver.taking), return_exceptions=True)
 
 
 @pytest.fixture
