@@ -57,6 +57,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     def level_of(self, tenant: str, session: str, wish: Level | None = None) -> Level:
         """Say how much is kept of a request in `session`: a conversation, else a user, else the prediction itself."""
         given = self.level_for(tenant)
+        if wish is None and self.share >= 1.0:  # As of most requests.
+            return given
         chance: Level = "full" if self.share >= 1.0 or _lot(tenant, session) < self.share else "metadata"
         return strictest(given, wish or "full", chance)
 
