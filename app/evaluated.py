@@ -1,5 +1,7 @@
 """A running service as `hallmark-eval` asks it: by its public API, as any client would."""
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,13 +13,29 @@ from retrieval.evaluation.answering import Answer, Cited
 
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 300.0
+_NO_ROOM = (429, 503)
+_MOST_TRIES = 20
+_LONGEST_WAIT_SECONDS = 30.0
 
 
 class EvaluatedService:
-    """Searches, and answers by a release with its engine. Use it in an `async with` block."""
+    """Searches, and answers by a release with its engine. Use it in an `async with` block.
 
-    def __init__(self, url: str, key: str, *, model: str = "", top_k: int = 5) -> None:
+    Where the service has no room, or its engine is away, a question waits for as long as it says and is asked again, 20
+    times at most: what is measured is how good answers are, not how many there are at once.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        *,
+        model: str = "",
+        top_k: int = 5,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self._model = model
+        self._pause = pause
         self._top_k = top_k
         self._url = url.rstrip("/")
         self._seen: dict[str, set[str]] = {}
@@ -64,11 +82,16 @@ class EvaluatedService:
         )
 
     async def _call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        try:
-            response = await self._http.post(path, json=body)
-            found: dict[str, Any] = response.json()
-        except (httpx.HTTPError, ValueError) as error:
-            raise RetrievalError(f"{self._url} cannot be asked: {type(error).__name__}.") from error
+        for tried in range(1, _MOST_TRIES + 1):
+            try:
+                response = await self._http.post(path, json=body)
+                found: dict[str, Any] = response.json()
+            except (httpx.HTTPError, ValueError) as error:
+                raise RetrievalError(f"{self._url} cannot be asked: {type(error).__name__}.") from error
+            wait = response.headers.get("retry-after", "")
+            if response.status_code not in _NO_ROOM or not wait.isdigit() or tried == _MOST_TRIES:
+                break
+            await self._pause(min(float(wait), _LONGEST_WAIT_SECONDS))
         if response.status_code != 200:
             message = found.get("error", {}).get("message", "no reason given")
             raise RetrievalError(f"{self._url} refuses with status {response.status_code}: {message}")

@@ -5,17 +5,22 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from starlette.types import Receive, Send
+from starlette.types import Scope as Scoped
 from typer.testing import CliRunner, Result
 
 from app.eval_cli import app
+from app.evaluated import EvaluatedService
 from retrieval.documents import Hit, Passage, Scope, SearchResult
 from retrieval.embedder import HashingEmbedder
+from retrieval.errors import RetrievalError
 from retrieval.evaluation.answering import Answer, Asked, Cited, Extractive, abstention_figures, ask, citation_figures
 from retrieval.evaluation.claims import value_figures
 from retrieval.evaluation.searching import MODES, SCOPE, indexed, rank
 from retrieval.evaluation.sets import BadSet, EvaluationSet, Question, TextDocument
 from retrieval.retriever import Retriever
 from tests.fake_models import fake_models_beside
+from tests.service import serving
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 CATS = "The cats of the castle sleep twelve hours a day. They hunt at night."
@@ -140,6 +145,42 @@ class Down:
 async def test_documents_of_a_service_count_by_their_names() -> None:
     ranked = await rank(Down(), JUDGED, "hybrid")
     assert (ranked.value("recall"), ranked.index_version) == (0.5, "served-1")
+
+
+class Busy:
+    """A service without room for so many requests, and with an answer for the next."""
+
+    def __init__(self, refusals: int, retry_after: bytes = b"3") -> None:
+        self.refusals = refusals
+        self.retry_after = retry_after
+        self.asked = 0
+
+    async def __call__(self, scope: Scoped, receive: Receive, send: Send) -> None:
+        self.asked += 1
+        is_refused = self.asked <= self.refusals
+        body = b'{"error": {"message": "Come back."}}' if is_refused else b'{"hits": [], "index_version": "v"}'
+        headers = [(b"retry-after", self.retry_after)] if is_refused else []
+        status = 429 if is_refused else 200
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+@pytest.mark.parametrize(
+    ("busy", "waits"), [(Busy(2), [3.0, 3.0]), (Busy(1, b"900"), [30.0]), (Busy(100), [3.0] * 19), (Busy(1, b""), [])]
+)
+async def test_a_service_without_room_is_asked_again_when_it_says(busy: Busy, waits: list[float]) -> None:
+    waited: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        waited.append(seconds)
+
+    async with serving(busy) as url, EvaluatedService(url, "key", pause=pause) as service:
+        if busy.refusals > 20 or not busy.retry_after:
+            with pytest.raises(RetrievalError, match=r"429: Come back\."):
+                await service.search(SCOPE, "Which?")
+        else:
+            assert (await service.search(SCOPE, "Which?")).index_version == "v"
+    assert waited == waits
 
 
 def run(*arguments: object, embedder: str | None = None) -> Result:
