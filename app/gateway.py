@@ -132,8 +132,7 @@ class Answering:
         self.verdict: Verdict | None = None
         self._checker: AnswerChecker | None = None
         self._passages: Sequence[Passage] = ()
-        self._texts: list[str] = []
-        self._tool_calls: list[dict[str, Any]] = []
+        self._pieces: list[Piece] = []
         self.place = gateway.admission.place(caller.priority)
         """Its place among the answers in flight, to be entered before the events; a shadow, that nobody waits for,
         takes none."""
@@ -185,7 +184,7 @@ class Answering:
                         async for batch in batches:
                             if prediction.first_token_seconds is None:
                                 await self._begin_telling()
-                            self._keep(batch)
+                            self._pieces += batch
                             yield batch
                     finally:
                         await batches.aclose()
@@ -213,12 +212,6 @@ class Answering:
         prediction.first_token_seconds = perf_counter() - self._started
         if prediction.stream:
             await self._recorded(self._gateway.predictions.opened(prediction), "opening")
-
-    def _keep(self, batch: list[Piece]) -> None:
-        for piece in batch:
-            self._texts.append(piece.text)
-            if piece.tool_calls:
-                self._tool_calls += piece.tool_calls
 
     def _open(self) -> None:
         try:
@@ -388,8 +381,10 @@ class Answering:
 
     def _note_answer(self) -> None:
         prediction, usage = self.prediction, self._call.usage
-        prediction.answer = "".join(self._texts) or self._call.unfit_text
-        prediction.tool_calls = whole_tool_calls(self._tool_calls) if self._tool_calls else None
+        pieces = self._pieces
+        prediction.answer = "".join([piece.text for piece in pieces]) or self._call.unfit_text
+        called = [call for piece in pieces if piece.tool_calls for call in piece.tool_calls]
+        prediction.tool_calls = whole_tool_calls(called) if called else None
         prediction.prompt_tokens = usage.prompt_tokens
         prediction.completion_tokens = usage.completion_tokens
         prediction.total_seconds = perf_counter() - self._started

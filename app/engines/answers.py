@@ -178,23 +178,31 @@ class StreamReader:
 
     def _split(self, chunk: bytes) -> list[bytes]:
         """Return the `data` of the server-sent events that these bytes complete."""
-        lines = (self._rest + chunk if self._rest else chunk).split(b"\n")
-        self._rest = lines.pop()
         events: list[bytes] = []
-        data = self._data
+        *blocks, rest = (self._rest + chunk if self._rest else chunk).split(b"\n\n")
+        for block in blocks:
+            if self._data is None and block.startswith(b"data:") and b"\n" not in block:
+                events.append(block[5:].strip())  # As all servers write nearly all of their events.
+            else:
+                self._read_lines(block.split(b"\n"), events)
+                self._read_lines((b"",), events)
+        # What may end by other marks is taken by the line.
+        *lines, self._rest = rest.split(b"\n")
+        self._read_lines(lines, events)
+        if len(self._rest) > _MAX_EVENT_BYTES or (self._data is not None and len(self._data) > _MAX_EVENT_BYTES):
+            raise EngineGarbage("the engine sent an event without an end")
+        return events
+
+    def _read_lines(self, lines: Sequence[bytes], events: list[bytes]) -> None:
         for line in lines:
             if line.startswith(b"data:"):
                 value = line[5:].strip()
-                data = value if data is None else data + b"\n" + value
-            elif data is not None and (not line or line == b"\r"):
-                events.append(data)
-                data = None
+                self._data = value if self._data is None else self._data + b"\n" + value
+            elif self._data is not None and (not line or line == b"\r"):
+                events.append(self._data)
+                self._data = None
             elif not line.startswith(_OTHER_LINES) and line.strip():
                 self._has_noise = True
-        self._data = data
-        if len(self._rest) > _MAX_EVENT_BYTES or (data is not None and len(data) > _MAX_EVENT_BYTES):
-            raise EngineGarbage("the engine sent an event without an end")
-        return events
 
     def _read(self, data: bytes) -> Piece | None:
         try:
