@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 import msgspec
 
 from app.predictions.prediction import Prediction
-from app.predictions.rows import Row, seal_row, sealed_by, to_row
+from app.predictions.rows import KEPT, Row, seal_row, sealed_by, to_row
 from app.predictions.sealed import subject_of
 from app.privacy.policies import Level, Policy
 from app.privacy.redaction import Finding, replaced
@@ -58,7 +58,7 @@ class Keeper:
         self.policy = policy or Policy()
         self._pseudonym = pseudonym
         self._keys = keys
-        self._keeps_all = self.policy == Policy() and pseudonym is None
+        self._keeps_all = self.policy == Policy()
 
     def making(self) -> AbstractContextManager[None]:
         """Rows made in this block can be opened once it has ended: write them then."""
@@ -68,6 +68,7 @@ class Keeper:
         """Give the row of a prediction as it is written; made inside `making`."""
         kept = self.keep(prediction)
         row = to_row(kept)
+        row[KEPT] = row[KEPT] or "full"
         if self._keys is not None and kept.store:
             subject = subject_of(kept.user, kept.conversation, kept.created_at.isoformat())
             seal_row(row, kept, self._keys.of_subject(kept.tenant, subject))
@@ -87,7 +88,9 @@ class Keeper:
         Raises:
             ValueError: the request that is to be looked through is not JSON.
         """
-        if self._keeps_all and prediction.kept is None:
+        pseudonym, user = self._pseudonym, prediction.user
+        keeps_all = self._keeps_all and prediction.kept is None and prediction.store
+        if keeps_all and (pseudonym is None or user is None):
             return prediction
         session = prediction.conversation or prediction.user or prediction.id
         wish = cast("Level | None", prediction.kept) if prediction.store else "metadata"
@@ -98,8 +101,8 @@ class Keeper:
             kept.metadata = self._redacted(kept.metadata)
         if level == "redacted":
             self._redact(kept)
-        if self._pseudonym is not None and prediction.user is not None:
-            self._rename(kept, prediction.user, self._pseudonym(prediction.tenant, prediction.user))
+        if pseudonym is not None and user is not None:
+            self._rename(kept, user, pseudonym(prediction.tenant, user))
         return kept
 
     def named(self, prediction: Prediction) -> Prediction:

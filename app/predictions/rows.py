@@ -33,6 +33,8 @@ _CONTENT_COLUMNS = tuple(
     COLUMNS.index(name) for name in ("tool_calls", "request", "messages", "question", "answer", "question_embedding")
 )
 _SEALED_COLUMNS = tuple((name, COLUMNS.index(name)) for name in SEALED)
+KEPT = COLUMNS.index("kept")
+"""Where a row says how much is kept."""
 _SEALED, _SUBJECT_KEY = COLUMNS.index("sealed"), COLUMNS.index("subject_key")
 # The strings of a passage or citation that name it; every other string of it may be somebody's text.
 _NAMES = frozenset({"id", "passage_id", "document_id", "document_version", "status", "index_version"})
