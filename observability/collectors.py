@@ -1,11 +1,11 @@
 """What the metrics are made of: a histogram and a counter without locks, and values read when Prometheus asks."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from threading import Lock
+from itertools import accumulate
 from time import time
 from typing import NamedTuple, Protocol
 
-import numpy as np
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -16,10 +16,6 @@ from prometheus_client.registry import Collector
 
 MAX_ALERT_RELEASES = 50
 """Releases with alerts of their own on `/metrics`; those of others are counted together."""
-
-
-SETTLED_VALUES = 1_000
-"""Values of a histogram that may be noted and not counted yet."""
 
 
 class Outbox(Protocol):
@@ -55,30 +51,17 @@ class IngestionQueue(Protocol):
 class Timings:
     """What one child of a histogram has seen: how many values each bucket took, and their sum."""
 
-    __slots__ = ("_bounds", "_noted", "_settling", "counts", "note", "total")
+    __slots__ = ("_bounds", "counts", "total")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
-        self._noted: list[float] = []
-        self._settling = Lock()
-        self.counts = np.zeros(len(bounds) + 1, dtype=np.int64)  # The last is for what no bound holds.
+        self.counts = [0] * (len(bounds) + 1)  # The last is for what no bound holds.
         self.total = 0.0
-        self.note = self._noted.append
-        """Takes one value, which is counted when it is settled: a tenth of what counting it by itself costs."""
 
     def observe(self, value: float) -> None:
         """Count one value."""
-        self.note(value)
-        if len(self._noted) >= SETTLED_VALUES:
-            self.settle()
-
-    def settle(self) -> None:
-        """Count what was noted; also for the thread that reads."""
-        with self._settling:
-            values = self._noted[:]
-            del self._noted[: len(values)]  # More may have been noted meanwhile.
-            self.counts += np.bincount(np.searchsorted(self._bounds, values), minlength=len(self.counts))
-            self.total += sum(values)
+        self.counts[bisect_left(self._bounds, value)] += 1
+        self.total += value
 
 
 class LoopHistogram(Collector):
@@ -100,19 +83,13 @@ class LoopHistogram(Collector):
             found = self._children[values] = Timings(self._bounds)
         return found
 
-    def settle(self) -> None:
-        """Count what was noted."""
-        for timings in list(self._children.values()):
-            timings.settle()
-
     def collect(self) -> Iterator[Metric]:
         """Give the metrics as they are now."""
         family = HistogramMetricFamily(self._name, self._documentation, labels=self._label_names)
         names = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
-        self.settle()
         for values, timings in list(self._children.items()):
             # Prometheus wants how many were at most as large as each bound.
-            buckets = list(zip(names, np.cumsum(timings.counts).tolist(), strict=True))
+            buckets = list(zip(names, accumulate(timings.counts), strict=True))
             family.add_metric(values, buckets, timings.total)
         yield family
 

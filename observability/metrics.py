@@ -16,7 +16,6 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.process_collector import ProcessCollector
 
 from observability.collectors import (
-    SETTLED_VALUES,
     AlertStates,
     AlertTally,
     Count,
@@ -92,8 +91,6 @@ class Metrics:
         self._answers: dict[tuple[str, str], _Answers] = {}
         self._ordinary: dict[tuple[str, int], tuple[Count, Timings]] = {}
         self._releases: set[str] = set()
-        self._histograms: list[LoopHistogram] = []
-        self._unsettled = 0
         self._requests_and_stages()
         self._answers_and_records()
         self._engines_and_documents()
@@ -224,33 +221,26 @@ class Metrics:
         if answers is None:
             answers = self._answers[route, release] = _Answers(self, route, release)
         answers.outcome(status, outcome).inc()
-        self._unsettled += 1
-        if self._unsettled >= SETTLED_VALUES:
-            self._settle()
-        answers.seconds.note(seconds)
+        answers.seconds.observe(seconds)
         own = seconds
         if engine_seconds is not None:
-            answers.engine.note(engine_seconds)
+            answers.engine.observe(engine_seconds)
             own -= engine_seconds
         if retrieval_seconds is not None:
-            self.retrieval_seconds.note(retrieval_seconds)
+            self.retrieval_seconds.observe(retrieval_seconds)
             own -= retrieval_seconds
         if embed_seconds is not None:
-            self.embed_seconds.note(embed_seconds)
+            self.embed_seconds.observe(embed_seconds)
         if waited_seconds is not None:
-            self.queue_seconds.labels(priority).note(waited_seconds)
+            self.queue_seconds.labels(priority).observe(waited_seconds)
             own -= waited_seconds
         if first_token_seconds is not None:
-            answers.first_token.note(first_token_seconds)
-        answers.overhead.note(max(0.0, own))
-        answers.prompt.inc(prompt_tokens)
-        answers.completion.inc(completion_tokens)
-
-    def _settle(self) -> None:
-        """Count what answers noted of the times they took."""
-        self._unsettled = 0
-        for histogram in self._histograms:
-            histogram.settle()
+            answers.first_token.observe(first_token_seconds)
+        answers.overhead.observe(max(0.0, own))
+        if prompt_tokens:
+            answers.prompt.inc(prompt_tokens)
+        if completion_tokens:
+            answers.completion.inc(completion_tokens)
 
     def cited(self, release: str, statuses: Iterable[str]) -> None:
         """Count an answer's citations by status: supported, weak, unsupported."""
@@ -422,6 +412,5 @@ class Metrics:
 
     def _histogram(self, name: str, documentation: str, bounds: tuple[float, ...], *labels: str) -> LoopHistogram:
         histogram = LoopHistogram(name, documentation, bounds, *labels)
-        self._histograms.append(histogram)
         self.registry.register(histogram)
         return histogram

@@ -1,7 +1,6 @@
 """The Prometheus metrics: what one call counts, that labels stay few, and that every name is documented."""
 
 from pathlib import Path
-from threading import Event, Thread
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY, CollectorRegistry, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from observability.collectors import SETTLED_VALUES, EngineSample, GroupSample
+from observability.collectors import EngineSample, GroupSample
 from observability.metrics import MAX_RELEASES, REQUEST_SECONDS, Metrics
 
 ROUTE = "/v1/chat/completions"
@@ -84,33 +83,6 @@ def test_a_histogram_counts_as_the_library_does(seconds: list[float]) -> None:
     assert value(metrics, "hallmark_request_seconds_sum", route=ROUTE) == registry.get_sample_value(
         "hallmark_request_seconds_sum", {"route": ROUTE}
     )
-
-
-def test_no_observation_is_lost_or_counted_twice_while_others_read(metrics: Metrics) -> None:
-    answers, over = 20 * SETTLED_VALUES + 7, Event()
-
-    def read() -> None:
-        while not over.is_set():
-            metrics.render()
-
-    readers = [Thread(target=read) for _ in range(2)]
-    for reader in readers:
-        reader.start()
-    for number in range(answers):
-        answer(metrics, seconds=0.25 * (number % 4), engine_seconds=0.125)
-    over.set()
-    for reader in readers:
-        reader.join()
-    assert value(metrics, "hallmark_request_seconds_count", route=ROUTE) == answers
-    assert value(metrics, "hallmark_engine_seconds_sum", release="hallmark@1") == answers / 8
-
-
-def test_values_that_nobody_reads_do_not_pile_up(metrics: Metrics) -> None:
-    for _ in range(3 * SETTLED_VALUES):
-        answer(metrics, seconds=0.25)
-        metrics.ingest_seconds.observe(0.25)
-    settled = metrics.request_seconds.labels(ROUTE).counts.sum(), metrics.ingest_seconds.counts.sum()
-    assert min(settled) >= 2 * SETTLED_VALUES
 
 
 def test_overhead_is_the_request_without_its_waits(metrics: Metrics) -> None:
