@@ -27,7 +27,10 @@ EntityKey = Annotated[str, msgspec.Meta(min_length=1, max_length=512)] | int
 
 
 class RetrievalOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What a request may choose about retrieval and citations; None leaves it to the release."""
+    """What a request may choose about retrieval and citations; None leaves it to the release.
+
+    Made into a dict by msgspec it is what was chosen and no more, which `app.grounding.plan_for` rests on.
+    """
 
     mode: RetrievalMode | None = None
     top_k: Annotated[int, msgspec.Meta(ge=1, le=50)] | None = None

@@ -94,7 +94,7 @@ class Keeper:
             return prediction
         session = prediction.conversation or prediction.user or prediction.id
         wish = cast("Level | None", prediction.kept) if prediction.store else "metadata"
-        kept = prediction.__copy__()
+        kept = msgspec.structs.replace(prediction)
         kept.kept = level = self.policy.level_of(prediction.tenant, session, wish)
         kept.store = level != "metadata"
         if level != "full" and kept.metadata is not None:
@@ -109,7 +109,7 @@ class Keeper:
         """Give a prediction whose user goes by the name that is kept."""
         if self._pseudonym is None or prediction.user is None:
             return prediction
-        kept = prediction.__copy__()
+        kept = msgspec.structs.replace(prediction)
         kept.user = self._pseudonym(prediction.tenant, prediction.user)
         return kept
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 from uuid import UUID
 
+import msgspec
+
 from app import database
 from app.errors import RecordUnavailable
 from app.predictions.keeping import Keeper
@@ -171,7 +173,7 @@ class PredictionLog:
             prediction.outcome = "interrupted"
         # The closing row says all that an opening one would have.
         is_first = self._stop_lingering(prediction.id)
-        job = self._undurable[prediction.id] = Job(prediction.__copy__(), is_first=is_first)
+        job = self._undurable[prediction.id] = Job(msgspec.structs.replace(prediction), is_first=is_first)
         self._writer.put([job])
 
     async def close(self, prediction: Prediction) -> None:
@@ -355,7 +357,7 @@ def _removed(removals: list[Removal]) -> None:
 
 def _opening(job: Job) -> Job:
     """Fix an opening row as it is now: its prediction goes on changing."""
-    job.prediction = job.prediction.__copy__()
+    job.prediction = msgspec.structs.replace(job.prediction)
     job.prediction.outcome = "open"
     return job
 

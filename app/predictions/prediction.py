@@ -5,7 +5,7 @@ import random
 import threading
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal
 
 import msgspec
 
@@ -160,12 +160,6 @@ class Prediction(msgspec.Struct, kw_only=True):
         if isinstance(self.request, bytes):
             facts["request"] = msgspec.Raw(self.request)
         return {"id": facts.pop("id"), "created_at": self.created_at, **facts, "fallback": self.fallback}
-
-    if TYPE_CHECKING:
-
-        def __copy__(self) -> Self:
-            """Every struct has it; `copy` would ask twice how it is done."""
-            ...
 
     def __repr__(self) -> str:
         # What is printed ends up in logs, where content must not be.

@@ -1,7 +1,8 @@
 """What an answer leaves behind: nothing that only the garbage collector could free.
 
 What lies in a circle is not used again at once: each answer then works in memory that is cold, and collections come
-between answers. That cost one part in twelve of an answer's processor time when a span led back to the request that it was of.
+between answers. When a span led back to the request that it was of, that cost one part in twelve of an answer's
+processor time.
 """
 
 import gc
