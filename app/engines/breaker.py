@@ -2,7 +2,8 @@
 
 Pure: time is handed in. `closed` lets requests through, `open` lets none, `half_open` awaits a trial that its owner
 makes. What is unmistakable (nobody listens there) opens it at once; silence and failure must repeat themselves. The
-rule: a probe that is answered ends what probes found, and only a trial ends what requests found.
+rule: a probe that is answered ends what probes found, and only a trial ends what requests found, of one process: who
+listens after nobody did is another.
 """
 
 from typing import Literal
@@ -34,7 +35,7 @@ class Breaker:
         self.reason = ""
         """Why it is not closed."""
         self.misses = 0
-        """Probes in a row that got no answer."""
+        """Probes in a row that got no answer, and connections that were refused meanwhile."""
         self.openings = 0
         """How often it opened after it was closed."""
         self.needs_trial = False
@@ -47,15 +48,22 @@ class Breaker:
             self.state, self.reason, self.needs_trial = "closed", "", False
             self._pause = self._first_pause
 
-    def failed(self, now: float, reason: str, *, at_once: bool = False) -> None:
-        """A request failed, or the trial did; `at_once` if there is no mistaking it."""
+    def failed(self, now: float, reason: str) -> None:
+        """A request failed, or the trial did."""
         self._failures += 1
         if self.state == "half_open":
             self._pause = min(2 * self._pause, self._longest_pause)
-        elif self.state == "open" or not (at_once or self._failures >= self._most_failures):
+        elif self.state == "open" or self._failures < self._most_failures:
             return
-        self._open(reason, until=now if at_once else now + self._pause)
-        self.needs_trial = not at_once
+        self._open(reason, until=now + self._pause)
+        self.needs_trial = True
+
+    def gone(self, now: float, reason: str) -> None:
+        """A request or a probe found that nobody listens there: what failed before is no matter of who comes next."""
+        self.misses += 1
+        self._open(reason, until=now)
+        self._pause = self._first_pause
+        self.needs_trial = False
 
     def answered(self, now: float) -> None:
         """A probe was answered."""

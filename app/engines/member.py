@@ -10,6 +10,8 @@ from app.engines.tgi import TGIEngine
 from app.engines.wire import ConnectFailed
 from app.errors import EngineError, EngineRejected, EngineTimeout, EngineUnavailable, ServiceError
 
+NOBODY_LISTENS = "nothing listens there"
+
 
 @dataclass(frozen=True, slots=True)
 class MemberFacts:
@@ -62,7 +64,10 @@ class Member:
     def failed(self, now: float, error: ServiceError) -> None:
         """Count a request that failed, if that was the engine's doing; a full one is none the worse for it."""
         if isinstance(error, EngineError | EngineUnavailable | EngineTimeout) and not isinstance(error, EngineRejected):
-            self.breaker.failed(now, f"requests fail: {error.code}", at_once=is_refused(error))
+            if is_refused(error):
+                self.breaker.gone(now, NOBODY_LISTENS)
+            else:
+                self.breaker.failed(now, f"requests fail: {error.code}")
 
     def abandon(self) -> int:
         """Have those that wait for their first token look elsewhere; gives how many they are."""

@@ -16,7 +16,7 @@ import msgspec
 
 from app.engines import EngineInfo
 from app.engines.breaker import Breaker
-from app.engines.member import Member, MemberFacts, has_no_route, is_refused
+from app.engines.member import NOBODY_LISTENS, Member, MemberFacts, has_no_route, is_refused
 from app.engines.startup import Startup
 from app.engines.tgi import TGIEngine
 from app.errors import EngineTimeout, EngineUnavailable, Overloaded, ServiceError
@@ -248,8 +248,10 @@ class EnginePool:
         except ServiceError as error:
             if has_no_route(error):
                 breaker.answered(clock())
+            elif is_refused(error):
+                breaker.gone(clock(), NOBODY_LISTENS)
             elif isinstance(error, EngineUnavailable):
-                breaker.missed(clock(), _unavailability(error), at_once=True)
+                breaker.missed(clock(), "says that it takes no work, or breaks off", at_once=True)
             elif member.engine.heard_at < began:
                 # What is busy with a long prompt may leave a probe waiting; but then its answers go on.
                 breaker.missed(clock(), f"does not answer probes: {error.code}")
@@ -300,11 +302,6 @@ class EnginePool:
 
 def _is_up(member: Member) -> bool:
     return member.breaker.state == "closed"
-
-
-def _unavailability(error: EngineUnavailable) -> str:
-    """Why a probe found no engine, in words for anybody."""
-    return "nothing listens there" if is_refused(error) else "says that it takes no work, or breaks off"
 
 
 async def _first(member: Member, batches: AsyncGenerator[list[Piece], None], until: float) -> list[Piece]:

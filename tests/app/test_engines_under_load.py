@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -50,10 +51,12 @@ async def load(api: Api, callers: int) -> AsyncIterator[Counter[str]]:
     """Ask without a pause, half of it streamed; gives what became of the requests, counted as they end."""
     seen: Counter[str] = Counter()
     is_over = False
+    lots = random.Random(7)
 
-    async def ask(number: int) -> None:
+    async def ask() -> None:
         while not is_over:
-            if number % 2:
+            # By lot: callers in step would send one engine all streams and the other all whole answers.
+            if lots.random() < 0.5:
                 response = await api.ask("Hello", retrieval={"mode": "off"})
                 seen["answered" if response.status_code == 200 else f"refused {response.text}"] += 1
             else:
@@ -63,7 +66,7 @@ async def load(api: Api, callers: int) -> AsyncIterator[Counter[str]]:
                 else:
                     seen["cut" if stream.text else f"refused {stream.error}"] += 1
 
-    tasks = [asyncio.create_task(ask(number)) for number in range(callers)]
+    tasks = [asyncio.create_task(ask()) for _ in range(callers)]
     try:
         yield seen
     finally:

@@ -24,9 +24,37 @@ def test_failures_open_it_only_in_a_row():
 
 def test_a_refused_connection_opens_it_at_once_and_an_answered_probe_ends_that():
     breaker = Breaker()
-    breaker.failed(10.0, "refused", at_once=True)
+    breaker.gone(10.0, "refused")
     assert (breaker.state, breaker.reason, breaker.needs_trial) == ("open", "refused", False)
     breaker.answered(10.5)
+    assert breaker.state == "half_open"
+
+
+def test_what_requests_found_of_a_process_that_is_gone_is_not_held_against_the_next():
+    breaker = opened_by_requests(open_seconds=5.0)  # The connections of a killed one break off, all at the same time.
+    breaker.gone(0.1, "refused")
+    breaker.failed(0.2, "the last one under way breaks off")
+    breaker.answered(0.6)
+    assert (breaker.state, breaker.needs_trial, breaker.openings) == ("half_open", False, 1)
+    breaker.succeeded()
+    for _ in range(3):
+        breaker.failed(1.0, "the next one's requests fail")
+    breaker.answered(5.9)
+    assert breaker.state == "open"
+    breaker.answered(6.0)
+    assert (breaker.state, breaker.needs_trial) == ("half_open", True)
+
+
+def test_a_pause_that_grew_is_forgotten_with_the_process_that_earned_it():
+    breaker = opened_by_requests(open_seconds=5.0)
+    breaker.answered(5.0)
+    breaker.failed(5.0, "the trial fails")
+    breaker.gone(6.0, "refused")
+    breaker.answered(6.0)
+    breaker.failed(6.0, "the trial of the next one fails")
+    breaker.answered(15.9)
+    assert breaker.state == "open"
+    breaker.answered(16.0)
     assert breaker.state == "half_open"
 
 
