@@ -56,6 +56,8 @@ class Task(msgspec.Struct, frozen=True, dict=True):
                 _ = self._validator
             except jsonschema_rs.ValidationError as error:
                 raise BadTask(f"`schema`: it is no JSON schema{_told(error)}.") from error
+            except ValueError as error:
+                raise BadTask("`schema` is nested too deeply: put parts of it into `$defs`.") from error
 
     @cached_property
     def is_answer(self) -> bool:
@@ -96,7 +98,10 @@ class Task(msgspec.Struct, frozen=True, dict=True):
                 data = _decode(candidate)
             except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
                 continue
-            problem = next(iter(self._validator.iter_errors(data)), None)
+            try:
+                problem = next(iter(self._validator.iter_errors(data)), None)
+            except ValueError as error:  # It follows an answer 254 levels down.
+                raise Misfit("It is nested too deeply to be held against the release's schema.") from error
             if problem is None:
                 return candidate
             raise Misfit(f"It does not fit the release's schema{_told(problem)}.")

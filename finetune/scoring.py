@@ -147,7 +147,7 @@ def _extraction(row: Row, answer: Answer, manifest: Manifest) -> Score:
     for candidate in (answer.text.strip(), answer.text[answer.text.find("{") : answer.text.rfind("}") + 1]):
         try:
             found = json.loads(candidate)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         break
     fits = isinstance(found, dict) and jsonschema_rs.is_valid(manifest.schema or {}, found)
@@ -163,12 +163,19 @@ def _field_f1(found: Any, right: Any) -> float:
     return 2 * (mine & theirs).total() / total if total else 1.0
 
 
-def _leaves(value: Any, path: str = "") -> list[str]:
-    if isinstance(value, dict):
-        return [leaf for name, each in value.items() for leaf in _leaves(each, f"{path}.{name}")]
-    if isinstance(value, list):
-        return [leaf for each in value for leaf in _leaves(each, f"{path}[]")]
-    return [f"{path}={json.dumps(value, sort_keys=True)}"]
+def _leaves(value: Any) -> list[str]:
+    """The values that hold no others, each with the way to it; a model may nest them deeper than calls may."""
+    leaves: list[str] = []
+    pending = [("", value)]
+    while pending:
+        path, each = pending.pop()
+        if isinstance(each, dict):
+            pending += [(f"{path}.{name}", inner) for name, inner in each.items()]
+        elif isinstance(each, list):
+            pending += [(f"{path}[]", inner) for inner in each]
+        else:
+            leaves.append(f"{path}={json.dumps(each)}")
+    return leaves
 
 
 def _words(text: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from functools import reduce
 from typing import Any
 
 import jsonschema
@@ -115,7 +116,7 @@ def test_json_that_fits_is_given_alone_and_as_it_was_written(text):
         ('{"name": "Ann"', "no JSON object"),
         ('{"name": NaN}', "no JSON object"),
         ("{" * 100_000, "no JSON object"),
-        ('{"a":' * 5_000 + "1" + "}" * 5_000, "no JSON object|does not fit"),
+        ('{"a":' * 5_000 + "1" + "}" * 5_000, "no JSON object|nested too deeply"),
         ("{}", '"name" is a required property'),
         ('{"name": ""}', "at `name`"),
         ('{"name": "Ann", "total": -1}', "at `total`"),
@@ -123,6 +124,7 @@ def test_json_that_fits_is_given_alone_and_as_it_was_written(text):
         ('{"name": "Ann", "code": "at"}', "at `code`"),
         ('{"name": "Ann", "age": 5}', "Additional properties"),
         ('{"name": "\ud800"}', "no JSON object"),
+        ('{"name": "Ann", "items": ' + "[" * 300 + "]" * 300 + "}", "nested too deeply"),
     ],
 )
 def test_what_does_not_fit_is_told_by_its_place(text, why):
@@ -174,6 +176,7 @@ def test_a_pattern_that_would_take_for_ever_does_not():
         {"type": "object", "$schema": "http://127.0.0.1:1/draft"},
         {"type": ["object", "null"]},
         {},
+        {"type": "object", "not": reduce(lambda inner, _: {"not": inner}, range(300), {})},
     ],
 )
 def test_a_schema_that_no_answer_could_be_held_against_is_refused(schema):

@@ -93,6 +93,8 @@ def test_abstaining_is_right_where_there_is_no_answer_and_wrong_elsewhere(
         ('{"n": 3}', 0, 0, 2 / 3),
         ("Ana, 3", 0, 0, 0),
         ("[1]", 0, 0, 0),
+        ('{"name": "Ana", "n": 3, "m": ' + "[" * 900 + "1" + "]" * 900 + "}", 1, 0, 0.8),
+        ('{"a":' * 100_000 + "1" + "}" * 100_000, 0, 0, 0),
     ],
 )
 def test_data_is_valid_by_its_schema_and_right_field_by_field(text: str, valid: float, exact: float, f1: float) -> None:
