@@ -5,7 +5,7 @@
 #
 # No Docker engine was at hand when this was written: it is kept plain, and what it runs is what `make run` runs.
 
-FROM python:3.11-slim AS base
+FROM python:3.13-slim AS base
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PATH=/opt/venv/bin:$PATH
 RUN python -m venv /opt/venv && useradd --create-home --uid 10001 hallmark

@@ -335,4 +335,5 @@ class _Both(io.RawIOBase):
 
     def flush(self) -> None:
         for stream in self._streams:
-            stream.flush()
+            if not stream.closed:  # It is flushed once more when it is let go of.
+                stream.flush()

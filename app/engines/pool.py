@@ -159,7 +159,7 @@ class EnginePool:
     async def wait_until_up(self) -> bool:
         """Wait as `Engine.wait_until_up` promises; an engine that is taken for up is looked at first."""
         if self.is_up:
-            await asyncio.gather(*map(self._look, self._members))
+            await asyncio.gather(*map(self._look_anew, self._members))
         if self.is_up:
             return False
         await self.startup.wait()
@@ -239,6 +239,12 @@ class EnginePool:
         if member.looking is None or member.looking.done():
             member.looking = asyncio.create_task(self._probe(member), name=f"probe of {member.name}")
         await asyncio.shield(member.looking)
+
+    async def _look_anew(self, member: Member) -> None:
+        """Probe a member after a probe that is under way: that may have been answered before the engine went."""
+        if member.looking is not None and not member.looking.done():
+            await asyncio.shield(member.looking)
+        await self._look(member)
 
     async def _probe(self, member: Member) -> None:
         clock, breaker = asyncio.get_running_loop().time, member.breaker

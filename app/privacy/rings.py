@@ -6,6 +6,7 @@ import threading
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 import msgspec
 from sqlalchemy import delete, select
@@ -100,6 +101,7 @@ class FileRing:
             with self._lock:
                 if self._keys is None:
                     self._keys = SubjectKeys(self._path, self._masters)
+                    finalize(self, self._keys.close)  # A ring is let go of, and not closed.
                 return getattr(self._keys, method)(*arguments, **options)
         except (sqlite3.Error, OSError) as error:
             raise Unavailable("The keys of sealed content cannot be read.", retry_after_seconds=1.0) from error

@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -40,12 +41,12 @@ def test_tables_and_python_agree_on_who_sees_what(
     documents: list[tuple[str, list[str]]], groups: frozenset[str] | None
 ) -> None:
     scope = Scope("acme", groups=groups)
-    connection = sqlite3.connect(":memory:")
-    connection.execute("CREATE TABLE documents (id, tenant, for_groups)")
     rows = [(n, tenant, json.dumps(its)) for n, (tenant, its) in enumerate(documents)]
-    connection.executemany("INSERT INTO documents VALUES (?, ?, ?)", rows)
     condition, parameters = visible(scope)
-    found = {n for (n,) in fetch(connection, f"SELECT id FROM documents WHERE {condition}", parameters)}
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute("CREATE TABLE documents (id, tenant, for_groups)")
+        connection.executemany("INSERT INTO documents VALUES (?, ?, ?)", rows)
+        found = {n for (n,) in fetch(connection, f"SELECT id FROM documents WHERE {condition}", parameters)}
     assert found == {n for n, (tenant, its) in enumerate(documents) if may_see(scope, tenant, its)}
 
 
