@@ -1,8 +1,8 @@
 """One line per log record and per request, as JSON or for people, written by a thread and never by the event loop.
 
 A line is queued and the writer gathers what came in a few hundredths of a second into one write, so a busy service
-wakes it some fifty times a second and not once a request; `QueueHandler` and its listener, one wake-up per record, cost
-more than the rest of a request's telemetry. The queue is bounded: when stderr cannot keep up lines are dropped and
+wakes it some twenty times a second and not once a request; `QueueHandler` and its listener, one wake-up per record,
+cost more than the rest of a request's telemetry. The queue is bounded: when stderr cannot keep up lines are dropped and
 counted. Content never belongs in a line: an exception is told by its types and stack, its message is left out unless it
 is the operating system's, because libraries quote what they were given.
 """
@@ -14,10 +14,11 @@ import logging
 import sys
 import threading
 import traceback
-from collections import deque
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import lru_cache
-from time import gmtime, strftime, time
+from queue import Empty, SimpleQueue
+from time import gmtime, sleep, strftime, time
 from typing import Any, BinaryIO, Final, Literal, NamedTuple
 
 from opentelemetry import trace
@@ -25,7 +26,7 @@ from opentelemetry import trace
 Format = Literal["auto", "json", "text"]
 
 MAX_LINES: Final = 20_000
-_GATHER_SECONDS: Final = 0.02
+_GATHER_SECONDS: Final = 0.05
 # What these say at INFO is one line per call they make.
 _CHATTY: Final = ("httpx", "httpx2", "huggingface_hub", "sentence_transformers", "qdrant_client", "multipart")
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
@@ -135,43 +136,40 @@ class _Writer:
         self._stream = stream
         self._max_lines = max_lines
         self._render = _json_line if json_lines else _text_line
-        self._queue: deque[bytes | logging.LogRecord] = deque()
-        self._called = threading.Event()
-        self._awake = False
-        self._closing = threading.Event()
+        # Its thread waits and sleeps without a line of Python: each takes Python's lock from the requests.
+        self._queue: SimpleQueue[bytes | logging.LogRecord | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
 
     def put(self, line: bytes | logging.LogRecord) -> None:
         """Queue a line; drop and count it when the queue is full."""
-        if len(self._queue) >= self._max_lines:
+        if self._queue.qsize() < self._max_lines:
+            self._queue.put(line)
+        else:
             self.dropped += 1
-            return
-        self._queue.append(line)
-        if not self._awake:
-            self._awake = True
-            self._called.set()
 
     def close(self, deadline_seconds: float) -> None:
-        self._closing.set()
-        self._called.set()
+        self._queue.put(None)
         self._thread.join(deadline_seconds)
 
     def _run(self) -> None:
-        while True:
-            self._called.wait()
-            self._called.clear()
-            closing = self._closing.wait(_GATHER_SECONDS)
-            self._awake = False  # Before draining: a line that comes after the last look calls again.
-            self._drain()
-            if closing:
-                return
+        is_over = False
+        while not is_over:
+            lines: list[bytes] = []
+            is_over = self._take(self._queue.get(), lines)
+            sleep(0.0 if is_over else _GATHER_SECONDS)
+            with suppress(Empty):
+                while True:
+                    is_over |= self._take(self._queue.get_nowait(), lines)
+            self._write(lines)
 
-    def _drain(self) -> None:
-        lines: list[bytes] = []
-        while self._queue:
-            line = self._queue.popleft()
+    def _take(self, line: bytes | logging.LogRecord | None, lines: list[bytes]) -> bool:
+        """Add a line to those that are written next; say whether it is the mark of the end instead."""
+        if line is not None:
             lines.append(line if isinstance(line, bytes) else self._rendered(line))
+        return line is None
+
+    def _write(self, lines: list[bytes]) -> None:
         if lines:
             try:
                 self._stream.write(b"".join(lines))

@@ -199,18 +199,22 @@ class DocumentUses:
         if end > after:
             values |= {"row": end, "prediction_id": await _id_of(connection, end)}
         await connection.execute(followed.update().values(values))
-        return self._batch_rows if end - after >= MAX_ROWS_PASSED else len(fresh)
+        newest = (await connection.execute(select(func.max(_table.row)))).scalar_one()
+        return self._batch_rows if newest is not None and newest > end else len(fresh)
 
     async def _met(self, connection: AsyncConnection, after: int) -> tuple[Sequence[Any], int]:
         """The next predictions to look at, and the row up to which there are no others.
 
         What was given no documents is passed in the database: sqlite3 takes Python's lock anew for every row it brings,
-        which costs the event loop's thread as much as an answer does.
+        which costs the event loop's thread as much as an answer does. Where to stop is looked up and not counted out,
+        because that would read every page of them once more.
         """
-        passed = select(_table.row).where(_table.row > after).order_by(_table.row).limit(MAX_ROWS_PASSED).subquery()
-        last = (await connection.execute(select(func.max(passed.c.row)))).scalar_one()
-        if last is None:
-            return [], after
+        near = select(func.max(_table.row)).where(_table.row > after, _table.row <= after + MAX_ROWS_PASSED)
+        last = (await connection.execute(near)).scalar_one()
+        if last is None:  # There is no later one, or so many in a row were erased.
+            later = select(func.min(_table.row)).where(_table.row > after)
+            if (last := (await connection.execute(later)).scalar_one()) is None:
+                return [], after
         told = or_(_table.outcome == "open", _table.passages.is_not(None), _table.citations.is_not(None))
         met = select(*_looked_at).where(_table.row > after, _table.row <= last, told).order_by(_table.row)
         fresh = (await connection.execute(met.limit(self._batch_rows))).all()

@@ -60,6 +60,11 @@ class Keeper:
         self._keys = keys
         self._keeps_all = self.policy == Policy()
 
+    @property
+    def seals(self) -> bool:
+        """Whether rows are sealed, by keys that have to be there when they are written."""
+        return self._keys is not None
+
     def making(self) -> AbstractContextManager[None]:
         """Rows made in this block can be opened once it has ended: write them then."""
         return self._keys.making() if self._keys is not None else nullcontext()

@@ -7,6 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, Protocol
 
@@ -208,6 +209,10 @@ class Writer:
     def _commit(self, batch: list[Job]) -> None:
         jobs = {job.prediction.id: job for job in batch}.values()
         rows = self._rows(jobs)
+        if self._is_one_statement(jobs):
+            with suppress(*self.UNWRITABLE):
+                self._connection.execute(*insert(rows))
+                return
         if self._removals:
             # Overwriting what goes takes room, which a full disk has not: that it goes comes first.
             self._connection.execute("PRAGMA secure_delete=FAST")
@@ -229,6 +234,15 @@ class Writer:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
+
+    def _is_one_statement(self, jobs: Collection[Job]) -> bool:
+        """Whether all that is to be written is new rows that one statement writes, which is a transaction by itself.
+
+        Beginning and ending one are two more statements, and each takes Python's lock from the requests twice.
+        """
+        if not 0 < len(jobs) <= MAX_ROWS or self._removals or self._keeper.seals:
+            return False
+        return all(job.is_first for job in jobs)
 
     def _write(self, rows: list[Row], statement: Callable[[list[Row]], tuple[str, list[Any]]]) -> None:
         for at in range(0, len(rows), MAX_ROWS):

@@ -139,6 +139,18 @@ async def test_numbers_that_sqlite_gives_a_second_time_are_not_missed(log, datab
     assert await ids(found, "d2") == later
 
 
+@pytest.mark.parametrize("gap", [module.MAX_ROWS_PASSED - 1, 3 * module.MAX_ROWS_PASSED])
+async def test_what_comes_after_many_that_were_erased_is_found(log, database, gap):
+    found = uses(database)
+    before = await record(log, prediction(("d1", "v1")))
+    assert await ids(found) == before
+    async with database.writing() as connection:
+        await connection.execute(predictions.update().values(row=predictions.c.row + gap))
+        await connection.execute(followed.update().values(row=1, prediction_id=None))
+    after = await record(log, *(prediction(("d1", "v1")) for _ in range(3)))
+    assert await ids(found) == [*after, *before]
+
+
 async def test_nothing_is_written_where_nothing_is_new(log, database, path):
     found = uses(database)
     await record(log, prediction(("d1", "v1")))

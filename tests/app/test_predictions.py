@@ -394,6 +394,21 @@ async def test_what_is_no_id_is_not_found(log):
     assert await log.get("acme", uuid7()) is None
 
 
+@pytest.mark.parametrize("bad", [{"answer": "\ud800"}, {"prompt_tokens": 1 << 64}])
+async def test_of_rows_written_by_one_statement_one_that_cannot_be_costs_its_content_alone(path, log, bad):
+    made = [_prediction(answer="said") for _ in range(5)]
+    for prediction in made:
+        log.open(prediction)
+        prediction.outcome = "finished"
+    for name, value in bad.items():
+        setattr(made[2], name, value)
+    await asyncio.gather(*(log.close(prediction) for prediction in made))
+    kept = [await log.get("acme", prediction.id) for prediction in made]
+    assert [each and (each.outcome, each.answer) for each in kept] == [
+        ("finished", None if number == 2 else "said") for number in range(5)
+    ]
+
+
 # --- being emptied ---
 
 
