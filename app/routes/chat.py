@@ -7,7 +7,7 @@ mark. A client that hangs up cancels the work, streamed or not.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from copy import copy
 from time import perf_counter
 from typing import Self
@@ -16,24 +16,15 @@ from starlette.types import Receive, Scope, Send
 
 from app.access import Access, Caller
 from app.calls import Conclusion
-from app.errors import (
-    EngineTimeout,
-    InvalidRequest,
-    Overloaded,
-    PayloadTooLarge,
-    RateLimited,
-    ServiceError,
-    Unavailable,
-)
+from app.errors import EngineTimeout, Overloaded, RateLimited, ServiceError, Unavailable
 from app.gateway import Answering, Gateway
 from app.links import PassageLinks
 from app.messages import Piece
 from app.predictions import Prediction
 from app.privacy.policies import read_level
 from app.rates import RateLimits, Taken
-from app.routes.completions import broken_off
 from app.routes.forms import ChatForm, Form, Headers, Rendering
-from app.routes.front import respond
+from app.routes.reply import Reply, read_body
 from app.routes.watch import Watch
 from app.shadows import Shadows
 from observability.logs import Log, RequestIds, request_ids
@@ -178,7 +169,7 @@ class ChatRoute:
             self._rates.settle(taken, tokens)
 
     async def _serve(
-        self, scope: Scope, headers: Headers, receive: Receive, answering: Answering, reply: "Reply"
+        self, scope: Scope, headers: Headers, receive: Receive, answering: Answering, reply: Reply
     ) -> None:
         """Send the answer while watching for the client to hang up."""
         prediction = answering.prediction
@@ -219,7 +210,7 @@ class ChatRoute:
         events: AsyncGenerator[list[Piece] | Conclusion, None],
         render: Callable[[], Rendering],
         answering: Answering,
-        reply: "Reply",
+        reply: Reply,
     ) -> None:
         pieces: list[Piece] = []
         async for event in events:
@@ -234,7 +225,7 @@ class ChatRoute:
         events: AsyncGenerator[list[Piece] | Conclusion, None],
         render: Callable[[], Rendering],
         answering: Answering,
-        reply: "Reply",
+        reply: Reply,
     ) -> None:
         rendering: Rendering | None = None
         async for event in events:
@@ -310,71 +301,6 @@ class ChatRoute:
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
         )
-
-
-class Reply:
-    """What has been sent of a response."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.status: int | None = None
-        self.also: Sequence[tuple[bytes, bytes]] = ()
-        """Headers that the response has in any case."""
-        self.broken_off: Callable[[ServiceError, str], bytes] = broken_off
-        """Makes the last events of a stream that an error ends."""
-        self._done = False
-
-    async def start(self, headers: list[tuple[bytes, bytes]], status: int = 200) -> None:
-        """Send the head."""
-        self.status = status
-        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self.also]})
-
-    async def send(self, body: bytes, *, more: bool = True) -> None:
-        """Send a part of the body."""
-        self._done = not more
-        await self._send({"type": "http.response.body", "body": body, "more_body": more})
-
-    async def whole(self, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-        """Send head and body."""
-        await self.start([*headers, (b"content-length", b"%d" % len(body))])
-        await self.send(body, more=False)
-
-    async def fail(self, error: ServiceError, request_id: str) -> None:
-        """Send an error: as the response, or, once that has begun, as the end of the stream."""
-        if self.status is None:
-            self.status = error.status
-            await respond(self._send, error, request_id, also=self.also)
-        elif not self._done:
-            await self.send(self.broken_off(error, request_id), more=False)
-
-
-async def read_body(headers: Headers, receive: Receive, max_bytes: int) -> bytes:
-    """Read a request's body.
-
-    Raises:
-        PayloadTooLarge: it has more than `max_bytes`, by its own word or in fact.
-        InvalidRequest: the client left while sending it.
-    """
-    length = headers.get(b"content-length")
-    if length is not None and length.isdigit() and int(length) > max_bytes:
-        raise _too_large(max_bytes)
-    body = b""
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise InvalidRequest("The client left before its request was read.")
-        part = message.get("body", b"")
-        body = body + part if body else part
-        if len(body) > max_bytes:
-            raise _too_large(max_bytes)
-        if not message.get("more_body"):
-            return bytes(body)
-
-
-def _too_large(max_bytes: int) -> PayloadTooLarge:
-    return PayloadTooLarge(
-        f"The body may have {max_bytes} bytes (setting `limits.max_body_bytes`). Send documents to `/v1/documents`."
-    )
 
 
 def _named(answering: Answering) -> list[tuple[bytes, bytes]]:
