@@ -4,6 +4,7 @@ Byte for byte: the data directory with its write-ahead logs and vectors, Postgre
 (docs/privacy.md says how), exports made afterwards, and, where content is sealed, everything as it was before.
 """
 
+import asyncio
 import secrets
 import shutil
 import sqlite3
@@ -185,12 +186,15 @@ async def test_with_postgresql_nothing_is_left_once_it_has_cleaned_up(tmp_path: 
         name = str(make_url(url).database)
         dump, files = server.folder / "dump.sql", server.folder / "data"
 
-        def psql(*statements: str) -> None:
+        # In a thread: a transaction that the service has open could not end otherwise, and be waited for in vain.
+        async def psql(*statements: str) -> None:
             commands = [part for each in statements for part in ("-c", each)]
-            server.run("psql", "-h", server.folder, "-U", "postgres", "-d", name, "-q", *commands)
+            address = "-h", server.folder, "-U", "postgres", "-d", name
+            await asyncio.to_thread(server.run, "psql", *address, "-q", *commands)
 
-        def dumped(*options: str) -> bytes:
-            server.run("pg_dump", "-h", server.folder, "-U", "postgres", "-f", dump, *options, name)
+        async def dumped(*options: str) -> bytes:
+            to = "-h", server.folder, "-U", "postgres", "-f", dump
+            await asyncio.to_thread(server.run, "pg_dump", *to, *options, name)
             content = dump.read_bytes()
             dump.unlink()
             return content
@@ -200,7 +204,7 @@ async def test_with_postgresql_nothing_is_left_once_it_has_cleaned_up(tmp_path: 
 
         async def before() -> None:
             keys.update(await wrapped_at(url))
-            taken.append(dumped("--exclude-table-data=subject_keys"))
+            taken.append(await dumped("--exclude-table-data=subject_keys"))
             found = {each.partition(" in ")[0] for each in traces(annas, [taken[0]])}
             assert found == (set() if sealed else set(annas))
 
@@ -210,18 +214,18 @@ async def test_with_postgresql_nothing_is_left_once_it_has_cleaned_up(tmp_path: 
         async with served(data, **settings) as api:
             await lived_and_erased(api, before)
             # The tables have nothing of it at once; neither has the replica's own outbox.
-            assert traces(annas, [dumped()]) == set()
+            assert traces(annas, [await dumped()]) == set()
             assert await until(lambda: _nothing(annas, data))
             if not sealed:
-                assert {each.partition(" in ")[0] for each in traces(bens, [dumped()])} == set(bens)
+                assert {each.partition(" in ")[0] for each in traces(bens, [await dumped()])} == set(bens)
                 # Old versions of rows are in the tables' files until these are written anew.
-                psql("CHECKPOINT")
+                await psql("CHECKPOINT")
                 assert traces(annas, [files / "base"]) != set()
-            psql("VACUUM FULL", "CHECKPOINT")
+            await psql("VACUUM FULL", "CHECKPOINT")
             assert traces(annas, [files / "base"]) == set()
             # And what was written is in the write-ahead log, until its files are removed and not used again.
-            psql("ALTER SYSTEM SET wal_recycle = off", "SELECT pg_reload_conf()")
-            psql("SELECT pg_switch_wal()", "CHECKPOINT", "SELECT pg_switch_wal()", "CHECKPOINT")
+            await psql("ALTER SYSTEM SET wal_recycle = off", "SELECT pg_reload_conf()")
+            await psql("SELECT pg_switch_wal()", "CHECKPOINT", "SELECT pg_switch_wal()", "CHECKPOINT")
             assert traces(annas, [server.folder, data]) == set()
         if sealed:
             assert traces(annas | bens, [server.folder, data, *taken]) == set()
