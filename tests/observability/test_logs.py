@@ -201,6 +201,16 @@ def test_closing_waits_for_a_stuck_stream_no_longer_than_the_deadline() -> None:
     stream.released.set()
 
 
+def test_closing_ends_the_thread_that_writes_also_while_it_gathers(stream: Stream) -> None:
+    before = set(threading.enumerate())
+    log = logs.configure("INFO", "json", stream=stream)
+    log.access("GET", "/", 200, 0.1)
+    (writer,) = set(threading.enumerate()) - before
+    log.close(deadline_seconds=60.0)
+    assert not writer.is_alive()
+    assert stream.getvalue().count(b"\n") == 1
+
+
 def test_closing_gives_logging_back_as_it_was(stream: Stream) -> None:
     before = logging.root.level, logging.root.handlers[:]
     log = logs.configure("DEBUG", "json", stream=stream)

@@ -335,6 +335,24 @@ async def test_who_was_let_down_by_an_engine_taken_for_up_has_it_looked_at():
         assert (pool.is_up, caught.value.retry_after_seconds) == (False, pytest.approx(30.0, abs=1.0))
 
 
+class NotBusyYet(FakeTGI):
+    """Says that it is well, and then nothing more: a probe of it goes on for half a second."""
+
+    def get(self, path: str) -> tuple[int, str, bytes] | None:
+        self.is_hung = path == "/health"
+        return super().get(path)
+
+
+async def test_a_probe_that_was_answered_before_an_engine_went_is_not_taken_for_a_look_at_it():
+    async with NotBusyYet() as a, pool_of(a, every_seconds=60.0, startup=Startup(wait_seconds=0.0)) as pool:
+        await eventually(lambda: len(a.requests) >= 2)
+        waiting = asyncio.create_task(pool.wait_until_up())
+        await asyncio.sleep(0)
+        await a.stop()
+        with pytest.raises(EngineUnavailable):
+            await waiting
+
+
 async def test_two_engines_that_are_away_are_a_503_that_says_when():
     async with FakeTGI() as a, FakeTGI() as b:
         pass
