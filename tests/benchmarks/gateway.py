@@ -6,11 +6,13 @@ and gateway are interleaved, and medians are reported. CPU is the gateway proces
 threads included. The last line is JSON.
 
     python -m tests.benchmarks.gateway [--requests 8000] [--rounds 5] [--passages 20000] [--sampled 0.01]
-                                       [--against ../another-checkout]
+                                       [--against ../another-checkout [--processes 2]]
 
 On a machine that others use too, figures of two runs say nothing about two versions. `--against` starts the gateway of
 another checkout beside this one, in this environment; in every round both are measured, in turn, and the medians of the
-rounds' ratios are reported: many short rounds (`--rounds 30 --requests 1000`) say more than few long ones.
+rounds' ratios are reported, with their quartiles: many short rounds (`--rounds 30 --requests 1000`) say more than few
+long ones. Processes of one version differ by up to 4 %, so that `--processes` starts several of each; a round's figure
+of a version is then the mean of theirs.
 """
 
 import argparse
@@ -177,11 +179,10 @@ async def collector() -> AsyncIterator[str]:
 
 
 @dataclass
-class Served:
-    """A gateway under test, and what was measured of it: for each kind of request its rounds."""
+class Version:
+    """A checkout under test: the gateways started of it, and what was measured, for each kind of request its rounds."""
 
-    target: Target
-    process: psutil.Process
+    gateways: list[tuple[Target, psutil.Process]]
     rounds: dict[str, list[dict[str, float]]]
 
 
@@ -195,19 +196,19 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
         }
         with contextlib.ExitStack() as stack:
             engine_url, _ = stack.enter_context(child("tests.fake_tgi", "--answer", ANSWER))
-            served = {}
-            for name, checkout in checkouts.items():
+            versions = {name: Version([], {}) for name in checkouts}
+            for name in list(checkouts) * given.processes:
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
                 serve = ("tests.benchmarks.gateway", "--serve", folder, "--engine", engine_url)
                 line, process = stack.enter_context(
-                    child(*serve, "--passages", str(given.passages), env=env, cwd=checkout)
+                    child(*serve, "--passages", str(given.passages), env=env, cwd=checkouts[name])
                 )
                 started = json.loads(line)
-                served[name] = Served(Target(started["url"], started["key"], "hallmark"), process, {})
-            return await compare(given, Target(engine_url, None, "tgi"), served)
+                versions[name].gateways.append((Target(started["url"], started["key"], "hallmark"), process))
+            return await compare(given, Target(engine_url, None, "tgi"), versions)
 
 
-async def compare(given: argparse.Namespace, direct: Target, served: dict[str, Served]) -> dict[str, Any]:
+async def compare(given: argparse.Namespace, direct: Target, versions: dict[str, Version]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     numbers = iter(range(10**9))  # No question is asked twice: a cached vector costs nothing.
     for name, stream, retrieval in (
@@ -219,17 +220,22 @@ async def compare(given: argparse.Namespace, direct: Target, served: dict[str, S
         if retrieval and not given.passages:
             continue
         for number in range(given.rounds):
-            for gateway in list(served.values())[:: 1 if number % 2 else -1]:
-                one = await one_round(given, direct, gateway, stream, retrieval, numbers)
-                gateway.rounds.setdefault(name, []).append(one)
-        found[name] = summary(served["this"].rounds[name])
-        if "against" in served:
-            theirs = served["against"].rounds[name]
+            turns: dict[str, list[dict[str, float]]] = {version: [] for version in versions}
+            for at in range(given.processes):
+                for version in list(versions)[:: 1 if (number + at) % 2 else -1]:
+                    gateway = versions[version].gateways[at]
+                    turns[version].append(await one_round(given, direct, *gateway, stream, retrieval, numbers))
+            for version, measured in turns.items():
+                mean = {key: statistics.fmean(one[key] for one in measured) for key in measured[0]}
+                versions[version].rounds.setdefault(name, []).append(mean)
+        found[name] = summary(versions["this"].rounds[name])
+        if "against" in versions:
+            theirs = versions["against"].rounds[name]
             ratios = [
                 {key: ours[key] / their[key] for key in ("cpu_us", "cpu_us_one_caller", "p50_ms")}
-                for ours, their in zip(served["this"].rounds[name], theirs, strict=True)
+                for ours, their in zip(versions["this"].rounds[name], theirs, strict=True)
             ]
-            found[name] |= {"against": summary(theirs), "ratio": summary(ratios)}
+            found[name] |= {"against": summary(theirs), "ratio": summary(ratios), "ratio_quartiles": quartiles(ratios)}
         print(name, found[name], flush=True)
     return found
 
@@ -237,13 +243,13 @@ async def compare(given: argparse.Namespace, direct: Target, served: dict[str, S
 async def one_round(
     given: argparse.Namespace,
     direct: Target,
-    gateway: Served,
+    target: Target,
+    process: psutil.Process,
     stream: bool,
     retrieval: bool,
     numbers: Iterator[int],
 ) -> dict[str, float]:
     """Measure one gateway, and the engine without it, with one caller and with many."""
-    target, process = gateway.target, gateway.process
     count = given.requests if not retrieval else max(200, given.requests // 8)
     few = max(100, count // 8)
     alone = statistics.median(await load(direct, batch(direct, few, stream=stream), 1)) * 1e3
@@ -270,6 +276,14 @@ async def one_round(
 def summary(rounds: list[dict[str, float]]) -> dict[str, float]:
     """The median of each figure."""
     return {key: round(statistics.median(one[key] for one in rounds), 3) for key in rounds[0]}
+
+
+def quartiles(rounds: list[dict[str, float]]) -> dict[str, list[float]]:
+    """The lower and the upper quartile of each figure."""
+    if len(rounds) < 2:
+        return {}
+    cuts = {key: statistics.quantiles((one[key] for one in rounds), n=4) for key in rounds[0]}
+    return {key: [round(lower, 3), round(upper, 3)] for key, (lower, _, upper) in cuts.items()}
 
 
 def batch(
@@ -357,6 +371,7 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=20_000)
     parser.add_argument("--sampled", type=float, default=0.01)
     parser.add_argument("--against", type=Path, help="another checkout, to be measured in turn with this one")
+    parser.add_argument("--processes", type=int, default=1, help="how many gateways of each checkout")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--engine", help=argparse.SUPPRESS)
     given = parser.parse_args()
