@@ -29,6 +29,10 @@ from retrieval.errors import RetrievalError
 GRACE_SECONDS = 20
 """How long answers in flight may go on after a stop was asked for."""
 
+KEEP_ALIVE_SECONDS = 75
+"""How long a connection may lie idle: longer than load balancers and clients let theirs, so that none of them sends a
+request into one that closes at that moment."""
+
 GC_THRESHOLD = 10_000
 """Objects made before the youngest are collected: a hundred requests' worth, whose cycles are few."""
 
@@ -133,6 +137,49 @@ class _Cycle(RequestResponseCycle):
         return b"%b%b\r\n\r\n%b" % (STATUS_LINE[status], b"\r\n".join(lines), body)
 
 
+class _Connection(httptools_impl.HttpToolsProtocol):
+    """uvicorn's, but one timer watches its idleness as long as it lives, in place of a new one for every response."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._idle_since: float | None = None
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle_since = None  # Which the timer will see when it rings.
+
+    def on_response_complete(self) -> None:
+        """Begin with the request that is next, or to be idle."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._ring_in(self.timeout_keep_alive)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close the connection if it was idle for so long; else look again when it may have been."""
+        self.timeout_keep_alive_task = None
+        if self._idle_since is None:
+            return
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._ring_in(left)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _ring_in(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+
 httptools_impl.RequestResponseCycle = _Cycle  # type: ignore[misc]  # Nothing takes the class to make.
 
 
@@ -175,13 +222,14 @@ def server_config(app: ASGIApp) -> uvicorn.Config:
     """How uvicorn serves `app`, wherever it listens."""
     return uvicorn.Config(
         app,
-        http=httptools_impl.HttpToolsProtocol,
+        http=_Connection,
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,  # Citation links take `public_url`, and nothing else asks who the peer is.
         lifespan="off",
         timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         h11_max_incomplete_event_size=65_536,
     )
 

@@ -287,11 +287,14 @@ def chat_counts(metrics: str) -> Counter[tuple[str, str]]:
 
 
 @contextlib.asynccontextmanager
-async def serving(app: ASGIApp) -> AsyncIterator[str]:
-    """Serve an application on a free port of loopback; gives its address."""
+async def serving(app: ASGIApp, *, keep_alive_seconds: float = 600) -> AsyncIterator[str]:
+    """Serve an application on a free port of loopback; gives its address.
+
+    A busy machine uses a connection again after longer than the service would keep it.
+    """
     config = server_config(app)
     config.port = 0
-    config.timeout_keep_alive = 600  # A busy machine uses a connection again after longer than the usual five seconds.
+    config.timeout_keep_alive = keep_alive_seconds
     server = _Server(config)
     task = asyncio.create_task(server.serve())
     while not server.started:

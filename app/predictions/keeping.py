@@ -58,7 +58,7 @@ class Keeper:
         self.policy = policy or Policy()
         self._pseudonym = pseudonym
         self._keys = keys
-        self._keeps_all = self.policy == Policy()
+        self._keeps_all = self.policy.keeps_all
 
     @property
     def seals(self) -> bool:

@@ -11,6 +11,8 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, Protocol
 
+import msgspec
+
 from app.predictions.keeping import Keeper
 from app.predictions.prediction import Outcome, Prediction
 from app.predictions.rows import INTERRUPT_OPEN, MAX_ROWS, REMOVE, Row, insert, salvaged_row, upsert
@@ -41,16 +43,13 @@ WRITTEN_ROOM_SECONDS = 0.02
 disk can take in that time is a part of the reserve: 20 MB at a gigabyte a second."""
 
 
-class Job:
+class Job(msgspec.Struct, eq=False):
     """A row on its way to the disk, and who waits for it there."""
 
-    __slots__ = ("is_first", "prediction", "waiters")
-
-    def __init__(self, prediction: Prediction, *, is_first: bool = False) -> None:
-        self.prediction = prediction
-        self.is_first = is_first
-        """Whether no other row of its id was ever handed over: then there is none to look for."""
-        self.waiters: list[tuple[float, asyncio.Future[None]]] = []
+    prediction: Prediction
+    is_first: bool = False
+    """Whether no other row of its id was ever handed over: then there is none to look for."""
+    waiters: list[tuple[float, asyncio.Future[None]]] = []
 
 
 class Removal:

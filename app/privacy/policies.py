@@ -41,6 +41,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         if not 0.0 <= self.share <= 1.0:
             raise ValueError("the share of sessions whose content is kept lies between 0 and 1")
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether nothing is left out but what a request itself wants left out."""
+        return self.share >= 1.0 and {self.level, *self.tenants.values()} == {"full"}
+
     def find(self, text: str) -> list[Finding]:
         """Find what is taken out of a text that is redacted; what has a form is surer than a name."""
         found = find(text, self.kinds)

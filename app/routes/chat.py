@@ -25,7 +25,7 @@ from app.privacy.policies import read_level
 from app.rates import RateLimits, Taken
 from app.routes.forms import ChatForm, Form, Headers, Rendering
 from app.routes.reply import Reply, read_body
-from app.routes.watch import Watch
+from app.routes.watch import Patience, Watch
 from app.shadows import Shadows
 from observability.logs import Log, RequestIds, request_ids
 from observability.metrics import Metrics
@@ -63,6 +63,7 @@ class ChatRoute:
         "_max_body_bytes",
         "_metrics",
         "_path",
+        "_patience",
         "_public_url",
         "_rates",
         "_shadows",
@@ -99,6 +100,7 @@ class ChatRoute:
         self._public_url = public_url
         self._form = form or ChatForm()
         self._path = self._form.path
+        self._patience = Patience()
 
     def speaking(self, form: Form) -> Self:
         """The same route in another form."""
@@ -186,7 +188,7 @@ class ChatRoute:
             # Only once the answer has begun it is certain which release gives it.
             return self._form.rendering(answering, link=link, style=style)
 
-        watch = Watch(receive, self._timeout_seconds, stop=answering.stop)
+        watch = Watch(receive, self._timeout_seconds, stop=answering.stop, patience=self._patience)
         try:
             async with answering.place:
                 events = answering.events()

@@ -8,7 +8,7 @@ import weakref
 import pytest
 
 from app.messages import whole_tool_calls
-from app.routes.watch import Watch
+from app.routes.watch import Patience, Watch
 from tests.fake_tgi import FakeTGI, Tokens, ToolCall
 from tests.service import live_service
 
@@ -104,7 +104,7 @@ async def never() -> dict[str, str]:
 
 
 async def test_time_runs_out_for_whoever_has_not_finished():
-    watch = Watch(never, 0.001, stop=lambda reason: True)
+    watch = Watch(never, 0.001, stop=lambda reason: True, patience=Patience())
     with pytest.raises(asyncio.CancelledError):
         await asyncio.Event().wait()
     assert asyncio.current_task().uncancel() == 0
@@ -121,7 +121,7 @@ async def test_an_answer_that_is_complete_is_not_cancelled_for_its_time():
         over.set()
         return False
 
-    watch = Watch(never, 0.001, stop=stop)
+    watch = Watch(never, 0.001, stop=stop, patience=Patience())
     await over.wait()
     assert (asked, watch.reason, asyncio.current_task().cancelling()) == (["timeout"], None, 0)
     watch.close()
@@ -135,7 +135,7 @@ async def test_a_request_that_was_watched_is_freed_without_the_collector():
         return await never()
 
     async def answer() -> weakref.ref[Watch]:
-        watch = Watch(receive, 60, stop=lambda reason: True)
+        watch = Watch(receive, 60, stop=lambda reason: True, patience=Patience())
         await watched.wait()
         watch.close()
         return weakref.ref(watch)

@@ -18,6 +18,8 @@ from app.privacy.redaction import redact
 from app.privacy.rings import FileRing
 from app.privacy.sealing import MasterKeys, is_pseudonym, new_key
 from app.privacy.subject_keys import SubjectKeys
+from app.privacy_wiring import open_privacy
+from app.settings import PrivacySettings
 from tests.migrated import migrated
 
 MASTERS = MasterKeys.parse(new_key())
@@ -71,9 +73,22 @@ def test_a_share_that_is_none_is_refused(share):
         Policy(share=share)
 
 
-def test_where_all_is_kept_nothing_is_copied():
+@pytest.mark.parametrize(
+    "policy", [Policy(), Policy(kinds=["email"]), Policy(tenants={"acme": "full"})], ids=["default", "kinds", "tenants"]
+)
+def test_where_all_is_kept_nothing_is_copied(policy):
     prediction = _prediction()
-    assert Keeper().keep(prediction) is prediction
+    assert Keeper(policy).keep(prediction) is prediction
+
+
+def test_by_default_a_service_keeps_all_and_copies_nothing(tmp_path):
+    prediction = _prediction()
+    assert open_privacy(PrivacySettings(), tmp_path).keeper.keep(prediction) is prediction
+
+
+@pytest.mark.parametrize("policy", [Policy(level="redacted"), Policy(tenants={"b": "metadata"}), Policy(share=0.9)])
+def test_where_somebodys_content_is_not_kept_everybody_is_asked_for(policy):
+    assert not policy.keeps_all
 
 
 def test_redacted_content_has_nothing_personal_in_it_and_its_citations_where_they_were():

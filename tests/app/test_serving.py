@@ -44,11 +44,16 @@ class Whole:
 
 @contextlib.asynccontextmanager
 async def connected(app: ASGIApp) -> AsyncIterator[socket.socket]:
-    async with serving(app) as url:
-        with socket.socket() as connection:
-            connection.setblocking(False)
-            await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", int(url.rpartition(":")[2])))
-            yield connection
+    async with serving(app) as url, connected_to(url) as connection:
+        yield connection
+
+
+@contextlib.asynccontextmanager
+async def connected_to(url: str) -> AsyncIterator[socket.socket]:
+    with socket.socket() as connection:
+        connection.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", int(url.rpartition(":")[2])))
+        yield connection
 
 
 async def send(
@@ -177,3 +182,35 @@ async def test_a_body_without_a_head_sends_an_error() -> None:
     async with connected(app) as connection:
         await send(connection, "GET")
         assert (await rest(connection)).startswith(b"HTTP/1.1 500 ")
+
+
+async def test_a_connection_is_closed_when_it_was_idle_for_long_enough() -> None:
+    async with serving(Whole(), keep_alive_seconds=0.2) as url, connected_to(url) as connection:
+        began = asyncio.get_running_loop().time()
+        for _ in range(3):  # Each begins the time anew.
+            await send(connection, "GET", last=False)
+        assert (await rest(connection)).count(b"all of it") == 3
+        assert asyncio.get_running_loop().time() - began >= 0.19
+
+
+async def test_a_connection_that_is_used_is_not_idle_however_long_its_answer_takes() -> None:
+    slow, whole = Slow(), Whole()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await (slow if scope["method"] == "POST" else whole)(scope, receive, send)
+
+    async with (
+        serving(app, keep_alive_seconds=0.2) as url,
+        connected_to(url) as busy,
+        connected_to(url) as idle,
+    ):
+        await send(busy, "GET", last=False)
+        async with asyncio.timeout(50):
+            first = await asyncio.get_running_loop().sock_recv(busy, 65_536)
+        assert first.endswith(b"all of it")
+        await send(busy, "POST", last=False)
+        await slow.head_sent.wait()
+        await send(idle, "GET", last=False)
+        assert (await rest(idle)).endswith(b"all of it")  # It is closed, so the time of the other is over as well.
+        slow.may_go_on.set()
+        assert (await rest(busy)).endswith(b"first \r\n4\r\nlast\r\n0\r\n\r\n")
