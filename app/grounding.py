@@ -110,6 +110,8 @@ def plan_for(request: ChatRequest, plan: RetrievalPlan, task: Task = ANSWER) -> 
     chosen: dict[str, Any] = {}
     is_answer = task.is_answer
     if (options := request.retrieval) is not None:
+        if options.mode == "off" and is_answer:  # Nothing else of a plan is asked then.
+            return msgspec.structs.replace(plan, mode="off")
         names = _CHOICES if is_answer else _CHOICES_OF_TASKS
         chosen = {name: value for name, value in msgspec.to_builtins(options).items() if name in names}
     if request.messages[-1].role == "tool" or not is_answer:

@@ -103,24 +103,23 @@ class _Cycle(RequestResponseCycle):
             await super().send(message)
         elif message["type"] == "http.response.start":
             self._start = message
-        elif message["type"] == "http.response.body" and hasattr(self, "_start"):
+        elif message["type"] != "http.response.body" or not hasattr(self, "_start"):
+            await super().send(message)
+        elif (whole := self._whole(self._start, message)) is None:
             await self._begin(self._start, message)
         else:
-            await super().send(message)
-
-    async def _begin(self, start: HTTPResponseStartEvent, message: HTTPResponseBodyEvent) -> None:
-        if (whole := self._whole(start, message)) is not None:
             self.response_started = self.response_complete = True
             self.waiting_for_100_continue = False
             self.transport.write(whole)
             self.message_event.set()
             self.on_response()
-        else:
-            transport = self.transport
-            self.transport = _HeadWithBody(transport)
-            await super().send(start)
-            await super().send(message)
-            self.transport = transport
+
+    async def _begin(self, start: HTTPResponseStartEvent, message: HTTPResponseBodyEvent) -> None:
+        transport = self.transport
+        self.transport = _HeadWithBody(transport)
+        await super().send(start)
+        await super().send(message)
+        self.transport = transport
 
     def _whole(self, start: HTTPResponseStartEvent, message: HTTPResponseBodyEvent) -> bytes | None:
         """The bytes of a response of which all is there; None where it is not, or where uvicorn has to look closer."""
@@ -223,6 +222,7 @@ def server_config(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=_Connection,
+        interface="asgi3",  # What is no coroutine function uvicorn would take for an application of ASGI 2.
         log_config=None,
         access_log=False,
         server_header=False,

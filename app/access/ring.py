@@ -3,7 +3,7 @@
 import asyncio
 import hmac
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -77,15 +77,15 @@ class Access:
             async with asyncio.timeout(self._patience_seconds):
                 await self._save_uses()
 
-    async def identify(self, headers: Mapping[bytes, bytes]) -> Caller:
+    def identify(self, headers: Mapping[bytes, bytes]) -> Awaitable[Caller]:
         """Say who calls, and for whom, from a request's headers by lower-case name; nothing else of it is asked.
 
-        Raises:
+        Raises, where it is awaited:
             Unauthenticated, Unavailable: as `admit` says; and where the token of a user is not valid.
             Forbidden: the key may not act for users.
         """
-        caller = await self.admit(headers.get(b"authorization"))
-        return caller if self._users is None else self._users.caller(caller, headers)
+        admitted = self.admit(headers.get(b"authorization"))
+        return admitted if self._users is None else _for_user(admitted, self._users, headers)
 
     async def admit(self, authorization: str | bytes | None) -> Caller:
         """Say who calls, from the value of the Authorization header; a known key costs a hash and waits for nothing.
@@ -196,3 +196,8 @@ class Access:
             await self._store.note_uses({key_id: used_at - used_at % _MINUTE for key_id, used_at in uses.items()})
         except ServiceError as error:
             log.warning("When keys were last used could not be saved: %s", error)
+
+
+async def _for_user(admitted: Awaitable[Caller], users: UserTokens, headers: Mapping[bytes, bytes]) -> Caller:
+    """Have the key act for the user that its headers name, if they do."""
+    return users.caller(await admitted, headers)

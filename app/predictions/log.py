@@ -321,12 +321,13 @@ class PredictionLog:
         else:
             log.error("Requests are refused: the disk has less than %d bytes left", self._reserve_bytes)
 
-    async def _durable(self, job: Job) -> None:
+    def _durable(self, job: Job) -> asyncio.Future[None]:
+        """What is done when the row is on the disk."""
         waiter = self._loop.create_future()
         job.waiters.append((self._loop.time(), waiter))
         if self._watch_timer is None:
             self._watch_timer = self._loop.call_later(self._commit_seconds / 4, self._watch)
-        await waiter
+        return waiter
 
     def _watch(self) -> None:
         """Tell those who waited too long, by one timer for all: one for each would cost more than the row."""

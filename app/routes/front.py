@@ -5,7 +5,7 @@ routes that answer can do so at the cost the hot path allows (see docs/decisions
 by their method, which documents them all the same.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -50,14 +50,13 @@ class Front:
         self._max_body_bytes = max_body_bytes
         self._open = OPEN_PATHS | frozenset(open_paths)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection event."""
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Say what serves one connection event; no coroutine, which each step of an answer would have to pass."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
-        elif scope["path"] in self._lanes and scope["method"] == "POST":
-            await self._lanes[scope["path"]](scope, receive, send)
-        else:
-            await self._ordinary(scope, receive, send)
+            return self._app(scope, receive, send)
+        if scope["method"] == "POST" and (lane := self._lanes.get(scope["path"])) is not None:
+            return lane(scope, receive, send)
+        return self._ordinary(scope, receive, send)
 
     async def _ordinary(self, scope: Scope, receive: Receive, send: Send) -> None:
         started, status, method = perf_counter(), 500, scope["method"]

@@ -34,8 +34,10 @@ class Reply:
 
     async def whole(self, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
         """Send head and body."""
-        await self.start([*headers, (b"content-length", b"%d" % len(body))])
-        await self.send(body, more=False)
+        self.status, self._done = 200, True
+        headers = [*headers, *self.also, (b"content-length", b"%d" % len(body))]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def fail(self, error: ServiceError, request_id: str) -> None:
         """Send an error: as the response, or, once that has begun, as the end of the stream."""
