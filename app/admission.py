@@ -65,7 +65,7 @@ class Admission:
         return {priority: len(lane.waiters) for priority, lane in self._lanes.items()}
 
     def place(self, priority: Priority) -> "Place":
-        """A place to be taken by entering it: `async with admission.place("normal"): ...`."""
+        """A place to be taken, or waited for, and left."""
         return Place(self, priority)
 
     def check(self, priority: Priority) -> None:
@@ -89,14 +89,19 @@ class Admission:
         places = self.places * lane.share / contending
         return (len(lane.waiters) + 1) * max(self._mean_seconds, age) / places
 
+    def take(self) -> float | None:
+        """Take a place that is free; gives the moment, for `leave`, or None where all are taken."""
+        # While one is free nobody waits: a place that becomes free is handed on at once.
+        return self._take(perf_counter()) if self.in_flight < self.places else None
+
     async def enter(self, priority: Priority) -> float:
         """Take a place, waiting for it if need be; gives the moment it was taken, for `leave`.
 
         Raises:
             Overloaded: there will be none soon, or there was none in time.
         """
-        if self.in_flight < self.places:  # Then nobody waits: a place that becomes free is handed on at once.
-            return self._take(perf_counter())
+        if (taken := self.take()) is not None:
+            return taken
         self.check(priority)
         loop, lane = asyncio.get_running_loop(), self._lanes[priority]
         waiter: asyncio.Future[float] = loop.create_future()
@@ -149,7 +154,7 @@ class Admission:
 
 
 class Place:
-    """One request's place among the answers in flight, taken while its block runs."""
+    """One request's place among the answers in flight: take it, or wait for it, and leave it in any case."""
 
     __slots__ = ("_admission", "_since", "priority", "waited_seconds")
 
@@ -160,12 +165,22 @@ class Place:
         self.waited_seconds: float | None = None
         """How long the place was waited for; None as long as there is none."""
 
-    async def __aenter__(self) -> None:
+    def take(self) -> bool:
+        """Take a place if one is free, which costs no coroutine; else `wait` for one."""
+        since = self._admission.take()
+        if since is None:
+            return False
+        self._since, self.waited_seconds = since, 0.0
+        return True
+
+    async def wait(self) -> None:
+        """Take a place as soon as it is this one's turn; raises as `Admission.enter` says."""
         asked = perf_counter()
         self._since = await self._admission.enter(self.priority)
         self.waited_seconds = self._since - asked
 
-    async def __aexit__(self, *_: object) -> None:
+    def leave(self) -> None:
+        """Give the place back."""
         self._admission.leave(self._since)
 
 

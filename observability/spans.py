@@ -13,6 +13,7 @@ from random import getrandbits
 from time import time_ns
 from typing import Final
 
+import msgspec
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
@@ -60,16 +61,63 @@ def error_type(error: BaseException | str) -> str:
     return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
 
 
-class TraceSpan:
-    """A span that ends once; the shared NOT_RECORDED does nothing, so callers never ask whether they are sampled."""
+class TraceSpan(msgspec.Struct, eq=False):
+    """A span that ends once; this one does nothing, so that callers never ask whether they are sampled."""
 
-    __slots__ = ("_span", "_tracer", "started_ns")
+    started_ns: int
+    """Unix time in nanoseconds; 0 when not recorded."""
 
-    def __init__(self, tracer: Tracer | None, span: Span | None, started_ns: int = 0) -> None:
-        self._tracer = tracer
-        self._span = span
-        self.started_ns = started_ns
-        """Unix time in nanoseconds; 0 when not recorded."""
+    @property
+    def recording(self) -> bool:
+        """Whether attributes set now are kept."""
+        return False
+
+    @property
+    def context(self) -> trace.SpanContext | None:
+        """Trace id, span id and flags; None when not recorded or ended, or only noted."""
+        return None
+
+    @property
+    def id(self) -> int:
+        """The span id that calls made inside this span name as their parent; 0 when not recorded."""
+        return 0
+
+    def child(
+        self,
+        name: str,  # noqa: ARG002 - of this and what follows nothing is kept.
+        kind: SpanKind = SpanKind.INTERNAL,  # noqa: ARG002
+        attributes: Told = None,  # noqa: ARG002
+        *,
+        started_ns: int | None = None,  # noqa: ARG002
+        span_id: int = 0,  # noqa: ARG002
+    ) -> "TraceSpan":
+        """Start a span below this one, now or at a Unix time in nanoseconds that has passed, with this id if not 0."""
+        return NOT_RECORDED
+
+    def set(self, name: str, value: AttributeValue) -> None:
+        """Set one attribute."""
+
+    def update(self, attributes: Facts) -> None:
+        """Set several attributes."""
+
+    def event(self, name: str, *, at_ns: int | None = None) -> None:
+        """Add a point in time, by default now."""
+
+    def then(self, tell: Callable[["TraceSpan"], None]) -> None:
+        """Have the span told more, which is made only if anybody is going to see it."""
+
+    def end(self, *, error: BaseException | str | None = None, ended_ns: int | None = None) -> None:
+        """End the span; only the first call counts. An error is named by its type and its message is left out."""
+
+
+NOT_RECORDED: Final = TraceSpan(0)
+
+
+class BuiltSpan(TraceSpan):
+    """A span of the SDK's; once it has ended it does nothing."""
+
+    _tracer: Tracer | None
+    _span: Span | None
 
     @property
     def recording(self) -> bool:
@@ -78,12 +126,12 @@ class TraceSpan:
 
     @property
     def context(self) -> trace.SpanContext | None:
-        """Trace id, span id and flags; None when not recorded or ended, or only noted."""
+        """Trace id, span id and flags; None once it has ended."""
         return None if self._span is None else self._span.get_span_context()
 
     @property
     def id(self) -> int:
-        """The span id that calls made inside this span name as their parent; 0 when not recorded."""
+        """The span's id; 0 once it has ended."""
         context = self.context
         return 0 if context is None else context.span_id
 
@@ -95,8 +143,8 @@ class TraceSpan:
         *,
         started_ns: int | None = None,
         span_id: int = 0,
-    ) -> "TraceSpan":
-        """Start a span below this one, now or at a Unix time in nanoseconds that has passed, with this id if not 0."""
+    ) -> TraceSpan:
+        """Start a span below this one."""
         if self._span is None or self._tracer is None:
             return NOT_RECORDED
         parent = trace.set_span_in_context(self._span, Context())
@@ -113,17 +161,17 @@ class TraceSpan:
             self._span.set_attributes(_present(attributes))
 
     def event(self, name: str, *, at_ns: int | None = None) -> None:
-        """Add a point in time, by default now."""
+        """Add a point in time."""
         if self._span is not None:
             self._span.add_event(name, timestamp=at_ns)
 
-    def then(self, tell: Callable[["TraceSpan"], None]) -> None:
-        """Have the span told more, which is made only if anybody is going to see it."""
+    def then(self, tell: Callable[[TraceSpan], None]) -> None:
+        """Have it told at once."""
         if self._span is not None:
             tell(self)
 
     def end(self, *, error: BaseException | str | None = None, ended_ns: int | None = None) -> None:
-        """End the span; only the first call counts. An error is named by its type and its message is left out."""
+        """End it."""
         span, self._span = self._span, None
         if span is None:
             return
@@ -135,8 +183,6 @@ class TraceSpan:
         except Exception:  # A span processor is foreign code and must not fail the request.
             logger.warning("a span could not be ended and is lost", exc_info=True)
 
-
-NOT_RECORDED: Final = TraceSpan(None, None)
 
 MAX_NOTED: Final = 100
 """Spans noted below one: an answer has some eight."""
@@ -168,43 +214,25 @@ def start_span(
     finally:
         if chosen is not None:
             chosen.choose()  # One that was not asked for is not for somebody else's span.
-    return TraceSpan(tracer, span, started) if span.is_recording() else NOT_RECORDED
+    return BuiltSpan(started, tracer, span) if span.is_recording() else NOT_RECORDED
 
 
 class NotedSpan(TraceSpan):
     """A span of a request that is not sampled: noted, and built only if the request turns out to be worth keeping."""
 
-    __slots__ = (
-        "_attributes",
-        "_children",
-        "_ended_ns",
-        "_error",
-        "_id",
-        "_kind",
-        "_name",
-        "_told",
-    )
-
-    def __init__(self, name: str, kind: SpanKind, attributes: Told, started_ns: int, span_id: int = 0) -> None:
-        self._name = name
-        self._kind = kind
-        self._attributes = attributes
-        self.started_ns = started_ns
-        self._id = span_id
-        self._children: tuple[NotedSpan, ...] = ()
-        self._told: tuple[Callable[[TraceSpan], None], ...] = ()
-        self._error: BaseException | str | None = None
-        self._ended_ns = 0
+    _name: str
+    _kind: SpanKind
+    _attributes: Told
+    _id: int = 0
+    _children: tuple["NotedSpan", ...] = ()
+    _told: tuple[Callable[[TraceSpan], None], ...] = ()
+    _error: BaseException | str | None = None
+    _ended_ns: int = 0
 
     @property
     def recording(self) -> bool:
         """Whether what is noted now is kept, if the span is."""
         return not self._ended_ns
-
-    @property
-    def context(self) -> trace.SpanContext | None:
-        """None: there is no such span yet."""
-        return None
 
     @property
     def id(self) -> int:
@@ -226,7 +254,7 @@ class NotedSpan(TraceSpan):
         children = self._children
         if self._ended_ns or len(children) >= MAX_NOTED:
             return NOT_RECORDED
-        noted = NotedSpan(name, kind, attributes, started_ns or time_ns(), span_id)
+        noted = NotedSpan(started_ns or time_ns(), name, kind, attributes, span_id)
         self._children = (*children, noted)
         return noted
 

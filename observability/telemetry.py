@@ -30,7 +30,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from observability.exporting import Exporting
 from observability.genai import Evaluation
 from observability.genai_metrics import Instruments
-from observability.spans import NOT_RECORDED, Attributes, NotedSpan, TraceSpan, start_span
+from observability.spans import NOT_RECORDED, Attributes, BuiltSpan, NotedSpan, TraceSpan, start_span
 from observability.traces import Conventions, Late, Measure, Profile, RequestTrace
 
 # https://opentelemetry.io/docs/specs/semconv/http/http-metrics/#metric-httpserverrequestduration
@@ -150,7 +150,8 @@ class Telemetry:
         if not context.is_valid:
             return RequestTrace(f"{getrandbits(128) or 1:032x}", conventions=self._conventions)
         # One that is recorded in case it fails has no spans below it.
-        server = TraceSpan(self._tracer, span) if span.is_recording() and context.trace_flags.sampled else NOT_RECORDED
+        is_exported = span.is_recording() and context.trace_flags.sampled
+        server = BuiltSpan(0, self._tracer, span) if is_exported else NOT_RECORDED
         return RequestTrace(
             f"{context.trace_id:032x}",
             server,
@@ -182,7 +183,7 @@ class Telemetry:
             return NOT_RECORDED, None
         started_ns = time_ns()
         late = Late(self._keeper, parent, started_ns, name, partial(_request_attributes, scope, route, method))
-        return NotedSpan(name, _SERVER, None, started_ns) if self._keeps_failures else NOT_RECORDED, late
+        return NotedSpan(started_ns, name, _SERVER, None) if self._keeps_failures else NOT_RECORDED, late
 
     def _measure(self, route: str, method: str, scope: Mapping[str, Any] | None) -> Measure | None:
         if self._durations is None:

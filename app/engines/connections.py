@@ -71,7 +71,7 @@ class Connections:
         server sent a byte. Nearly always the server had closed it for its idleness and never saw the request; a
         server that died on this very request looks the same, and the repetition then meets whatever took its place.
         """
-        connection = await self._acquire()
+        connection = self._rested() or await self._acquire()
         was_kept = connection.was_kept
         try:
             return await connection.exchange(request, deadline)
@@ -110,13 +110,18 @@ class Connections:
         if self._open:
             await self._all_lost.wait()
 
-    async def _acquire(self) -> Connection:
-        if self._closed:
-            raise ConnectFailed("the engine's connections are closed")
-        while self._idle:
+    def _rested(self) -> Connection | None:
+        """Take the idle connection that was used last, if there is one."""
+        while self._idle and not self._closed:
             connection = self._idle.pop()
             if not connection.is_closing():
                 return connection
+        return None
+
+    async def _acquire(self) -> Connection:
+        """Open a connection, or wait for one."""
+        if self._closed:
+            raise ConnectFailed("the engine's connections are closed")
         if len(self._open) + self._connecting >= self._max_connections:
             handed = await self._wait_for_one()
             if handed is not None:

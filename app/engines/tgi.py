@@ -126,12 +126,16 @@ class TGIEngine:
         clock = asyncio.get_running_loop().time
         seconds = self._timeouts.first_token_seconds if generation.stream else self._timeouts.answer_seconds
         deadline = clock() + seconds
-        response = await _send(self._pool, _request(self._chat_head, body, generation.traceparent), deadline)
+        try:
+            response = await self._pool.exchange(_request(self._chat_head, body, generation.traceparent), deadline)
+        except WireError as error:
+            raise broken(error, has_begun=False) from error
         try:
             if response.status != 200:
                 raise await _refusal(response, deadline)
             if not generation.stream or response.content_type.startswith(_JSON):
-                yield [read_answer(await _read(response, deadline, _MAX_ANSWER_BYTES), stops=stops)]
+                whole = response.arrived(max_bytes=_MAX_ANSWER_BYTES)
+                yield [read_answer(whole or await _read(response, deadline, _MAX_ANSWER_BYTES), stops=stops)]
                 return
             if not response.content_type.startswith(_EVENT_STREAM):
                 raise EngineGarbage("the engine's answer is not an event stream")
@@ -288,7 +292,7 @@ class TGIEngine:
         head = _head(method, self._prefix + path, self._headers)
         try:
             async with asyncio.timeout(seconds):
-                response = await _send(self._probes, _request(head, body, None), deadline)
+                response = await self._probes.exchange(_request(head, body, None), deadline)
                 try:
                     if response.status != 200:
                         raise await _refusal(response, deadline)
@@ -297,6 +301,8 @@ class TGIEngine:
                     response.close()
         except TimeoutError as error:
             raise EngineTimeout("the engine did not answer in time") from error
+        except WireError as error:
+            raise broken(error, has_begun=False) from error
 
 
 class _Rated(msgspec.Struct):
@@ -339,13 +345,6 @@ class _Models(msgspec.Struct):
 class _Counted(msgspec.Struct):
     count: int | None = None
     tokens: list[Any] = []
-
-
-async def _send(pool: Connections, request: bytes, deadline: float) -> Response:
-    try:
-        return await pool.exchange(request, deadline)
-    except WireError as error:
-        raise broken(error, has_begun=False) from error
 
 
 async def _next(response: Response, reader: StreamReader, deadline: float) -> list[Piece]:

@@ -310,11 +310,15 @@ class Response:
         """
         return await self._connection.chunk(deadline) if self._connection else b""
 
-    async def read(self, deadline: float, *, max_bytes: int) -> bytes:
-        """Return the rest of the body; raises BadResponse when it is longer than `max_bytes`."""
+    def arrived(self, *, max_bytes: int) -> bytes:
+        """Take the rest of the body if all of it is here, which costs no coroutine; nothing where it is to be read."""
         connection = self._connection
         if connection is not None and connection.is_complete and connection.buffered_bytes <= max_bytes:
             return connection.take()
+        return b""
+
+    async def read(self, deadline: float, *, max_bytes: int) -> bytes:
+        """Return the rest of the body; raises BadResponse when it is longer than `max_bytes`."""
         parts: list[bytes] = []
         total = 0
         while part := await self.chunk(deadline):

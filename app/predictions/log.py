@@ -150,18 +150,16 @@ class PredictionLog:
         if self._linger_timer is None:
             self._linger_timer = self._loop.call_later(self._linger_seconds, self._linger_over)
 
-    async def opened(self, prediction: Prediction) -> None:
-        """Return when the opening row is on the disk: from then on the id may be shown.
+    def opened(self, prediction: Prediction) -> asyncio.Future[None]:
+        """What is done when the opening row is on the disk: from then on the id may be shown.
 
-        Raises:
-            RecordUnavailable: it is not there after `commit_seconds`; the log goes on trying.
+        It fails with:
+            RecordUnavailable: the row is not there after `commit_seconds`; the log goes on trying.
         """
         job = self._undurable.get(prediction.id)
-        if job is None:
-            return
-        if self._stop_lingering(prediction.id):
+        if job is not None and self._stop_lingering(prediction.id):
             self._writer.put([_opening(job)])
-        await self._durable(job)
+        return self._durable(job)
 
     def close_nowait(self, prediction: Prediction) -> None:
         """Hand over the closing row; a second time does nothing. An outcome still open becomes interrupted."""
@@ -176,16 +174,14 @@ class PredictionLog:
         job = self._undurable[prediction.id] = Job(msgspec.structs.replace(prediction), is_first=is_first)
         self._writer.put([job])
 
-    async def close(self, prediction: Prediction) -> None:
-        """Hand over the closing row, unless that was done, and return when it is on the disk.
+    def close(self, prediction: Prediction) -> asyncio.Future[None]:
+        """Hand over the closing row, unless that was done; what is given is done when it is on the disk.
 
-        Raises:
-            RecordUnavailable: it is not there after `commit_seconds`; the log goes on trying.
+        It fails with:
+            RecordUnavailable: the row is not there after `commit_seconds`; the log goes on trying.
         """
         self.close_nowait(prediction)
-        job = self._undurable.get(prediction.id)
-        if job is not None:
-            await self._durable(job)
+        return self._durable(self._undurable.get(prediction.id))
 
     async def get(self, tenant: str, prediction_id: str) -> Prediction | None:
         """Read one prediction of the tenant, open or closed; None if there is none or the id is not one."""
@@ -321,9 +317,12 @@ class PredictionLog:
         else:
             log.error("Requests are refused: the disk has less than %d bytes left", self._reserve_bytes)
 
-    def _durable(self, job: Job) -> asyncio.Future[None]:
-        """What is done when the row is on the disk."""
+    def _durable(self, job: Job | None) -> asyncio.Future[None]:
+        """What is done when the row is on the disk; where there is no job it is."""
         waiter = self._loop.create_future()
+        if job is None:
+            waiter.set_result(None)
+            return waiter
         job.waiters.append((self._loop.time(), waiter))
         if self._watch_timer is None:
             self._watch_timer = self._loop.call_later(self._commit_seconds / 4, self._watch)

@@ -189,16 +189,21 @@ class ChatRoute:
             return self._form.rendering(answering, link=link, style=style)
 
         watch = Watch(receive, self._timeout_seconds, stop=answering.stop, patience=self._patience)
+        place = answering.place
         try:
-            async with answering.place:
-                events = answering.events()
+            if not place.take():
+                await place.wait()
+            events = answering.events()
+            try:
+                if prediction.stream:
+                    await self._stream(events, render, answering, reply)
+                else:
+                    await self._whole(events, render, answering, reply)
+            finally:
                 try:
-                    if prediction.stream:
-                        await self._stream(events, render, answering, reply)
-                    else:
-                        await self._whole(events, render, answering, reply)
-                finally:
                     await events.aclose()
+                finally:
+                    place.leave()
         except asyncio.CancelledError:
             if watch.reason is None or watch.task.uncancel():
                 raise

@@ -3,16 +3,29 @@
 import asyncio
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.admission import FIRST_GUESS_SECONDS, SHARES, Admission
+from app.admission import FIRST_GUESS_SECONDS, SHARES, Admission, Place
 from app.errors import Overloaded
 from app.messages import Priority
 from tests.properties import examples
+
+
+@asynccontextmanager
+async def taken(place: Place) -> AsyncIterator[None]:
+    """Have a place while the block runs."""
+    if not place.take():
+        await place.wait()
+    try:
+        yield
+    finally:
+        place.leave()
 
 
 @dataclass
@@ -30,7 +43,7 @@ class Guest:
         self.task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
-        async with self.admission.place(self.priority):
+        async with taken(self.admission.place(self.priority)):
             self.is_in = True
             self.order.append(self)
             try:
@@ -76,7 +89,7 @@ async def test_a_place_tells_how_long_it_was_waited_for():
     assert place.waited_seconds is None
 
     async def wait() -> None:
-        async with place:
+        async with taken(place):
             pass
 
     task = asyncio.create_task(wait())

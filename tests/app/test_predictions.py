@@ -186,7 +186,7 @@ async def test_a_waiter_that_is_cancelled_takes_nobody_along(path, log):
     for each in (prediction, other):
         log.open(each)
         each.outcome = "finished"
-    waiting = asyncio.create_task(log.close(prediction))
+    waiting = log.close(prediction)
     await asyncio.sleep(0)
     waiting.cancel()
     await asyncio.gather(log.close(other), log.close(prediction))
@@ -241,7 +241,7 @@ async def test_a_closing_row_is_waited_for_though_the_opening_one_arrives_first(
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")  # The writer is held up with the opening row in its hands.
         log.open(prediction)
-        opened = asyncio.create_task(log.opened(prediction))
+        opened = log.opened(prediction)
         await asyncio.sleep(0.02)
         prediction.outcome = "finished"
         log.close_nowait(prediction)
@@ -561,7 +561,7 @@ async def test_a_database_locked_by_another_only_delays(path, log):
         prediction = _prediction()
         log.open(prediction)
         prediction.outcome = "finished"
-        closing_it = asyncio.create_task(log.close(prediction))
+        closing_it = log.close(prediction)
         assert not (await asyncio.wait([closing_it], timeout=0.05))[0]
         other.execute("ROLLBACK")
     await closing_it
@@ -574,7 +574,7 @@ async def test_closing_gives_up_on_a_dead_disk_in_time_and_tells_who_waits(path,
         async with PredictionLog(path, commit_seconds=60.0, drain_seconds=0.2) as log:
             prediction = _prediction(outcome="finished", answer="x" * 50_000)
             other.execute("DROP TABLE predictions")
-            waiting = asyncio.create_task(log.close(prediction))
+            waiting = log.close(prediction)
             await asyncio.sleep(0)
     with pytest.raises(RecordUnavailable):
         await waiting
