@@ -6,7 +6,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Generator, Iterator
 from contextlib import contextmanager
 
 import uvicorn
@@ -87,6 +87,16 @@ _line = b": ".join
 _CONTROLS = bytes((*range(9), *range(10, 32), 127))
 
 
+class _Sent:
+    """What is awaited where there is nothing to wait for: a coroutine costs as much as the message."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        return iter(())  # type: ignore[return-value]  # A generator that ends at once would cost a coroutine again.
+
+
+_SENT = _Sent()
+
+
 class _Cycle(RequestResponseCycle):
     """uvicorn's, but a response begins with one write, and one that is all there is put together in one step.
 
@@ -96,23 +106,24 @@ class _Cycle(RequestResponseCycle):
     _start: HTTPResponseStartEvent
     """The head that waits for the first of the body; there once it has come."""
 
-    async def send(self, message: ASGISendEvent) -> None:
+    def send(self, message: ASGISendEvent) -> Awaitable[None]:  # type: ignore[override]  # It is awaited, and no more.
         """Send the head with the first of the body, and whatever is not plain as uvicorn does."""
         # A response to HEAD has no body to wait for.
         if self.response_started or self.scope["method"] == "HEAD":
-            await super().send(message)
-        elif message["type"] == "http.response.start":
+            return super().send(message)
+        if message["type"] == "http.response.start":
             self._start = message
-        elif message["type"] != "http.response.body" or not hasattr(self, "_start"):
-            await super().send(message)
-        elif (whole := self._whole(self._start, message)) is None:
-            await self._begin(self._start, message)
-        else:
-            self.response_started = self.response_complete = True
-            self.waiting_for_100_continue = False
-            self.transport.write(whole)
-            self.message_event.set()
-            self.on_response()
+            return _SENT
+        if message["type"] != "http.response.body" or not hasattr(self, "_start"):
+            return super().send(message)
+        if (whole := self._whole(self._start, message)) is None:
+            return self._begin(self._start, message)
+        self.response_started = self.response_complete = True
+        self.waiting_for_100_continue = False
+        self.transport.write(whole)
+        self.message_event.set()
+        self.on_response()
+        return _SENT
 
     async def _begin(self, start: HTTPResponseStartEvent, message: HTTPResponseBodyEvent) -> None:
         transport = self.transport

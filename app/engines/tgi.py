@@ -126,10 +126,7 @@ class TGIEngine:
         clock = asyncio.get_running_loop().time
         seconds = self._timeouts.first_token_seconds if generation.stream else self._timeouts.answer_seconds
         deadline = clock() + seconds
-        try:
-            response = await self._pool.exchange(_request(self._chat_head, body, generation.traceparent), deadline)
-        except WireError as error:
-            raise broken(error, has_begun=False) from error
+        response = await _send(self._pool, _request(self._chat_head, body, generation.traceparent), deadline)
         try:
             if response.status != 200:
                 raise await _refusal(response, deadline)
@@ -141,8 +138,11 @@ class TGIEngine:
                 raise EngineGarbage("the engine's answer is not an event stream")
             reader = StreamReader(stops=stops)
             while not reader.is_done:
-                pieces = await _next(response, reader, deadline)
-                if pieces:
+                try:
+                    chunk = await response.chunk(deadline)
+                except WireError as error:
+                    chunk = _end_of(reader, error)
+                if pieces := _pieces(reader, chunk):
                     yield pieces
                 if reader.failure is not None:
                     raise reader.failure
@@ -292,7 +292,7 @@ class TGIEngine:
         head = _head(method, self._prefix + path, self._headers)
         try:
             async with asyncio.timeout(seconds):
-                response = await self._probes.exchange(_request(head, body, None), deadline)
+                response = await _send(self._probes, _request(head, body, None), deadline)
                 try:
                     if response.status != 200:
                         raise await _refusal(response, deadline)
@@ -301,8 +301,6 @@ class TGIEngine:
                     response.close()
         except TimeoutError as error:
             raise EngineTimeout("the engine did not answer in time") from error
-        except WireError as error:
-            raise broken(error, has_begun=False) from error
 
 
 class _Rated(msgspec.Struct):
@@ -347,15 +345,22 @@ class _Counted(msgspec.Struct):
     tokens: list[Any] = []
 
 
-async def _next(response: Response, reader: StreamReader, deadline: float) -> list[Piece]:
-    """Return the pieces of the next bytes, with the last piece when they end the answer."""
+async def _send(pool: Connections, request: bytes, deadline: float) -> Response:
     try:
-        chunk = await response.chunk(deadline)
+        return await pool.exchange(request, deadline)
     except WireError as error:
-        if not reader.is_finished:
-            raise broken(error, has_begun=reader.has_begun) from error
-        # The finish reason is in: only the end mark is missing, and the answer is whole without it.
-        chunk = b""
+        raise broken(error, has_begun=False) from error
+
+
+def _end_of(reader: StreamReader, error: WireError) -> bytes:
+    """Take what broke a stream for its end, where only the end mark is missing: an answer with a reason is whole."""
+    if not reader.is_finished:
+        raise broken(error, has_begun=reader.has_begun) from error
+    return b""
+
+
+def _pieces(reader: StreamReader, chunk: bytes) -> list[Piece]:
+    """The pieces of the next bytes, with the last piece when they end the answer; no bytes are its end."""
     if not chunk:
         return reader.end()
     pieces = reader.feed(chunk)

@@ -8,7 +8,7 @@ because a closed connection is the only way to tell an engine to stop working.
 
 import asyncio
 import socket
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Protocol, cast
 
 import httptools
@@ -121,7 +121,7 @@ class Connection(asyncio.Protocol):
         self._transport.write(request)
         try:
             while not self._has_head:
-                await self._wait(deadline)
+                await self._arrival(deadline)
         except BaseException:
             self.cut()
             raise
@@ -132,7 +132,7 @@ class Connection(asyncio.Protocol):
         while not self._parts:
             if self.is_complete:
                 return b""
-            await self._wait(deadline, cut_when_late=cut_when_late)
+            await self._arrival(deadline, cut_when_late=cut_when_late)
         return self.take()
 
     def take(self) -> bytes:
@@ -170,23 +170,24 @@ class Connection(asyncio.Protocol):
 
     # Waiting and deadlines.
 
-    async def _wait(self, deadline: float, *, cut_when_late: bool = True) -> None:
+    def _arrival(self, deadline: float, *, cut_when_late: bool = True) -> asyncio.Future[None]:
+        """What is done when something has arrived, or nothing will; raises why nothing will, if that is known."""
         if self._error is not None:
             raise self._error
         self._watch(deadline)
         self._cut_when_late = cut_when_late
         waiter = self._waiter = self._loop.create_future()
-        try:
-            await waiter
-        finally:
-            self._waiter = None
-            self._deadline = _FOREVER
-        if self._error is not None and not (self._parts or self.is_complete):
-            raise self._error
+        return waiter
 
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+    def _wake(self, error: WireError | None = None) -> None:
+        waiter, self._waiter = self._waiter, None
+        self._deadline = _FOREVER
+        if waiter is None or waiter.done():
+            return
+        if error is None:
+            waiter.set_result(None)
+        else:
+            waiter.set_exception(error)
 
     def _watch(self, deadline: float) -> None:
         """Watch a deadline with the one timer: it is only re-armed when it would ring too late."""
@@ -209,8 +210,8 @@ class Connection(asyncio.Protocol):
             self.cut()
         elif self._cut_when_late:
             self._fail(TimedOut("no bytes in time"))
-        elif not self._waiter.done():
-            self._waiter.set_exception(TimedOut("no end in time"))
+        else:
+            self._wake(TimedOut("no end in time"))
 
     def _fail(self, error: WireError) -> None:
         self._error = self._error or error
@@ -303,12 +304,12 @@ class Response:
         self.content_type = connection.headers.get(b"content-type", b"")
         self.retry_after = connection.headers.get(b"retry-after", b"")
 
-    async def chunk(self, deadline: float) -> bytes:
-        """Return all body bytes that have arrived, waiting for some until the loop's clock shows `deadline`.
+    def chunk(self, deadline: float) -> Awaitable[bytes]:
+        """Give all body bytes that have arrived, waiting for some until the loop's clock shows `deadline`.
 
-        Empty bytes mean that the body is complete. Raises ConnectionLost, TimedOut or BadResponse.
+        Empty bytes mean that the body is complete. Awaiting it raises ConnectionLost, TimedOut or BadResponse.
         """
-        return await self._connection.chunk(deadline) if self._connection else b""
+        return self._connection.chunk(deadline) if self._connection else _nothing()
 
     def arrived(self, *, max_bytes: int) -> bytes:
         """Take the rest of the body if all of it is here, which costs no coroutine; nothing where it is to be read."""
@@ -346,3 +347,7 @@ class Response:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.finish()
+
+
+async def _nothing() -> bytes:
+    return b""

@@ -14,7 +14,7 @@ from typing import Self
 
 from starlette.types import Receive, Scope, Send
 
-from app.access import Access, Caller
+from app.access import Access
 from app.calls import Conclusion
 from app.errors import EngineTimeout, Overloaded, RateLimited, ServiceError, Unavailable
 from app.gateway import Answering, Gateway
@@ -118,10 +118,9 @@ class ChatRoute:
         taken: Taken | None = None
         error: ServiceError | None = None
         try:
-            caller = await self._admit(headers)
-            answering = await self._begin(headers, receive, caller, trace)
-            if caller.is_limited:
-                taken = await self._rates.take(caller, _most_tokens(answering))
+            answering = await self._begin(headers, receive, trace)
+            if answering.caller.is_limited:
+                taken = await self._rates.take(answering.caller, _most_tokens(answering))
                 reply.also = taken.headers
             await self._serve(scope, headers, receive, answering, reply)
         except ServiceError as failure:
@@ -139,15 +138,12 @@ class ChatRoute:
                 if taken is not None:
                     self._settle(taken, answering, error)
 
-    async def _admit(self, headers: Headers) -> Caller:
-        """Say who calls, if they may, and if there is room: nothing is read for a request that is refused anyway."""
+    async def _begin(self, headers: Headers, receive: Receive, trace: RequestTrace) -> Answering:
+        """Say who calls and read what they ask; nothing is read where they may not, or where there is no room."""
         caller = await self._access.identify(headers)
         caller.require("chat")
         self._shadows.make_room()
         self._gateway.admission.check(caller.priority)
-        return caller
-
-    async def _begin(self, headers: Headers, receive: Receive, caller: Caller, trace: RequestTrace) -> Answering:
         body = await read_body(headers, receive, self._max_body_bytes)
         request, body, conversation = await self._form.read(body, caller)
         kept = headers.get(KEEP_HEADER)

@@ -1,6 +1,6 @@
 """What goes over the wire of one answer: its request's body read, its response sent."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from starlette.types import Receive, Send
 
@@ -22,22 +22,20 @@ class Reply:
         """Makes the last events of a stream that an error ends."""
         self._done = False
 
-    async def start(self, headers: list[tuple[bytes, bytes]], status: int = 200) -> None:
-        """Send the head."""
-        self.status = status
-        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self.also]})
+    def start(self, headers: list[tuple[bytes, bytes]]) -> Awaitable[None]:
+        """Send the head; it and the parts are no coroutines of their own, of which a stream would make many."""
+        self.status = 200
+        return self._send({"type": "http.response.start", "status": 200, "headers": [*headers, *self.also]})
 
-    async def send(self, body: bytes, *, more: bool = True) -> None:
+    def send(self, body: bytes, *, more: bool = True) -> Awaitable[None]:
         """Send a part of the body."""
         self._done = not more
-        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        return self._send({"type": "http.response.body", "body": body, "more_body": more})
 
     async def whole(self, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
         """Send head and body."""
-        self.status, self._done = 200, True
-        headers = [*headers, *self.also, (b"content-length", b"%d" % len(body))]
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        await self.start([*headers, (b"content-length", b"%d" % len(body))])
+        await self.send(body, more=False)
 
     async def fail(self, error: ServiceError, request_id: str) -> None:
         """Send an error: as the response, or, once that has begun, as the end of the stream."""
