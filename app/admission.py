@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from math import ceil
 from time import perf_counter
 
+import msgspec
+
 from app.errors import Overloaded
 from app.messages import Priority
 
@@ -153,17 +155,14 @@ class Admission:
             waiter.set_exception(_overloaded(self.expected_seconds(priority)))
 
 
-class Place:
+class Place(msgspec.Struct, eq=False):
     """One request's place among the answers in flight: take it, or wait for it, and leave it in any case."""
 
-    __slots__ = ("_admission", "_since", "priority", "waited_seconds")
-
-    def __init__(self, admission: Admission, priority: Priority) -> None:
-        self._admission = admission
-        self._since = 0.0
-        self.priority = priority
-        self.waited_seconds: float | None = None
-        """How long the place was waited for; None as long as there is none."""
+    _admission: Admission
+    priority: Priority
+    waited_seconds: float | None = None
+    """How long the place was waited for; None as long as there is none."""
+    _since: float = 0.0
 
     def take(self) -> bool:
         """Take a place if one is free, which costs no coroutine; else `wait` for one."""

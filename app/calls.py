@@ -53,19 +53,18 @@ CANCELLED: dict[StopReason | None, tuple[Outcome, str]] = {
 }
 
 
-class EngineCall:
+class EngineCall(msgspec.Struct, eq=False):
     """One answer's use of an engine; of a second attempt the times are added to those of the first."""
 
-    def __init__(self, request: ChatRequest, prediction: Prediction, trace: RequestTrace, place: Place) -> None:
-        self._place = place
-        self._request = request
-        self._prediction = prediction
-        self._trace = trace
-        self._has_called = False
-        self.finish_reason: FinishReason | None = None
-        self.usage = Usage()
-        self.unfit_text = ""
-        """What the engine said where that was not what its release's task asks for."""
+    _request: ChatRequest
+    _prediction: Prediction
+    _trace: RequestTrace
+    _place: Place
+    finish_reason: FinishReason | None = None
+    usage: Usage = Usage()
+    unfit_text: str = ""
+    """What the engine said where that was not what its release's task asks for."""
+    _has_called: bool = False
 
     def generate(
         self, engine: Engine, release: Release, sampling: Sampling, messages: list[Message]

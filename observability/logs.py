@@ -19,8 +19,9 @@ from contextvars import ContextVar
 from functools import lru_cache
 from queue import Empty, SimpleQueue
 from time import gmtime, sleep, strftime, time
-from typing import Any, BinaryIO, Final, Literal, NamedTuple
+from typing import Any, BinaryIO, Final, Literal
 
+import msgspec
 from opentelemetry import trace
 
 Format = Literal["auto", "json", "text"]
@@ -34,7 +35,7 @@ _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asc
 _CONTENT: Final = frozenset({"answer", "content", "messages", "prompt", "query", "question", "quote", "text"})
 
 
-class RequestIds(NamedTuple):
+class RequestIds(msgspec.Struct, frozen=True):
     """What ties a log line to its request."""
 
     trace_id: str = ""
@@ -52,7 +53,7 @@ def _ids() -> RequestIds:
     if not ids.trace_id:
         context = trace.get_current_span().get_span_context()
         if context.is_valid:
-            return ids._replace(trace_id=f"{context.trace_id:032x}", span_id=f"{context.span_id:016x}")
+            return msgspec.structs.replace(ids, trace_id=f"{context.trace_id:032x}", span_id=f"{context.span_id:016x}")
     return ids
 
 
@@ -111,7 +112,7 @@ def _json_line(record: logging.LogRecord) -> bytes:
         "logger": record.name,
         "message": record.msg,
     }
-    line |= {key: value for key, value in ids._asdict().items() if value}
+    line |= {key: value for key, value in msgspec.structs.asdict(ids).items() if value}
     if record.exc_text:
         line["error"] = record.exc_text
     line |= {key: value for key, value in _extra(record).items() if key not in line}

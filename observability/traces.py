@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import getrandbits
 from time import perf_counter
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
+import msgspec
 from opentelemetry.context import Context
 from opentelemetry.metrics import Histogram
 from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
@@ -35,7 +36,7 @@ class Conventions:
 _DEFAULT: Final = Conventions()
 
 
-class Late(NamedTuple):
+class Late(msgspec.Struct, frozen=True):
     """How the server span of a request that was not sampled is built after all."""
 
     tracer: Tracer

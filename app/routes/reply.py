@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 
+import msgspec
 from starlette.types import Receive, Send
 
 from app.errors import InvalidRequest, PayloadTooLarge, ServiceError
@@ -10,17 +11,16 @@ from app.routes.forms import Headers
 from app.routes.front import respond
 
 
-class Reply:
+class Reply(msgspec.Struct, eq=False):
     """What has been sent of a response."""
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.status: int | None = None
-        self.also: Sequence[tuple[bytes, bytes]] = ()
-        """Headers that the response has in any case."""
-        self.broken_off: Callable[[ServiceError, str], bytes] = broken_off
-        """Makes the last events of a stream that an error ends."""
-        self._done = False
+    _send: Send
+    status: int | None = None
+    also: Sequence[tuple[bytes, bytes]] = ()
+    """Headers that the response has in any case."""
+    broken_off: Callable[[ServiceError, str], bytes] = broken_off
+    """Makes the last events of a stream that an error ends."""
+    _done: bool = False
 
     def start(self, headers: list[tuple[bytes, bytes]]) -> Awaitable[None]:
         """Send the head; it and the parts are no coroutines of their own, of which a stream would make many."""
