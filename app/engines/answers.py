@@ -6,6 +6,7 @@ after `data:`), and nothing passes that is not an answer.
 """
 
 from collections.abc import Sequence
+from operator import methodcaller
 from typing import Any
 
 import msgspec
@@ -31,6 +32,7 @@ _FINISH_REASONS: dict[str, FinishReason] = {
 _ABORTED = ("abort", "error")
 _OTHER_LINES = (b":", b"event:", b"id:", b"retry:")
 _FIELDS = (b"data:", *_OTHER_LINES)
+_is_data = methodcaller("startswith", b"data:")
 
 
 class _Said(msgspec.Struct, gc=False):
@@ -179,11 +181,12 @@ class StreamReader:
     def _split(self, chunk: bytes) -> list[bytes]:
         """Return the `data` of the server-sent events that these bytes complete."""
         events: list[bytes] = []
-        *blocks, rest = (self._rest + chunk if self._rest else chunk).split(b"\n\n")
-        for block in blocks:
-            if self._data is None and block.startswith(b"data:") and b"\n" not in block:
-                events.append(block[5:].strip())  # As all servers write nearly all of their events.
-            else:
+        data = self._rest + chunk if self._rest else chunk
+        *blocks, rest = data.split(b"\n\n")
+        if self._data is None and data.count(b"\n") == 2 * len(blocks) and all(map(_is_data, blocks)):
+            events = [block[5:].strip() for block in blocks]  # As all servers write nearly all of their events.
+        else:
+            for block in blocks:
                 self._read_lines(block.split(b"\n"), events)
                 self._read_lines((b"",), events)
         # What may end by other marks is taken by the line.
@@ -220,7 +223,13 @@ class StreamReader:
         if event.usage is not None and (choice is not None or not event.choices):
             # Usage beside another choice is that choice's own.
             self._usage = _usage(event.usage)
-        return self._take(choice) if choice is not None else None
+        if choice is None:
+            return None
+        if self._cutter is None and choice.finish_reason is None and choice.logprobs is None:
+            said = choice.delta
+            if said is not None and said.tool_calls is None:  # As nearly always: a token's text and no more.
+                return Piece(said.content) if said.content else None
+        return self._take(choice)
 
     def _take(self, choice: _Choice) -> Piece | None:
         said = choice.delta
