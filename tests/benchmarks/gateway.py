@@ -13,6 +13,9 @@ another checkout beside this one, in this environment; in every round both are m
 rounds' ratios are reported, with their quartiles: many short rounds (`--rounds 30 --requests 1000`) say more than few
 long ones. Processes of one version differ by up to 4 %, so that `--processes` starts several of each; a round's figure
 of a version is then the mean of theirs.
+
+Beside them a bare ASGI application that sends a body back is measured under uvicorn, the least that a request can cost:
+what another machine takes for that says how far its figures are from these.
 """
 
 import argparse
@@ -36,7 +39,9 @@ from urllib.parse import urlsplit
 import httptools
 import numpy as np
 import psutil
+import uvicorn
 import uvloop
+from starlette.types import Receive, Scope, Send
 
 TOKENS = 64
 PROMPT = "Which of the passages says when the office opens on Fridays? " * 32
@@ -196,6 +201,7 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
         }
         with contextlib.ExitStack() as stack:
             engine_url, _ = stack.enter_context(child("tests.fake_tgi", "--answer", ANSWER))
+            echo_url, echo = stack.enter_context(child("tests.benchmarks.gateway", "--echo"))
             versions = {name: Version([], {}) for name in checkouts}
             for name in list(checkouts) * given.processes:
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -205,11 +211,15 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
                 )
                 started = json.loads(line)
                 versions[name].gateways.append((Target(started["url"], started["key"], "hallmark"), process))
-            return await compare(given, Target(engine_url, None, "tgi"), versions)
+            echoing = Target(echo_url, None, "echo"), echo
+            return await compare(given, Target(engine_url, None, "tgi"), echoing, versions)
 
 
-async def compare(given: argparse.Namespace, direct: Target, versions: dict[str, Version]) -> dict[str, Any]:
+async def compare(
+    given: argparse.Namespace, direct: Target, echo: tuple[Target, psutil.Process], versions: dict[str, Version]
+) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    echoes: list[dict[str, float]] = []
     numbers = iter(range(10**9))  # No question is asked twice: a cached vector costs nothing.
     for name, stream, retrieval in (
         ("json", False, False),
@@ -220,6 +230,7 @@ async def compare(given: argparse.Namespace, direct: Target, versions: dict[str,
         if retrieval and not given.passages:
             continue
         for number in range(given.rounds):
+            echoes.append({"cpu_us": await echo_round(given, *echo)})
             turns: dict[str, list[dict[str, float]]] = {version: [] for version in versions}
             for at in range(given.processes):
                 for version in list(versions)[:: 1 if (number + at) % 2 else -1]:
@@ -237,7 +248,15 @@ async def compare(given: argparse.Namespace, direct: Target, versions: dict[str,
             ]
             found[name] |= {"against": summary(theirs), "ratio": summary(ratios), "ratio_quartiles": quartiles(ratios)}
         print(name, found[name], flush=True)
-    return found
+    return found | {"echo": summary(echoes)}
+
+
+async def echo_round(given: argparse.Namespace, target: Target, process: psutil.Process) -> float:
+    """The microseconds of CPU that the echo takes for a JSON request of the gateway's, with many callers."""
+    requests = batch(target, given.requests, stream=False)
+    before = cpu_seconds(process)
+    await load(target, requests, given.concurrency)
+    return (cpu_seconds(process) - before) / given.requests * 1e6
 
 
 async def one_round(
@@ -346,6 +365,26 @@ async def serve(given: argparse.Namespace) -> None:
         log.close()
 
 
+async def echo() -> None:
+    """Be the least that uvicorn serves: an application that sends back what it is sent."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+    config = uvicorn.Config(sent_back, http="httptools", log_config=None, access_log=False, lifespan="off")
+    await uvicorn.Server(config).serve(sockets=[listener])
+
+
+async def sent_back(_: Scope, receive: Receive, send: Send) -> None:
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message["body"], message["more_body"]
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
 async def fill(url: str, key: str, passages: int) -> None:
     """Ingest documents of 500 sections each until there are as many passages."""
     import httpx
@@ -373,10 +412,14 @@ def main() -> None:
     parser.add_argument("--against", type=Path, help="another checkout, to be measured in turn with this one")
     parser.add_argument("--processes", type=int, default=1, help="how many gateways of each checkout")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--echo", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--engine", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
         uvloop.run(serve(given))
+        return
+    if given.echo:
+        uvloop.run(echo())
         return
     found = uvloop.run(measure(given))
     base = found["json"]["cpu_us"]
