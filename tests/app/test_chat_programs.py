@@ -127,6 +127,27 @@ async def test_an_answer_that_is_complete_is_not_cancelled_for_its_time():
     watch.close()
 
 
+async def test_an_answer_that_is_out_soon_is_not_watched():
+    asked: list[str] = []
+    is_watched = asyncio.Event()
+
+    def receiver(name: str):
+        async def receive() -> dict[str, str]:
+            asked.append(name)
+            is_watched.set()
+            return await never()
+
+        return receive
+
+    patience = Patience()
+    short = Watch(receiver("short"), 60, stop=lambda reason: True, patience=patience)
+    long = Watch(receiver("long"), 60, stop=lambda reason: True, patience=patience)
+    short.close()
+    await is_watched.wait()
+    long.close()
+    assert asked == ["long"]
+
+
 async def test_a_request_that_was_watched_is_freed_without_the_collector():
     watched = asyncio.Event()
 
