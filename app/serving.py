@@ -148,11 +148,17 @@ class _Cycle(RequestResponseCycle):
 
 
 class _Connection(httptools_impl.HttpToolsProtocol):
-    """uvicorn's, but one timer watches its idleness as long as it lives, in place of a new one for every response."""
+    """uvicorn's, but one timer watches its idleness as long as it lives, in place of a new one for every response.
+
+    It is idle from its beginning, and again from the end of a response, until the head of a request is there: whoever
+    sends half of one and waits does not keep it.
+    """
+
+    _idle_since: float | None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._idle_since: float | None = None
         super().connection_made(transport)
+        self._rest()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -160,7 +166,12 @@ class _Connection(httptools_impl.HttpToolsProtocol):
             self.timeout_keep_alive_task.cancel()
 
     def _unset_keepalive_if_required(self) -> None:
+        """Leave the timer be: that bytes have come is no request yet."""
+
+    def on_headers_complete(self) -> None:
+        """Begin to serve a request."""
         self._idle_since = None  # Which the timer will see when it rings.
+        super().on_headers_complete()
 
     def on_response_complete(self) -> None:
         """Begin with the request that is next, or to be idle."""
@@ -170,7 +181,10 @@ class _Connection(httptools_impl.HttpToolsProtocol):
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
-            return
+        else:
+            self._rest()
+
+    def _rest(self) -> None:
         self._idle_since = self.loop.time()
         if self.timeout_keep_alive_task is None:
             self._ring_in(self.timeout_keep_alive)

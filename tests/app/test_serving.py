@@ -214,3 +214,12 @@ async def test_a_connection_that_is_used_is_not_idle_however_long_its_answer_tak
         assert (await rest(idle)).endswith(b"all of it")  # It is closed, so the time of the other is over as well.
         slow.may_go_on.set()
         assert (await rest(busy)).endswith(b"first \r\n4\r\nlast\r\n0\r\n\r\n")
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nhost: x\r\n", b"POST / HTTP/1.1\r\nx"])
+async def test_a_connection_that_sends_no_whole_head_is_closed_like_an_idle_one(sent: bytes) -> None:
+    async with serving(Whole(), keep_alive_seconds=0.2) as url, connected_to(url) as connection:
+        began = asyncio.get_running_loop().time()
+        await asyncio.get_running_loop().sock_sendall(connection, sent)
+        assert await rest(connection) == b""
+        assert asyncio.get_running_loop().time() - began >= 0.19
