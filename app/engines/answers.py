@@ -117,6 +117,18 @@ class StreamReader:
         """Whether the finish reason is known: what may follow is the usage and the end mark."""
         return self._finish is not None
 
+    def take(self, chunk: bytes) -> list[Piece]:
+        """Return what the next bytes add, with the last pieces when they end the answer; no bytes are its end.
+
+        Raises what `feed` and `end` raise.
+        """
+        if not chunk:
+            return self.end()
+        pieces = self.feed(chunk)
+        if self.is_done:
+            pieces += self.end()
+        return pieces
+
     def feed(self, chunk: bytes) -> list[Piece]:
         """Return what the events completed by these bytes add.
 

@@ -142,7 +142,7 @@ class TGIEngine:
                     chunk = await response.chunk(deadline)
                 except WireError as error:
                     chunk = _end_of(reader, error)
-                if pieces := _pieces(reader, chunk):
+                if pieces := reader.take(chunk):
                     yield pieces
                 if reader.failure is not None:
                     raise reader.failure
@@ -357,16 +357,6 @@ def _end_of(reader: StreamReader, error: WireError) -> bytes:
     if not reader.is_finished:
         raise broken(error, has_begun=reader.has_begun) from error
     return b""
-
-
-def _pieces(reader: StreamReader, chunk: bytes) -> list[Piece]:
-    """The pieces of the next bytes, with the last piece when they end the answer; no bytes are its end."""
-    if not chunk:
-        return reader.end()
-    pieces = reader.feed(chunk)
-    if reader.is_done:
-        pieces += reader.end()
-    return pieces
 
 
 async def _read(response: Response, deadline: float, max_bytes: int) -> bytes:
