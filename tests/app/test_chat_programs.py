@@ -8,7 +8,7 @@ import weakref
 import pytest
 
 from app.messages import whole_tool_calls
-from app.routes.watch import Patience, Watch
+from app.routes.watch import PATIENCE_SECONDS, Patience, Watch
 from tests.fake_tgi import FakeTGI, Tokens, ToolCall
 from tests.service import live_service
 
@@ -125,6 +125,25 @@ async def test_an_answer_that_is_complete_is_not_cancelled_for_its_time():
     await over.wait()
     assert (asked, watch.reason, asyncio.current_task().cancelling()) == (["timeout"], None, 0)
     watch.close()
+
+
+async def test_time_counts_from_the_beginning_and_not_from_when_the_client_is_watched():
+    rang: list[str] = []
+    is_over = asyncio.Event()
+
+    def stop(reason: str) -> bool:
+        rang.append(reason)
+        return False
+
+    def later() -> None:
+        rang.append("later")
+        is_over.set()
+
+    watch = Watch(never, 1.0, stop=stop, patience=Patience())
+    asyncio.get_running_loop().call_later(1.0 + PATIENCE_SECONDS * 0.8, later)
+    await is_over.wait()
+    watch.close()
+    assert rang == ["timeout", "later"]
 
 
 async def test_an_answer_that_is_out_soon_is_not_watched():

@@ -193,6 +193,17 @@ async def test_a_connection_is_closed_when_it_was_idle_for_long_enough() -> None
         assert asyncio.get_running_loop().time() - began >= 0.19
 
 
+async def test_idleness_counts_from_the_last_response() -> None:
+    async with serving(Whole(), keep_alive_seconds=2) as url, connected_to(url) as connection:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await asyncio.get_running_loop().sock_recv(connection, 1)
+        sent_at = asyncio.get_running_loop().time()
+        await send(connection, "GET", last=False)
+        assert (await rest(connection)).endswith(b"all of it")
+        assert asyncio.get_running_loop().time() - sent_at >= 1.95
+
+
 async def test_a_connection_that_is_used_is_not_idle_however_long_its_answer_takes() -> None:
     slow, whole = Slow(), Whole()
 
