@@ -5,11 +5,20 @@ oneDNN once, instead of at each call. BERT, which most small embedding models ar
 and without padding.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 Precision = Literal["auto", "bfloat16", "float32"]
 Backend = Literal["torch", "onnx-int8"]
+
+_ROWS = 8
+"""Several texts make a multiple of so many rows: oneDNN writes code for every number of rows that it meets, which takes
+it longer than a batch, and keeps that of the last 1024 alone, of which each number has four."""
+
+_WIDE = 64
+"""From so many tokens on the attention is faster in the model's own numbers than in float32: it takes .5 to .7 of the
+time with AMX. Of documents it is two fifths of a pass, and a small part of a question's."""
 
 Transform = Callable[[Sequence[Sequence[int]]], dict[str, Any]]
 """Token ids of each text to float32 `token_embeddings`, padded to one length, and their `attention_mask`."""
@@ -66,6 +75,7 @@ class _Padded:
         import torch
 
         width = max(map(len, rows))
+        width += -width % _ROWS if len(rows) > 1 else 0
         ids = torch.tensor([[*row, *[self._padding_id] * (width - len(row))] for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
         # A mask that hides nothing costs a tenth of a lone question.
@@ -87,8 +97,9 @@ class _Bert:
     def __call__(self, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
         import torch
 
-        batch = _Batch([len(row) for row in rows])
-        words = torch.nn.functional.embedding(torch.tensor([token for row in rows for token in row]), self._words)
+        batch = _Batch([len(row) for row in rows], self._words.dtype)
+        ids = [token for row in rows for token in row] + [0] * batch.extra
+        words = torch.nn.functional.embedding(torch.tensor(ids), self._words)
         tokens = self._norm(words + torch.nn.functional.embedding(batch.positions, self._positions))
         for layer in self._layers:
             tokens = layer(tokens, batch)
@@ -109,8 +120,7 @@ class _BertLayer:
     def __call__(self, tokens: Any, batch: "_Batch") -> Any:
         import torch
 
-        # Attention over few tokens is faster in float32, and takes a small part of the time.
-        projected = batch.pad(self._project(tokens).float())
+        projected = batch.pad(self._project(tokens)).to(batch.attended)
         query, key, value = projected.unflatten(-1, (3, self._heads, -1)).permute(2, 0, 3, 1, 4)
         attended = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=batch.hidden)
         tokens = self._attended_norm(
@@ -122,23 +132,32 @@ class _BertLayer:
 class _Batch:
     """Where the tokens of texts stand, one text after the other in a row and each in its line of a padded batch."""
 
-    def __init__(self, lengths: Sequence[int]) -> None:
+    def __init__(self, lengths: Sequence[int], dtype: Any) -> None:
         import torch
 
         self._width = max(lengths)
         self._texts = len(lengths)
         self.mask = torch.arange(self._width) < torch.tensor(lengths)[:, None]
-        self._places = self.mask.flatten().nonzero().squeeze(1)
-        self._is_full = len(self._places) == self.mask.numel()
+        places = self.mask.flatten().nonzero().squeeze(1)
+        self.extra = -len(places) % _ROWS if len(lengths) > 1 else 0
+        """How many tokens that are of no text end the row."""
+        self._is_full = not self.extra and len(places) == self.mask.numel()
+        self._places = torch.cat((places, places.new_zeros(self.extra)))
+        self._tokens = self.mask.flatten().cumsum(0) - 1
         self.positions = self._places % self._width
-        self.hidden = None if self._is_full else self.mask[:, None, None, :]
+        self.attended = torch.float32 if self._width < _WIDE else dtype
+        """What the attention computes in."""
+        # As numbers: the attention would make them of truth values in every layer.
+        hidden = torch.zeros(self.mask.shape, dtype=self.attended).masked_fill_(~self.mask, -math.inf)
+        self.hidden = None if self._is_full else hidden[:, None, None, :]
 
     def pad(self, tokens: Any) -> Any:
+        """Lay the texts side by side. Behind a text stands its last token again, which is hidden."""
         if not self._is_full:
-            padded = tokens.new_zeros(self.mask.numel(), tokens.shape[1])
-            tokens = padded.index_copy_(0, self._places, tokens)
+            tokens = tokens.index_select(0, self._tokens)
         return tokens.view(self._texts, self._width, -1)
 
     def strip(self, padded: Any) -> Any:
+        """Lay the texts one after the other."""
         tokens = padded.flatten(0, 1)
         return tokens if self._is_full else tokens.index_select(0, self._places)

@@ -7,6 +7,7 @@ import pytest
 from retrieval.packing import pack
 
 ROWS = [[2, 17, 4, 3], [2, 3], [2, 5, 6, 7, 8, 9, 3]]
+LONG = [[2, *range(4, 30), *range(4, 30), *range(4, 30), 3], [2, 4, 5, 3], [2, *range(4, 25), 3]]
 SIZES: dict[str, Any] = {
     "vocab_size": 32,
     "hidden_size": 32,
@@ -29,7 +30,11 @@ class Transformer:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["Bert", "Roberta"])
-@pytest.mark.parametrize("rows", [ROWS, ROWS[:1], [ROWS[2], ROWS[2][::-1]]], ids=["mixed", "lone", "same length"])
+@pytest.mark.parametrize(
+    "rows",
+    [ROWS, ROWS[:1], [ROWS[2], ROWS[2][::-1]], LONG, LONG[:1], [LONG[0], LONG[0][::-1]] * 4],
+    ids=["mixed", "lone", "same length", "long", "long and lone", "long and of the same length"],
+)
 def test_a_packed_model_gives_the_numbers_of_its_own_code(name: str, rows: list[list[int]]) -> None:
     import torch
     import transformers
@@ -42,6 +47,44 @@ def test_a_packed_model_gives_the_numbers_of_its_own_code(name: str, rows: list[
     assert found["attention_mask"].sum(1).tolist() == [len(row) for row in rows]
     for own, row in zip(expected, found["token_embeddings"], strict=True):
         torch.testing.assert_close(row[: len(own)], own, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [ROWS, LONG], ids=["short", "long"])
+def test_a_model_of_half_precision_stays_near_the_numbers_of_its_own_code(rows: list[list[int]]) -> None:
+    import torch
+    import transformers
+
+    torch.manual_seed(7)
+    model = transformers.BertModel(transformers.BertConfig(**SIZES)).eval()
+    with torch.inference_mode():
+        expected = [model(input_ids=torch.tensor([row])).last_hidden_state[0] for row in rows]
+        found = pack(Transformer(model.to(torch.bfloat16)), 1)(rows)["token_embeddings"]
+    assert found.dtype == torch.float32
+    for own, row in zip(expected, found, strict=True):
+        torch.testing.assert_close(row[: len(own)], own, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.slow
+def test_linear_layers_meet_few_numbers_of_rows_whatever_the_lengths_of_the_texts() -> None:
+    import torch
+    import transformers
+
+    met: set[int] = set()
+
+    class Watching(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if "_linear_pointwise" in str(function):
+                met.add(args[0].shape[0])
+            return function(*args, **(kwargs or {}))
+
+    packed = pack(Transformer(transformers.BertModel(transformers.BertConfig(**SIZES)).eval()), 1)
+    with torch.inference_mode(), Watching():
+        for length in range(3, 40):
+            packed([[2, *[4] * length, 3], [2, 5, 3]])
+        assert met == {8, 16, 24, 32, 40, 48}
+        packed([[2, 5, 3]])
+    assert 3 in met, "a lone text is not padded"
 
 
 @pytest.mark.slow
