@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -82,10 +83,7 @@ class IndexSchema:
     @property
     def index_version(self) -> str:
         """`<model>-d<dimension>-s<splitting>-<8 hex>`: what a prediction records; the owner is no part of it."""
-        facts = {key: value for key, value in asdict(self).items() if key != "owner"}
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
-        model = re.sub(r"[^a-z0-9.]+", "-", self.embedding_model.rsplit("/", 1)[-1].lower()).strip("-")
-        return f"{model}-d{self.dimension}-s{self.splitting_version}-{digest}"
+        return _index_version(self)
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Self:
@@ -95,6 +93,14 @@ class IndexSchema:
     def is_embedded_by(self, model: str, dimension: int) -> bool:
         """Whether a model's vectors are of the collection's space."""
         return (self.embedding_model, self.dimension) == (model, dimension)
+
+
+@lru_cache(maxsize=64)
+def _index_version(schema: IndexSchema) -> str:
+    facts = {key: value for key, value in asdict(schema).items() if key != "owner"}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+    model = re.sub(r"[^a-z0-9.]+", "-", schema.embedding_model.rsplit("/", 1)[-1].lower()).strip("-")
+    return f"{model}-d{schema.dimension}-s{schema.splitting_version}-{digest}"
 
 
 class Index(Protocol):

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -184,12 +185,18 @@ def _unpacked(text: bytes, structure: bytes) -> ParsedDocument:
 def _passages_of(
     connection: sqlite3.Connection, keys: Sequence[tuple[int, int]], index_number: int | None
 ) -> dict[tuple[int, int], Passage]:
-    with transaction(connection, "DEFERRED"):
-        rows = (
-            ((generation, n), connection.execute(f"{_PASSAGES} AND n = ?", (generation, index_number, n)).fetchone())
-            for generation, n in keys
-        )
-        return {key: _passage(row) for key, row in rows if row}
+    if not keys:
+        return {}
+    wanted = ", ".join(["(?, ?)"] * len(keys))
+    query = (
+        f"WITH wanted (generation, n) AS (VALUES {wanted})"  # noqa: S608 - marks alone.
+        " SELECT found.* FROM wanted CROSS JOIN passage_rows AS found USING (generation, n)"
+        f" WHERE index_number = coalesce(?, {_LIVE})"
+    )
+    found = {
+        (row[0], row[1]): _passage(row) for row in fetch(connection, query, (*chain.from_iterable(keys), index_number))
+    }
+    return {key: found[key] for key in keys if key in found}
 
 
 def _store_id(connection: sqlite3.Connection) -> str:

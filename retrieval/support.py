@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import log
+from typing import NamedTuple
 
 from retrieval.asking import asked
 from retrieval.documents import Hit, Passage
@@ -76,8 +77,7 @@ class Reading:
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class Support:
+class Support(NamedTuple):
     """How far a passage supports a claim, and where: `start:end` of the passage's text, a sentence or two.
 
     `share` (0 to 1) is the weighted part of the claim's content that stands there; `missing` are its numbers and
@@ -99,16 +99,14 @@ class Support:
         return self.share * (0.3 if self.missing else 1.0) * (0.5 if self.contradicted else 1.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Focus:
+class Focus(NamedTuple):
     """How well a place of a passage fits the question: by words alone (0 to 1), and with what cosines are known."""
 
     words: float
     whole: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A sentence of a passage as an answer to the question; only the order of `rank_score` means something.
 
     `suits` tells whether it holds the kind of thing that is asked for (`retrieval.asking`).
@@ -129,7 +127,8 @@ def read(passage: Passage) -> Reading:
     head = terms("\n".join((passage.document_title, passage.document_name, *passage.heading_path))).vocabulary
     texts = [passage.text[start:end] for start, end in spans]
     tables = _table_heads(texts, passage.heading_path)
-    said = tuple(_read_row(text, table) if table else terms(text) for text, table in zip(texts, tables, strict=True))
+    named = {table: terms(table).vocabulary for table in set(tables)}
+    said = tuple(_with_names(terms(text), named[table]) for text, table in zip(texts, tables, strict=True))
     sections = _sections(texts)
     under = {section: terms(section).vocabulary for section in set(sections)}
     vocabulary = head.union(*(each.vocabulary for each in said), *under.values())
@@ -155,10 +154,9 @@ def _table_heads(texts: Sequence[str], heading_path: Sequence[str]) -> tuple[str
     return tuple(found)
 
 
-def _read_row(text: str, head: str) -> Terms:
-    """Read a table's row: it also says what the names of its cells say."""
-    row = terms(text)
-    return row._replace(vocabulary=row.vocabulary | terms(head).vocabulary)
+def _with_names(said: Terms, names: frozenset[str]) -> Terms:
+    """What a table's row says also with the names of its cells; other sentences have none."""
+    return said._replace(vocabulary=said.vocabulary | names) if names else said
 
 
 def _sections(texts: Sequence[str]) -> tuple[str, ...]:
