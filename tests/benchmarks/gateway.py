@@ -6,13 +6,16 @@ and gateway are interleaved, and medians are reported. CPU is the gateway proces
 threads included. The last line is JSON.
 
     python -m tests.benchmarks.gateway [--requests 8000] [--rounds 5] [--passages 20000] [--sampled 0.01]
-                                       [--against ../another-checkout [--processes 2]]
+                                       [--against ../another-checkout [--processes 2]] [--bound]
 
 On a machine that others use too, figures of two runs say nothing about two versions. `--against` starts the gateway of
 another checkout beside this one, in this environment; in every round both are measured, in turn, and the medians of the
 rounds' ratios are reported, with their quartiles: many short rounds (`--rounds 30 --requests 1000`) say more than few
 long ones. Processes of one version differ by up to 4 %, so that `--processes` starts several of each; a round's figure
 of a version is then the mean of theirs.
+
+`--bound` has gateways and echo keep to one core, and the engine and the load to another, as the budget's figures were
+measured; else the system places them.
 
 Beside them a bare ASGI application that sends a body back is measured under uvicorn, the least that a request can cost:
 what another machine takes for that says how far its figures are from these.
@@ -148,13 +151,15 @@ def cpu_seconds(process: psutil.Process) -> float:
 
 @contextlib.contextmanager
 def child(
-    *command: str, env: dict[str, str] | None = None, cwd: Path | None = None
+    *command: str, env: dict[str, str] | None = None, cwd: Path | None = None, core: int | None = None
 ) -> Iterator[tuple[str, psutil.Process]]:
-    """Run a child that prints its address first, from the code in `cwd`."""
+    """Run a child that prints its address first, from the code in `cwd`; on one core alone if that is named."""
     with subprocess.Popen(
         [sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}, cwd=cwd
     ) as process:
         try:
+            if core is not None:
+                os.sched_setaffinity(process.pid, {core})
             assert process.stdout is not None
             line = process.stdout.readline().strip()
             yield line, psutil.Process(process.pid)
@@ -193,6 +198,9 @@ class Version:
 
 async def measure(given: argparse.Namespace) -> dict[str, Any]:
     checkouts = {"this": Path.cwd()} | ({"against": given.against.resolve()} if given.against else {})
+    core, others = sorted(os.sched_getaffinity(0))[:2] if given.bound else (None, None)
+    if others is not None:
+        os.sched_setaffinity(0, {others})
     async with collector() as sink:
         env = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": sink,
@@ -201,13 +209,13 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
         }
         with contextlib.ExitStack() as stack:
             engine_url, _ = stack.enter_context(child("tests.fake_tgi", "--answer", ANSWER))
-            echo_url, echo = stack.enter_context(child("tests.benchmarks.gateway", "--echo"))
+            echo_url, echo = stack.enter_context(child("tests.benchmarks.gateway", "--echo", core=core))
             versions = {name: Version([], {}) for name in checkouts}
             for name in list(checkouts) * given.processes:
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
                 serve = ("tests.benchmarks.gateway", "--serve", folder, "--engine", engine_url)
                 line, process = stack.enter_context(
-                    child(*serve, "--passages", str(given.passages), env=env, cwd=checkouts[name])
+                    child(*serve, "--passages", str(given.passages), env=env, cwd=checkouts[name], core=core)
                 )
                 started = json.loads(line)
                 versions[name].gateways.append((Target(started["url"], started["key"], "hallmark"), process))
@@ -411,6 +419,7 @@ def main() -> None:
     parser.add_argument("--sampled", type=float, default=0.01)
     parser.add_argument("--against", type=Path, help="another checkout, to be measured in turn with this one")
     parser.add_argument("--processes", type=int, default=1, help="how many gateways of each checkout")
+    parser.add_argument("--bound", action="store_true", help="gateways on one core, engine and load on another")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--echo", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--engine", help=argparse.SUPPRESS)
@@ -437,6 +446,7 @@ def main() -> None:
         "concurrency": given.concurrency,
         "passages": given.passages,
         "sampled": given.sampled,
+        "bound": given.bound,
     }
     kept = {name: value <= BUDGET[name] for name, value in verdict.items()}
     print(json.dumps({"conditions": conditions, "found": found, "budget": BUDGET, "measured": verdict, "kept": kept}))
