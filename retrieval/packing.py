@@ -14,7 +14,7 @@ Backend = Literal["torch", "onnx-int8"]
 
 _ROWS = 8
 """Several texts make a multiple of so many rows: oneDNN writes code for every number of rows that it meets, which takes
-it longer than a batch, and keeps that of the last 1024 alone, of which each number has four."""
+it as long as a batch, and keeps that of the last 1024 alone, of which each number has four."""
 
 _WIDE = 64
 """From so many tokens on the attention is faster in the model's own numbers than in float32: it takes .5 to .7 of the
@@ -143,13 +143,15 @@ class _Batch:
         """How many tokens that are of no text end the row."""
         self._is_full = not self.extra and len(places) == self.mask.numel()
         self._places = torch.cat((places, places.new_zeros(self.extra)))
-        self._tokens = self.mask.flatten().cumsum(0) - 1
         self.positions = self._places % self._width
         self.attended = torch.float32 if self._width < _WIDE else dtype
         """What the attention computes in."""
-        # As numbers: the attention would make them of truth values in every layer.
-        hidden = torch.zeros(self.mask.shape, dtype=self.attended).masked_fill_(~self.mask, -math.inf)
-        self.hidden = None if self._is_full else hidden[:, None, None, :]
+        self.hidden = None
+        if not self._is_full:
+            self._tokens = self.mask.flatten().cumsum(0) - 1
+            # As numbers: the attention would make them of truth values in every layer.
+            hidden = torch.zeros(self.mask.shape, dtype=self.attended).masked_fill_(~self.mask, -math.inf)
+            self.hidden = hidden[:, None, None, :]
 
     def pad(self, tokens: Any) -> Any:
         """Lay the texts side by side. Behind a text stands its last token again, which is hidden."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 BATCHES = 40
-"""Of each kind in a round: some three seconds of one core."""
+"""Of each kind in a round: half a second of one core for questions, three for passages."""
 KINDS = {"questions": ((1, 8), (5, 22)), "passages": ((3, 6), (90, 190))}
 """How many texts a batch has, and how many words a text: a word is 1.3 tokens."""
 
