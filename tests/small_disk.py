@@ -6,7 +6,10 @@ with SmallDisk(tmp_path / "disk", megabytes=32) as disk:
 """
 
 import os
+import sqlite3
 import subprocess
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -54,3 +57,12 @@ class SmallDisk:
     def free(self) -> None:
         """Give back what `fill` took."""
         self._ballast.unlink()
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Read a SQLite database for as long as the block lasts: what is written to it meanwhile stays in its journal."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        yield

@@ -4,6 +4,9 @@ import sqlite3
 import time
 from typing import Any
 
+LONGEST_BYTES = 16 << 20
+"""What is left of a journal that grew while somebody read, once it begins anew: it is a quarter of that otherwise."""
+
 _RETRY_SECONDS = 0.005
 
 
@@ -20,6 +23,7 @@ def write_ahead(connection: Any, busy_seconds: float) -> None:
     while True:
         try:
             connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute(f"PRAGMA journal_size_limit={LONGEST_BYTES}")
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise

@@ -5,6 +5,7 @@ import os
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from sqlalchemy import URL, Select
 from sqlalchemy.dialects import sqlite
@@ -65,13 +66,32 @@ class Glances:
             self._connection.close()
 
 
+_PAGES = ("page_size", "page_count", "freelist_count")
+
+
+class _Pages(NamedTuple):
+    """What a database is made of, in its file or still in the log that is written ahead of it."""
+
+    page_bytes: int
+    count: int
+    empty: int
+    """How many of them hold nothing."""
+
+
+def _pages(connection: sqlite3.Connection) -> _Pages:
+    return _Pages(*(connection.execute(f"PRAGMA {name}").fetchone()[0] for name in _PAGES))
+
+
 def room_bytes(connection: sqlite3.Connection, path: Path) -> int:
-    """What the database at `path` can still grow by: its disk's free bytes, and the pages that stand empty in it."""
-    disk = os.statvfs(path)
-    (page_bytes,), (empty_pages,) = (
-        connection.execute(f"PRAGMA {name}").fetchone() for name in ("page_size", "freelist_count")
-    )
-    return disk.f_bavail * disk.f_frsize + int(page_bytes) * int(empty_pages)
+    """What the database at `path` can still grow by: its disk's free bytes, and the pages that stand empty in it.
+
+    Less what is its already: pages that were written ahead are to get a place in the file too. While somebody reads
+    they wait for it, and if the log has taken that room by then, neither can the file grow nor the log be emptied, and
+    deleting writes to the log.
+    """
+    disk, pages = os.statvfs(path), _pages(connection)
+    owed = max(0, pages.count * pages.page_bytes - path.stat().st_size)
+    return disk.f_bavail * disk.f_frsize + pages.empty * pages.page_bytes - owed
 
 
 SCRUBBED_BYTES = 32 << 20
@@ -84,10 +104,8 @@ def scrubbed(connection: sqlite3.Connection) -> bool:
     False if there is too much in it, or if somebody reads or the disk refuses: try again later.
     """
     try:
-        (page_bytes,), (pages,), (empty_pages,) = (
-            connection.execute(f"PRAGMA {name}").fetchone() for name in ("page_size", "page_count", "freelist_count")
-        )
-        if (pages - empty_pages) * page_bytes > SCRUBBED_BYTES:
+        pages = _pages(connection)
+        if (pages.count - pages.empty) * pages.page_bytes > SCRUBBED_BYTES:
             return False
         connection.execute("VACUUM")
         (is_busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()

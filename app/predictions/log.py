@@ -24,8 +24,8 @@ from app.predictions.writer import Job, Removal, Tally, Writer
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-FASTEST_BYTES_PER_SECOND = 1e9
-"""What a disk can take, whoever writes to it."""
+FASTEST_BYTES_PER_SECOND = 2e9
+"""How fast room can go, whoever writes: a disk takes half of it, and what is written ahead takes room twice."""
 
 
 class PredictionLog:

@@ -40,7 +40,7 @@ ROOM_SECONDS = 0.5
 
 WRITTEN_ROOM_SECONDS = 0.02
 """How often while rows are written and there is little left: after every commit it would be dearer than a row. What a
-disk can take in that time is a part of the reserve: 20 MB at a gigabyte a second."""
+disk can take in that time is a part of the reserve: 20 MB at a gigabyte a second, and as much to put them in place."""
 
 
 class Job(msgspec.Struct, eq=False):
@@ -165,6 +165,7 @@ class Writer:
                 self._count_unrecorded("failed", len(batch) - refused)
                 refused = len(batch)
                 retry_at, pause = time.monotonic() + pause, min(2 * pause, 1.0)
+                self._begin_journal_anew()
             else:
                 self._tell(batch, time.perf_counter() - started)
                 batch, retry_at, pause, refused = [], 0.0, 0.05, 0
@@ -174,6 +175,14 @@ class Writer:
             log.critical("The prediction log was closed with %d records not on the disk", len(batch))
         else:
             self._connection.execute(INTERRUPT_OPEN)
+
+    def _begin_journal_anew(self) -> None:
+        """Put into its place what was written ahead, so that a disk which that has filled takes the next commit.
+
+        Commits do it when they succeed, but none did while somebody read, and now none does.
+        """
+        with suppress(sqlite3.Error):
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def _tell(self, batch: list[Job], seconds: float) -> None:
         """Tell whoever waits that it is on the disk, or gone from it."""

@@ -18,13 +18,15 @@ from hypothesis import strategies as st
 
 from app import database
 from app.database import DataDirectoryBusy
+from app.database.journal import LONGEST_BYTES
 from app.errors import RecordUnavailable
 from app.messages import Message
 from app.predictions import Prediction, PredictionLog, uuid7
 from app.predictions.writer import ROOM_SECONDS
 from tests.migrated import migrated
 from tests.properties import examples
-from tests.service import size_with_room
+from tests.service import size_with_room, until
+from tests.small_disk import SmallDisk, reading
 from tests.stopwatch import Stopwatch
 
 SECRETS = ("sapphire", "obsidian", "malachite", "tourmaline", "chrysoberyl", "carnelian", "alexandrite", "lapis")
@@ -43,6 +45,10 @@ async def log(path: Path) -> AsyncIterator[PredictionLog]:
 
 def _prediction(**facts) -> Prediction:
     return Prediction(**{"id": uuid7(), "tenant": "acme", **facts})
+
+
+def _large() -> Prediction:
+    return _prediction(answer="x" * 20_000, outcome="finished")
 
 
 def _rows(path: Path) -> list[tuple[str, str]]:
@@ -483,6 +489,40 @@ async def test_a_full_disk_refuses_new_predictions_keeps_those_in_flight_and_rec
         await log.close(later)
         assert dict(_rows(path)) == {each.id: "finished" for each in (*filler[1:], stuck, later)}
     assert "database or disk is full" in caplog.text
+
+
+async def test_a_disk_that_the_journal_filled_while_somebody_read_is_written_to_again(tmp_path, caplog):
+    with SmallDisk(tmp_path / "disk", megabytes=16) as disk:
+        path = migrated(disk.folder / "predictions.db")
+        async with PredictionLog(path, commit_seconds=1.0) as log:
+            await asyncio.gather(*(log.close(_large()) for _ in range(350)))
+            await log.remove({"finished": [row[0] for row in await log.closed(350)]})
+            with closing(sqlite3.connect(path)) as connection:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            disk.fill(but_bytes=4_000_000)
+            size, given = path.stat().st_size, []
+            with reading(path):  # There is room in the file, to which nothing of the journal can be moved.
+                while "database or disk is full" not in caplog.text:
+                    given += (batch := [_large() for _ in range(10)])
+                    await asyncio.gather(*(log.close(each) for each in batch), return_exceptions=True)
+            assert await _until(lambda: log.healthy)
+            later = _prediction(outcome="finished")
+            await log.close(later)
+        assert dict(_rows(path)) == {each.id: "finished" for each in (*given, later)}
+        assert path.stat().st_size == size
+
+
+async def test_a_journal_that_grew_while_somebody_read_takes_no_room_for_good(path, log):
+    journal = path.with_name(f"{path.name}-wal")
+    with reading(path):
+        while journal.stat().st_size <= LONGEST_BYTES:
+            await log.close(_prediction(answer="x" * 1_000_000, outcome="finished"))
+
+    async def is_short() -> bool:
+        await log.close(_prediction(outcome="finished"))
+        return journal.stat().st_size <= LONGEST_BYTES
+
+    await until(is_short)
 
 
 async def test_under_its_reserve_the_disk_is_for_what_was_promised_and_for_nothing_new(path, caplog):

@@ -4,7 +4,7 @@ import asyncio
 import json
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from app.predictions import History, Prediction, PredictionLog, Shipper, uuid7
 from tests.migrated import migrated
 from tests.postgres import Postgres
 from tests.service import until
-from tests.small_disk import SmallDisk
+from tests.small_disk import SmallDisk, reading
 from tests.stopwatch import Stopwatch
 
 
@@ -178,10 +178,12 @@ async def test_a_server_that_dies_and_comes_back_gets_everything(source, outbox)
             assert sorted(await arrived(database)) == sorted(ids)
 
 
-async def test_an_outbox_that_filled_its_disk_is_emptied_when_the_database_is_back(tmp_path):
-    with Postgres() as server, SmallDisk(tmp_path / "disk", megabytes=16) as disk:
+@pytest.mark.parametrize("is_read", [False, True], ids=["while nobody reads it", "while somebody reads it"])
+async def test_an_outbox_that_filled_its_disk_is_emptied_when_the_database_is_back(tmp_path, is_read):
+    with Postgres() as server, SmallDisk(tmp_path / "disk", megabytes=48) as disk:
+        path = migrated(disk.folder / "hallmark.db")
         async with (
-            PredictionLog(disk.folder / "hallmark.db", reserve_bytes=6_000_000) as source,
+            PredictionLog(path, reserve_bytes=24_000_000) as source,
             Database(server.create_database(), timeout_seconds=30.0) as database,
             Shipper(source, database, poll_seconds=0.01) as shipper,
         ):
@@ -193,12 +195,13 @@ async def test_an_outbox_that_filled_its_disk_is_emptied_when_the_database_is_ba
             await until(shipped)
             await asyncio.to_thread(server.stop)
             ids = []
-            while source.healthy:
-                given = [prediction(answer="a" * 20_000) for _ in range(10)]
-                with suppress(RecordUnavailable):
-                    for each in given:
-                        source.open(each)
-                ids += await record(source, *given)  # What was opened is recorded, whatever came in between.
+            with reading(path) if is_read else nullcontext():
+                while source.healthy:
+                    given = [prediction(answer="a" * 20_000) for _ in range(10)]
+                    with suppress(RecordUnavailable):
+                        for each in given:
+                            source.open(each)
+                    ids += await record(source, *given)  # What was opened is recorded, whatever came in between.
             assert len(ids) > 100
             await asyncio.to_thread(server.start)
             await until(shipped)
