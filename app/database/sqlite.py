@@ -73,9 +73,9 @@ class _Pages(NamedTuple):
     """What a database is made of, in its file or still in the log that is written ahead of it."""
 
     page_bytes: int
-    count: int
+    total: int
     empty: int
-    """How many of them hold nothing."""
+    """How many of `total` hold nothing."""
 
 
 def _pages(connection: sqlite3.Connection) -> _Pages:
@@ -90,7 +90,7 @@ def room_bytes(connection: sqlite3.Connection, path: Path) -> int:
     deleting writes to the log.
     """
     disk, pages = os.statvfs(path), _pages(connection)
-    owed = max(0, pages.count * pages.page_bytes - path.stat().st_size)
+    owed = max(0, pages.total * pages.page_bytes - path.stat().st_size)
     return disk.f_bavail * disk.f_frsize + pages.empty * pages.page_bytes - owed
 
 
@@ -105,7 +105,7 @@ def scrubbed(connection: sqlite3.Connection) -> bool:
     """
     try:
         pages = _pages(connection)
-        if (pages.count - pages.empty) * pages.page_bytes > SCRUBBED_BYTES:
+        if (pages.total - pages.empty) * pages.page_bytes > SCRUBBED_BYTES:
             return False
         connection.execute("VACUUM")
         (is_busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
