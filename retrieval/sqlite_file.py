@@ -17,6 +17,9 @@ from retrieval.errors import IndexUnavailable
 
 _T = TypeVar("_T")
 
+_LONGEST_JOURNAL_BYTES = 16 << 20
+"""What is left of a journal that grew by a large document, or while somebody read, once it begins anew."""
+
 
 class SqliteFile:
     """The file and its threads; every call may raise IndexUnavailable."""
@@ -79,6 +82,7 @@ class SqliteFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             connection = self._connect(self.path)
             connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute(f"PRAGMA journal_size_limit = {_LONGEST_JOURNAL_BYTES}")
             connection.execute("PRAGMA synchronous = FULL")
             self._of_thread.connection = connection
         return connection

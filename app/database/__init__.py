@@ -36,7 +36,7 @@ from app.database.quality_tables import quality_reports
 from app.database.review_tables import review_boosts, review_items, review_queues, reviews
 from app.database.revisions import is_latest
 from app.database.shared import Database
-from app.database.sqlite import BUSY_SECONDS, CONNECT_ERRORS, connect, room_bytes, scrubbed
+from app.database.sqlite import BUSY_SECONDS, CONNECT_ERRORS, connect, room_bytes, scrubbed, shorten_journal
 from app.database.tables import (
     Id,
     api_keys,
@@ -116,6 +116,7 @@ __all__ = [
     "rollouts",
     "room_bytes",
     "scrubbed",
+    "shorten_journal",
     "subject_keys",
     "training_runs",
     "trial_observations",

@@ -20,6 +20,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from app.database.journal import LONGEST_BYTES
 from app.database.migrating import MIGRATION_SECONDS, MigrationFailed, is_current, upgrade
 from app.database.sqlite import BUSY_SECONDS, Glances
 from app.errors import Unavailable
@@ -229,8 +230,9 @@ async def _transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 def _prepare_sqlite(connection: DBAPIConnection, _record: object) -> None:
     connection.isolation_level = None
     cursor = connection.cursor()
+    journal = "journal_mode=WAL", f"journal_size_limit={LONGEST_BYTES}", "synchronous=FULL"
     # What is deleted or shortened is overwritten: content that was erased must not be found in the file.
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
+    for pragma in (*journal, "foreign_keys=ON", "secure_delete=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

@@ -89,27 +89,47 @@ def room_bytes(connection: sqlite3.Connection, path: Path) -> int:
     they wait for it, and if the log has taken that room by then, neither can the file grow nor the log be emptied, and
     deleting writes to the log.
     """
-    disk, pages = os.statvfs(path), _pages(connection)
+    pages = _pages(connection)
     owed = max(0, pages.total * pages.page_bytes - path.stat().st_size)
-    return disk.f_bavail * disk.f_frsize + pages.empty * pages.page_bytes - owed
+    return _free_bytes(path) + pages.empty * pages.page_bytes - owed
+
+
+def _free_bytes(path: Path) -> int:
+    disk = os.statvfs(path)
+    return disk.f_bavail * disk.f_frsize
+
+
+def shorten_journal(connection: sqlite3.Connection) -> None:
+    """Put what was written ahead into its place and give the journal's room back, as far as nobody is in the way.
+
+    Commits do the first by themselves when they succeed, but not while somebody reads, and on a disk that the journal
+    has filled by then none succeeds. Nobody is waited for. Raises sqlite3.Error.
+    """
+    connection.execute("PRAGMA busy_timeout=0")
+    try:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    finally:
+        connection.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
 
 
 SCRUBBED_BYTES = 32 << 20
 """A file with more in it than this is not written anew while its writer is waited for."""
 
 
-def scrubbed(connection: sqlite3.Connection) -> bool:
+def scrubbed(connection: sqlite3.Connection, path: Path) -> bool:
     """Write the file anew, so that nothing of what was deleted is left in free pages or in the log.
 
-    False if there is too much in it, or if somebody reads or the disk refuses: try again later.
+    False if there is too much in it or too little room, or if somebody reads or the disk refuses: try again later.
     """
     try:
         pages = _pages(connection)
-        if (pages.total - pages.empty) * pages.page_bytes > SCRUBBED_BYTES:
+        used_bytes = (pages.total - pages.empty) * pages.page_bytes
+        # All that is written anew is written ahead first. What was begun and does not fit would stay in the journal.
+        if used_bytes > min(SCRUBBED_BYTES, _free_bytes(path)):
             return False
         connection.execute("VACUUM")
         (is_busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    except sqlite3.Error:
+    except (sqlite3.Error, OSError):
         return False
     return not is_busy
 

@@ -221,7 +221,7 @@ class PredictionLog:
             if not waiter.done():
                 waiter.set_result(was_done)
 
-        self._writer.run(lambda connection: self._tell_loop(tell, database.scrubbed(connection)))
+        self._writer.run(lambda connection: self._tell_loop(tell, database.scrubbed(connection, self._path)))
         return await waiter
 
     async def _read(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
@@ -301,6 +301,9 @@ class PredictionLog:
     def _look_for_room(self, connection: sqlite3.Connection) -> float:
         """Measure the room on the disk, in the writer's thread; gives the seconds for which it is enough at least."""
         room = 0
+        if not self._had_room:
+            with suppress(sqlite3.Error):
+                database.shorten_journal(connection)  # Nothing new is written now that would do it.
         with suppress(OSError, sqlite3.Error):  # A disk that does not tell will say so when it is written to.
             room = self._room_bytes(connection, self._path)
             # A little more than the reserve ends a shortage, so that it does not end with every row that goes.

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from app import database
 from app.predictions.keeping import Keeper
 from app.predictions.prediction import Outcome, Prediction
 from app.predictions.rows import INTERRUPT_OPEN, MAX_ROWS, REMOVE, Row, insert, salvaged_row, upsert
@@ -165,7 +166,8 @@ class Writer:
                 self._count_unrecorded("failed", len(batch) - refused)
                 refused = len(batch)
                 retry_at, pause = time.monotonic() + pause, min(2 * pause, 1.0)
-                self._begin_journal_anew()
+                with suppress(sqlite3.Error):
+                    database.shorten_journal(self._connection)  # If that is what filled the disk, nothing else will.
             else:
                 self._tell(batch, time.perf_counter() - started)
                 batch, retry_at, pause, refused = [], 0.0, 0.05, 0
@@ -175,14 +177,6 @@ class Writer:
             log.critical("The prediction log was closed with %d records not on the disk", len(batch))
         else:
             self._connection.execute(INTERRUPT_OPEN)
-
-    def _begin_journal_anew(self) -> None:
-        """Put into its place what was written ahead, so that a disk which that has filled takes the next commit.
-
-        Commits do it when they succeed, but none did while somebody read, and now none does.
-        """
-        with suppress(sqlite3.Error):
-            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def _tell(self, batch: list[Job], seconds: float) -> None:
         """Tell whoever waits that it is on the disk, or gone from it."""

@@ -33,10 +33,13 @@ async def test_a_caller_for_whom_no_connection_is_left_is_told_at_once_and_the_s
             assert int(refused.headers["retry-after"]) >= 1
         assert min(seconds) < 0.1  # All of them, but for the pauses of a busy machine.
         assert max(seconds) < 0.3
-        watch = Stopwatch()
-        ready = await client.get("/readyz")
-        assert (ready.status_code, ready.json()["checks"]["engine"]) == (200, "ok")
-        assert watch.seconds < 1
+        seconds = []
+        for _ in range(3):
+            watch = Stopwatch()
+            ready = await client.get("/readyz")
+            seconds.append(watch.seconds)
+            assert (ready.status_code, ready.json()["checks"]["engine"]) == (200, "ok")
+        assert min(seconds) < 1  # A connection that it waited for would be there in none of the three.
         gate.set()
         assert (await first).status_code == 200
 
