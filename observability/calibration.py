@@ -30,6 +30,10 @@ _FOLDS = 5
 _BINS = 5
 
 
+class TooFewLabels(ValueError):
+    """The labels are too few, too much of one kind, or from too few sessions for a guess."""
+
+
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """A fitted guess, as numbers that JSON can hold, and how good it was on labels that it had not seen.
 
@@ -94,14 +98,15 @@ def calibrate(
     Quality figures come from five folds, sessions kept whole, each guessed by a fit to the others.
 
     Raises:
-        ValueError: there are fewer than 100 labels, or fewer than 20 of a kind.
+        TooFewLabels: there are fewer than 100 labels, or fewer than 20 of a kind, or all of a kind in one fold.
+        ValueError: the columns do not fit each other.
     """
     truths = column(correct, "correct")
     kinds = np.count_nonzero(truths == 1), np.count_nonzero(truths == 0)
     if sum(kinds) < len(truths):
         raise ValueError("correct must be 1 or 0.")
     if len(truths) < MIN_LABELS or min(kinds) < MIN_OF_A_KIND:
-        raise ValueError(
+        raise TooFewLabels(
             f"It takes {MIN_LABELS} labels and {MIN_OF_A_KIND} of each kind to calibrate: "
             f"there are {kinds[0]} right and {kinds[1]} wrong."
         )
@@ -211,6 +216,8 @@ def _cross_fitted(
     for fold in range(_FOLDS):
         held_out = folds == fold
         if held_out.any():
+            if len(np.unique(truths[~held_out])) < 2:
+                raise TooFewLabels("It takes labels of each kind from several sessions to calibrate.")
             direction, scores, curve = _fit(features[~held_out], truths[~held_out], weights[~held_out])
             guesses[held_out] = np.interp(features[held_out] @ direction, scores, curve)
     return guesses

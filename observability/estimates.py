@@ -266,7 +266,8 @@ def prediction_powered(
         return plain
     trust = min(1.0, trust)
     value = trust * everything.mean + float(shares @ (truths - trust * guesses))
-    value = min(1.0, max(0.0, value))
+    if not 0 < value < 1:
+        return plain  # What the labelled rows say of the proxy does not hold for all: the two are not alike.
     variance = design.variance(of_labels + trust * of_proxy) * design.caution(confidence) + trust**2 * others
     low, high = wilson(value, value * (1 - value) / variance, confidence)
     return Estimate(value, low, high, n, float(shares @ residuals**2) / variance, "prediction-powered", confidence)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.alerts import store
@@ -22,7 +23,7 @@ from app.alerts.states import Action, Alert, Subject, Timing, advance, resolve
 from app.alerts.store import Silence
 from app.database import Database, rollout_changes
 from app.database import releases as releases_table
-from app.errors import InvalidRequest
+from app.errors import InvalidRequest, ServiceError
 from app.predictions import uuid7
 from app.quality.rows import Rows
 from app.registry import all_rollouts
@@ -146,6 +147,13 @@ class Evaluator:
             return await judge(rule, target, facts, self._drift)
         except InvalidRequest as error:  # The window has too many releases for a report.
             log.warning("The rule %s of %s cannot be judged: %s", rule.name, target.release, error.code)
+            return Finding(None, "The figures cannot be made.")
+        except (ServiceError, SQLAlchemyError):
+            raise  # Without the database there is nothing to be said of any rule.
+        except Exception as error:  # noqa: BLE001 - one rule of one tenant must not end what watches all of them.
+            log.error(  # noqa: TRY400 - what a figure fails on may quote what somebody wrote.
+                "The rule %s of %s cannot be judged: %s", rule.name, target.release, type(error).__name__
+            )
             return Finding(None, "The figures cannot be made.")
 
     async def _built_in(self, current: "_Round") -> None:

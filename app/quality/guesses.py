@@ -19,7 +19,7 @@ from sqlalchemy import Row
 from app.predictions.signals import covered, dense_scores, read_citations, support
 from app.quality.figures import Figure, figure
 from app.quality.labels import Labelled, names_classes, weighed
-from observability.calibration import MIN_LABELS, MIN_OF_A_KIND, Calibration, calibrate, label_free
+from observability.calibration import Calibration, TooFewLabels, calibrate, label_free
 from observability.estimates import Floats, unknown
 
 SIGNALS = ("coverage", "retrieval_score", "support")
@@ -87,16 +87,16 @@ def _targets(rows: Sequence[Labelled]) -> Iterator[tuple[str, str | None, Sequen
 
 
 def _fitted(rows: Sequence[Labelled], truths: Sequence[bool]) -> Calibration | None:
-    right = sum(truths)
-    if len(truths) < MIN_LABELS or min(right, len(truths) - right) < MIN_OF_A_KIND:
-        return None
     probabilities = [row.probability for row in rows if row.probability is not None]
-    return calibrate(
-        _columns([row.signals for row in rows]),
-        np.array(truths, float),
-        probabilities if len(probabilities) == len(rows) else None,
-        sessions=[row.session for row in rows],
-    )
+    try:
+        return calibrate(
+            _columns([row.signals for row in rows]),
+            np.array(truths, float),
+            probabilities if len(probabilities) == len(rows) else None,
+            sessions=[row.session for row in rows],
+        )
+    except TooFewLabels:
+        return None
 
 
 def _columns(signals: Sequence[Signals]) -> Mapping[str, Floats]:

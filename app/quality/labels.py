@@ -145,7 +145,9 @@ class LabelFigures(msgspec.Struct, frozen=True, kw_only=True):
 def label_figures(rows: Sequence[Labelled], answers: int, judged: Moments | None) -> LabelFigures:
     """Make the figures; `answers` is how many the release gave, `judged` what a judge says of all of them."""
     meant = weighed(rows)
-    judge = judged if judged is not None and judged.n >= MIN_JUDGED * answers else None
+    # What corrects a judge has to be drawn from all that it judged: answers that somebody chose are unlike the others.
+    may_judge = meant.sampled and judged is not None and judged.n >= MIN_JUDGED * answers
+    judge = judged if may_judge else None
     figures = list(_figures(meant.rows, judge)) if meant.rows else []
     if rows:
         delays = [row.delay_seconds for row in rows]

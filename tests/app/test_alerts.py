@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from app.access import KeyStore
-from app.alerts import AlertGauges, Notifier, OutboxReports
+from app.alerts import AlertGauges, Evaluator, Notifier, OutboxReports
 from app.alerts.webhook import NotDelivered
 from app.errors import Conflict, NotFound, Unavailable
 from app.feedback import LabelLog, Stated
+from app.quality.figures import Asked, Report
+from app.quality.making import Maker
 from observability.collectors import MAX_ALERT_RELEASES, AlertSample, AlertTally
 from observability.metrics import Metrics
 from tests.alert_world import TENANT, Alerting, alerting, drifted
@@ -304,6 +306,35 @@ async def test_a_tenant_is_judged_by_its_own_answers_and_sees_its_own_alerts(wor
         await world.alerts.acknowledge(TENANT, alert.id, who="anna", why="")
     assert await world.told() == []
     assert await world.told("other") == ["firing"]
+
+
+async def test_figures_are_made_of_labels_that_are_all_of_one_session(world: Alerting) -> None:
+    await world.set_rules(REFUSED)
+    await refuse(world, 600)
+    ids = await world.answer(100, user="app")  # As an application does whose own users it does not tell.
+    async with LabelLog(world.database) as labels:
+        for number, each in enumerate(ids):
+            said = "right" if number % 2 else "wrong"
+            await labels.state(person("anna"), Stated(prediction_id=each, class_name=said))
+    await world.look()
+    assert (await world.only()).state == "firing"
+
+
+async def test_a_rule_that_fails_ends_no_other(world: Alerting, caplog: pytest.LogCaptureFixture) -> None:
+    async def make(asked: Asked) -> Report:
+        if asked.tenant == "aaa":
+            raise ZeroDivisionError("sapphire")
+        return await Maker(world.database).make(asked)
+
+    await KeyStore(world.database).create(name="other", tenant="aaa", scopes=("chat",))
+    await world.set_rules(REFUSED)
+    for tenant in ("aaa", TENANT):
+        await refuse(world, 60, tenant=tenant)
+    await world.look(evaluator=Evaluator(world.database, make, world.clock, tells=True, drift=world.drift))
+    assert await world.active("aaa") == []
+    assert (await world.only()).state == "firing"
+    assert "cannot be judged: ZeroDivisionError" in caplog.text
+    assert "sapphire" not in caplog.text
 
 
 async def test_a_silence_keeps_it_quiet_and_what_still_fires_afterwards_is_told(world: Alerting) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import math
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -382,6 +382,17 @@ async def test_a_judge_of_all_answers_makes_the_interval_of_labels_narrower(worl
     assert found["class_share", "right"].value + found["class_share", "wrong"].value == pytest.approx(1)
 
 
+async def test_a_judge_does_not_speak_for_answers_that_nobody_drew_by_lot(world, quality):
+    chance = random.Random(5)
+    ids, right = await world.predict(1000), [number % 4 != 0 for number in range(1000)]
+    doubtful = [0.5 + 0.2 * each + 0.1 * chance.random() for each in right[:150]]
+    await judge_all(world, ids, [*doubtful, *(chance.choice([0.95, 1.0]) for _ in right[150:])])
+    said = zip(ids[:150], right, strict=False)
+    await asyncio.gather(*(label(world, id_, class_name="right" if each else "wrong") for id_, each in said))
+    found = await only_release(quality)
+    assert_is(found["class_share", "right"], mean_score(right[:150]))
+
+
 async def test_a_judge_of_a_few_answers_is_not_used(world, quality):
     ids = await world.predict(200)
     await judge_all(world, ids[:100], [number % 3 > 0 for number in range(100)])
@@ -390,7 +401,7 @@ async def test_a_judge_of_a_few_answers_is_not_used(world, quality):
     assert (await only_release(quality))["class_share", "right"].method == "wilson"
 
 
-async def judge_all(world: World, ids: list[str], scores: list[bool]) -> None:
+async def judge_all(world: World, ids: list[str], scores: Sequence[float]) -> None:
     judge = person("judge")
     said = (Given(prediction_id=id_, source="judge", rating=score) for id_, score in zip(ids, scores, strict=True))
     await asyncio.gather(*(world.feedback.give(judge, each) for each in said))

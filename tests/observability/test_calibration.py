@@ -116,11 +116,16 @@ def test_every_guess_is_a_probability_whatever_the_signals(fitted, values):
     assert 0 <= fitted.unseen(columns) <= 1
 
 
+SAME = {"support": [0.5] * 100}
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: calibrate({"support": [0.5] * 99}, [1, 0, 0] * 33), "takes 100 labels and 20 of each kind"),
         (lambda: calibrate({"support": [0.5] * 110}, [1] * 100 + [0] * 10), "there are 100 right and 10 wrong"),
+        (lambda: calibrate(SAME, [1, 0] * 50, sessions=["app"] * 100), "of each kind from several sessions"),
+        (lambda: calibrate(SAME, [1, 0] * 50, sessions=["a", "b"] * 50), "each kind from several"),
         (lambda: calibrate({"support": [0.5] * 100}, [0.5] * 100), "correct must be 1 or 0"),
         (lambda: calibrate({"support": [0.5] * 99}, [1, 0] * 50), "signals must have 100 values each"),
         (lambda: calibrate({}, [1, 0] * 50), "signals must be at least one"),

@@ -105,6 +105,15 @@ def test_scores_that_spread_less_than_a_coin_have_narrower_intervals():
     assert of_graded.high - of_graded.low < 0.2 * (of_coin.high - of_coin.low)
 
 
+def test_a_proxy_that_says_more_than_all_of_what_it_speaks_for_is_not_used():
+    random = np.random.default_rng(3)
+    right = np.arange(1000) % 4 != 0
+    doubtful = np.arange(1000) < 150  # Only of these there are labels, and a judge doubts them too.
+    grades = np.where(doubtful, random.uniform(0.2, 0.6, 1000) + 0.2 * right, random.uniform(0.95, 1.0, 1000))
+    found = prediction_powered(right[doubtful], grades[doubtful], Moments.of(grades))
+    assert found == mean_score(right[doubtful])
+
+
 def test_without_rows_a_share_is_unknown():
     for estimate in (proportion(0, 0), mean_score([]), prediction_powered([], [], Moments.of([]))):
         assert (estimate.value, estimate.low, estimate.high, estimate.n) == (None, 0.0, 1.0, 0)
