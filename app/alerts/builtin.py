@@ -29,10 +29,10 @@ async def trial_findings(database: Database, now: int) -> dict[Subject, Finding]
     for trial in await Trials(database).recent(now - ROLLBACK_MS):
         release = trial.label("canary")
         told = {"trial": trial.id, "observations": trial.observations}
+        found.pop(Subject(DEPLOYMENT, "rollback", release), None)  # Of an earlier trial of the same release.
         if trial.status == "running":
             why = trial.alarm or "The trial goes on."
             found[Subject(DEPLOYMENT, "trial", release)] = Finding(trial.alarm is not None, why, told)
-            found.pop(Subject(DEPLOYMENT, "rollback", release), None)
         elif trial.status == "rolled_back" and trial.decision is not None:
             decision = trial.decision
             told |= {"guard": decision.guard, "e_value": decision.e_value, "threshold": decision.threshold}

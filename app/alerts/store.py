@@ -12,6 +12,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Row, delete, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.alerts.builtin import BUILTIN_TIMINGS, DEPLOYMENT
 from app.alerts.states import Action, Alert, State, Subject
 from app.database import (
     Database,
@@ -58,8 +59,9 @@ class Silence(msgspec.Struct, frozen=True, kw_only=True):
     why: str
 
     def covers(self, subject: Subject) -> bool:
-        """Whether it is about an alert."""
-        return self.rule in (ANY, subject.rule) and self.release in (ANY, subject.release)
+        """Whether it is about an alert; a release without its number is every one of that name."""
+        name, _, _ = subject.release.partition("@")
+        return self.rule in (ANY, subject.rule) and self.release in (ANY, subject.release, name)
 
 
 class Notification(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,11 +131,14 @@ class Alerts:
             return msgspec.structs.replace(after, version=alert.version + 1)
 
     async def silence(self, tenant: str, *, rule: str, release: str, seconds: float, who: str, why: str) -> Silence:
-        """Tell nobody of these alerts for so long; `*` is any rule, or any release."""
+        """Tell nobody of these alerts for so long; `*` is any rule of the tenant, or any release.
+
+        What is looked at without a rule is the deployment's: it is silenced by its name, and for every tenant.
+        """
         now = self._clock()
         made = Silence(
             id=uuid7(),
-            tenant=tenant,
+            tenant=DEPLOYMENT if rule in BUILTIN_TIMINGS else tenant,
             rule=rule,
             release=release,
             until=now + round(seconds * 1000),
@@ -146,14 +151,14 @@ class Alerts:
         return made
 
     async def silences(self, tenant: str) -> list[Silence]:
-        """List the silences that hold now."""
+        """List the tenant's silences that hold now, and the deployment's."""
         async with self._database.reading() as connection:
-            return await silences_of(connection, [tenant], self._clock())
+            return await silences_of(connection, [tenant, DEPLOYMENT], self._clock())
 
     async def end_silence(self, tenant: str, silence_id: str) -> None:
         """End a silence before its time; raises NotFound."""
         now = self._clock()
-        held = (_s.id == silence_id, _s.tenant == tenant, _s.until > now, _s.ended_at.is_(None))
+        held = (_s.id == silence_id, _seen_by(tenant, _s.tenant), _s.until > now, _s.ended_at.is_(None))
         async with self._database.writing() as connection:
             done = await connection.execute(alert_silences.update().where(*held).values(ended_at=now))
             if not done.rowcount:
@@ -190,7 +195,7 @@ class Alerts:
 
 
 def _seen_by(tenant: str, column: ColumnElement[str]) -> ColumnElement[bool]:
-    return or_(column == tenant, column == "")
+    return or_(column == tenant, column == DEPLOYMENT)
 
 
 async def active(connection: AsyncConnection, limit: int) -> list[Alert]:

@@ -237,7 +237,9 @@ class SilenceRequest(Wire):
     """Tell nobody of these alerts for a time; they are found and kept as ever."""
 
     rule: str = Field(pattern=rf"{_RULE_PATTERN}|^\*$", description="`*` is any.")
-    release: str = Field("*", max_length=80, pattern=rf"{TARGET_PATTERN}|^\*$", description="As `name@3`; `*` is any.")
+    release: str = Field(
+        "*", max_length=80, pattern=rf"{TARGET_PATTERN}|^\*$", description="As `name@3`, or `name`; `*` is any."
+    )
     seconds: float = Field(gt=0, le=30 * 86_400)
     why: Why
 

@@ -122,7 +122,7 @@ async def remove_rules(services: ServicesDep, caller: CallerDep, target: Target)
 
 @routes.get("/v1/alert-silences", operation_id="list_alert_silences", responses=errors(503))
 async def list_silences(services: ServicesDep, caller: CallerDep) -> SilenceList:
-    """List the tenant's silences that hold."""
+    """List the tenant's silences that hold, and the deployment's."""
     caller.require("alerts:read")
     return SilenceList(data=[SilenceObject.of(each) for each in await services.alerts.silences(caller.tenant)])
 
@@ -131,7 +131,8 @@ async def list_silences(services: ServicesDep, caller: CallerDep) -> SilenceList
 async def silence(services: ServicesDep, caller: CallerDep, body: SilenceRequest) -> SilenceObject:
     """Tell nobody of the tenant's alerts of a rule or a release for a time.
 
-    What still fires when the silence ends is told then.
+    What still fires when the silence ends is told then. `trial`, `rollback` and `outbox` are the deployment's: a silence
+    of one of them holds for everybody, and `*` is none of them.
     """
     caller.require("alerts:write")
     made = await services.alerts.silence(

@@ -16,6 +16,8 @@ from app.errors import Conflict, NotFound, Unavailable
 from app.feedback import LabelLog, Stated
 from app.quality.figures import Asked, Report
 from app.quality.making import Maker
+from app.registry.rows import Step
+from app.rollouts import promote, roll_back, set_canary
 from observability.collectors import MAX_ALERT_RELEASES, AlertSample, AlertTally
 from observability.metrics import Metrics
 from tests.alert_world import TENANT, Alerting, alerting, drifted
@@ -352,6 +354,29 @@ async def test_a_silence_keeps_it_quiet_and_what_still_fires_afterwards_is_told(
     assert await world.told() == ["firing"]
 
 
+async def test_a_silence_of_a_name_is_of_all_its_releases(world: Alerting) -> None:
+    await world.set_rules(REFUSED)
+    await world.alerts.silence(TENANT, rule="*", release="hallmar", seconds=100, who="anna", why="another")
+    silence = await world.alerts.silence(TENANT, rule="*", release="hallmark", seconds=100, who="anna", why="known")
+    await refuse(world, 60)
+    await world.look()
+    assert ((await world.only()).state, await world.told()) == ("firing", [])
+    await world.alerts.end_silence(TENANT, silence.id)
+    await world.look()
+    assert await world.told() == ["firing"]
+
+
+async def test_a_rollback_is_silenced_by_its_name_for_everybody(world: Alerting) -> None:
+    await world.alerts.silence(TENANT, rule="*", release="*", seconds=86_400, who="anna", why="our own alone")
+    silence = await world.alerts.silence(TENANT, rule="rollback", release="*", seconds=86_400, who="anna", why="known")
+    assert silence in await world.alerts.silences("other")
+    await take_back(world)
+    assert ((await world.only()).subject.rule, await world.told()) == ("rollback", [])
+    await world.alerts.end_silence("other", silence.id)
+    await world.look()
+    assert await world.told("other") == ["firing"]
+
+
 async def test_what_fired_and_went_in_silence_is_never_told(world: Alerting) -> None:
     await world.set_rules(REFUSED)
     made = await world.alerts.silence(TENANT, rule="*", release="hallmark@1", seconds=1_000, who="anna", why="")
@@ -398,20 +423,38 @@ async def test_a_canary_that_nobody_asks_raises_an_alert_of_the_deployment(world
     assert await world.told("other") == ["firing"]
 
 
-async def test_a_rollback_is_told_for_a_day(world: Alerting) -> None:
+async def take_back(world: Alerting) -> None:
+    """Put a release on trial, have a guard take it back, and look."""
     await world.set_rules()
     await world.canary()
-    for arm in ("canary", "stable"):
-        label = "hallmark@2" if arm == "canary" else "hallmark@1"
-        await world.answer(10, outcome="failed" if arm == "canary" else "finished", assignment=arm, release_name=label)
+    await world.answer(10, outcome="failed", assignment="canary", release_name="hallmark@2")
+    await world.answer(10, assignment="stable", release_name="hallmark@1")
     await world.watch()
     await world.look()
+
+
+async def test_a_rollback_is_told_for_a_day(world: Alerting) -> None:
+    await take_back(world)
     alert = await world.only()
     assert (alert.kind, alert.severity, alert.facts["guard"]) == ("rollback", "page", "error_burst")
     await world.look(after_seconds=3_600)
     assert await world.told() == ["firing"]
     await world.look(after_seconds=86_400)
     assert await world.active() == []
+
+
+@pytest.mark.parametrize("ending", [lambda rollout, _: promote(rollout), roll_back], ids=["promoted", "ended"])
+async def test_a_rollback_is_not_told_again_when_a_later_trial_has_ended(world: Alerting, ending: Step) -> None:
+    await take_back(world)
+    step: Step = lambda rollout, _: set_canary(rollout, 2, 0.5)  # noqa: E731
+    await world.registry.change("hallmark", "canary", step, who="anna")
+    await world.watch()
+    await world.look()
+    assert await world.told() == ["firing", "resolved"]
+    await world.registry.change("hallmark", "end", ending, who="anna")
+    await world.watch()
+    await world.look()
+    assert await world.told() == ["firing", "resolved"]
 
 
 class Outbox:
