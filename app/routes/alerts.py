@@ -131,8 +131,8 @@ async def list_silences(services: ServicesDep, caller: CallerDep) -> SilenceList
 async def silence(services: ServicesDep, caller: CallerDep, body: SilenceRequest) -> SilenceObject:
     """Tell nobody of the tenant's alerts of a rule or a release for a time.
 
-    What still fires when the silence ends is told then. `trial`, `rollback` and `outbox` are the deployment's: a silence
-    of one of them holds for everybody, and `*` is none of them.
+    What still fires when the silence ends is told then. `trial`, `rollback` and `outbox` are the deployment's: a
+    silence of one of them holds for everybody, and `*` is none of them.
     """
     caller.require("alerts:write")
     made = await services.alerts.silence(
