@@ -4,6 +4,7 @@ The main rule: `judge` is a fold. From the stored observations in their order it
 bit, and so the same decision: that is what a replay shows.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 
@@ -14,9 +15,14 @@ from app.trial_plans import TrialPlan
 from observability.sequential import Arm, Observation, Trial
 
 BURST = 10
-"""Sessions of an arm that a guard without statistics looks at: the last ones."""
+"""Sessions of the canary that a guard without statistics looks at: the last ones."""
 
 _BURST_BAD = 9
+
+_BESIDE = 3
+"""Stable sessions heard since the first of these that it takes to see whose fault it is: earlier ones do not tell. Of
+equal canaries that meet an outage of the engine that both arms share, at most one in 25 is taken back by it, at any
+share up to three quarters; where hardly any session is stable, what is broken is found later."""
 
 HARD_GUARDS = {"error": "error_burst", "index_empty": "empty_index", "degenerate": "degenerate_output"}
 """Guards that need no statistics, by the signal they count."""
@@ -76,7 +82,8 @@ class State(msgspec.Struct, frozen=True):
 
     trial: Trial
     recent: Mapping[str, str] = {}
-    """By hard signal and arm, the last sessions: `1` was bad, `0` was not."""
+    """By hard signal the sessions since the canary's tenth last, in their order: `c` is one of the canary's, `s` one of
+    the stable release's, and a capital was bad."""
     paths: Mapping[str, Path] = {}
 
     @classmethod
@@ -138,8 +145,7 @@ def judge(state: State, arm: Arm, badness: Mapping[str, float]) -> tuple[State, 
                 known = trial.evidence[guard.name]
                 paths[guard.name] = paths[guard.name].add(known.canary.n, known.harm_e_value)
     for signal in HARD_GUARDS.keys() & badness.keys():
-        key = f"{signal} {arm}"
-        recent[key] = (recent.get(key, "") + str(int(badness[signal])))[-BURST:]
+        recent[signal] = _followed(recent.get(signal, ""), arm, is_bad=bool(badness[signal]))
     after = State(trial, recent, paths)
     return after, _burst(after) or _harm(after)
 
@@ -156,15 +162,22 @@ def replay(
     return state, None, number
 
 
+def _followed(sessions: str, arm: Arm, *, is_bad: bool) -> str:
+    sessions += arm[0].upper() if is_bad else arm[0]
+    if sessions.lower().count("c") > BURST:
+        sessions = sessions[1:]
+    return sessions.lstrip("sS")
+
+
 def _burst(state: State) -> Decision | None:
     for signal, guard in HARD_GUARDS.items():
-        canary, stable = (state.recent.get(f"{signal} {arm}", "") for arm in ("canary", "stable"))
-        # Where most of the stable sessions are bad too, be they few, the cause is not the canary's.
-        is_shared = stable.count("1") > stable.count("0")
-        if len(canary) == BURST and canary.count("1") >= _BURST_BAD and not is_shared:
-            bad, beside = canary.count("1"), f"{stable.count('1')} of {len(stable)}"
-            what = f"{bad} of the canary's last {BURST} sessions {_BURST_WORDS[signal]}"
-            return Decision(guard=guard, why=f"{what}, of the stable ones {beside}.")
+        said = Counter(state.recent.get(signal, ""))
+        stable = said["s"] + said["S"]
+        # Where most of the stable sessions are bad too, the cause is not the canary's.
+        is_alone = stable >= _BESIDE and said["S"] <= said["s"]
+        if said["c"] + said["C"] == BURST and said["C"] >= _BURST_BAD and is_alone:
+            what = f"{said['C']} of the canary's last {BURST} sessions {_BURST_WORDS[signal]}"
+            return Decision(guard=guard, why=f"{what}, of the stable ones beside them {said['S']} of {stable}.")
     return None
 
 

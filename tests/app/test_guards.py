@@ -1,6 +1,7 @@
 """A worse canary is taken back, an equal one is not, and the decision follows again from what was heard."""
 
 import asyncio
+import random
 
 import msgspec
 import pytest
@@ -178,7 +179,7 @@ async def test_nothing_is_decided_before_thirty_sessions_and_a_burst_of_errors_n
     await world.answer("canary", 29, **REFUSED)
     await world.watch()
     assert (await world.rollout()).canary == 2
-    await world.answer("canary", 9, **FAILED)
+    await world.answers([("canary", FAILED)] * 4 + [("stable", {})] * 3 + [("canary", FAILED)] * 5)
     await world.watch()
     change = await world.last_change()
     assert change.who in ("guard:error_burst", "guard:refused")
@@ -205,10 +206,19 @@ async def test_a_few_stable_sessions_that_fail_as_the_canarys_do_are_enough_to_w
     await world.answer("canary", 12, **FAILED)
     await world.watch()
     assert (await world.rollout()).canary == 2
-    await world.answer("stable", 2)
-    await world.answer("canary", 1, **FAILED)
+    await world.answer("stable", 3)
     await world.watch()
     assert (await world.last_change()).who == "guard:error_burst"
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+async def test_an_outage_of_the_engine_that_both_share_takes_no_canary_back(world, share):
+    chance = random.Random(3)
+    await world.canary(share=share)
+    for facts in ({}, FAILED):  # What the stable release said before it is not what it says now.
+        await world.answers([("canary" if chance.random() < share else "stable", facts) for _ in range(150)])
+        await world.watch()
+    assert (await world.rollout()).canary == 2
 
 
 async def test_an_index_that_gives_the_canary_nothing_is_noticed(world):
@@ -218,7 +228,9 @@ async def test_an_index_that_gives_the_canary_nothing_is_noticed(world):
     await world.answer("canary", 2, retrieval_outcome="irrelevant", passages=[{"passage_id": "p"}])
     await world.watch()
     assert (await world.rollout()).canary == 2
-    await world.answer("canary", 9, retrieval_outcome="empty", passages=[])
+    await world.answer("canary", 5, retrieval_outcome="empty", passages=[])
+    await world.answer("stable", 3, retrieval_outcome="used", passages=[{"passage_id": "p"}])
+    await world.answer("canary", 4, retrieval_outcome="empty", passages=[])
     await world.watch()
     assert (await world.last_change()).who == "guard:empty_index"
 
@@ -229,8 +241,9 @@ async def test_an_index_that_gives_the_canary_nothing_is_noticed(world):
 )
 async def test_an_engine_whose_numbers_are_no_numbers_is_taken_back_after_ten_sessions(world, nonsense):
     await world.canary()
+    await world.answer("canary", 5, **nonsense)
     await world.answer("stable", 10)
-    await world.answer("canary", 9, **nonsense)
+    await world.answer("canary", 4, **nonsense)
     await world.watch()
     assert (await world.rollout()).canary == 2
     await world.answer("canary", 1, **nonsense)
@@ -251,8 +264,9 @@ async def test_an_engine_whose_numbers_are_no_numbers_is_taken_back_after_ten_se
 )
 async def test_what_was_not_kept_or_is_a_call_is_no_nonsense(world, sense):
     await world.canary()
+    await world.answer("canary", 6, **sense)
     await world.answer("stable", 10)
-    await world.answer("canary", 12, **sense)
+    await world.answer("canary", 6, **sense)
     await world.watch()
     assert (await world.rollout()).canary == 2
 
