@@ -1,7 +1,8 @@
 """What a piece of text says, word by word: stemmed content words, numbers, names, identifiers, and what is negated.
 
 The main rule: the same fact gives the same terms however it is written - "1,000" and "one thousand"; "7 days" and
-"seven days"; "200ms" and "200 milliseconds"; "deleted" and "deletion" - and two different values never do. No model
+"seven days"; "200ms" and "200 milliseconds"; "deleted" and "deletion"; an accent that is a character of its own and one
+that is not - and two different values never do. No model
 and no word list but English function words, number words and units: another language keeps its function words.
 """
 
@@ -11,6 +12,7 @@ from decimal import Decimal
 from functools import lru_cache
 from itertools import islice, takewhile
 from typing import NamedTuple
+from unicodedata import normalize
 
 
 def word_set(words: str) -> frozenset[str]:
@@ -55,6 +57,11 @@ _TOKEN = re.compile(
     r"|(?P<clause>[,;:()—\n])"
     r"|(?P<stop>[.!?…。！？])"
 )
+# Characters that look like others, or like nothing: ligatures and full-width forms, soft hyphens and what joins or
+# parts words invisibly. What "³" and the like stand for is left alone: 10³ is not 103.
+_ALIKE = {
+    code: normalize("NFKC", chr(code)) for code in (*range(0xFB00, 0xFB07), *range(0xFF01, 0xFF5F))
+} | dict.fromkeys((0xAD, 0x200B, 0x2060, 0xFEFF))
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _IDENTIFIER = re.compile(r"\w+_\w+|\w*[a-z][A-Z]\w*|[^\W\d_]+\d\w*")
 _WORD_PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\da-zA-Z_]+|\d+")
@@ -215,7 +222,7 @@ def _runs(text: str) -> list[_Run]:
 
 def _may_go_on(run: str) -> bool:
     """Tell whether a run may go on with the number before it."""
-    token = _TOKEN.search(run)
+    token = _TOKEN.search(_spelled(run))
     return token is None or token[0].lower() in _AFTER_NUMBER
 
 
@@ -266,10 +273,15 @@ def _read(tokens: Sequence[tuple[str, str]], first: bool) -> _Run:
 
 def _tokens(run: str) -> list[tuple[str, str]]:
     """Return the (kind, token) of a run of characters without white space, which no token goes beyond."""
-    tokens = [(token.lastgroup or "", token[0]) for token in _TOKEN.finditer(run)]
+    tokens = [(token.lastgroup or "", token[0]) for token in _TOKEN.finditer(_spelled(run))]
     return [
         ("number word" if kind == "word" and word.lower() in _NUMBER_WORDS else kind, word) for kind, word in tokens
     ]
+
+
+def _spelled(run: str) -> str:
+    """Spell one way what looks alike: a PDF or a file name from a Mac is seldom spelled as a question is."""
+    return run if run.isascii() else normalize("NFC", run.translate(_ALIKE))
 
 
 def _amount(tokens: Sequence[tuple[str, str]], at: int) -> tuple[str, int]:

@@ -43,6 +43,11 @@ def best(claim: str, *texts: str, question: str = "") -> Support:
         ("configuration", "configured"),
         ("normalise", "normalized"),
         ("Denmark's", "Denmark"),
+        ("die \u00d6ffnungszeit", "die O\u0308ffnungszeit"),
+        ("\ubcf4\uc99d \uae30\uac04", "\u1107\u1169\u110c\u1173\u11bc \u1100\u1175\u1100\u1161\u11ab"),
+        ("the o\ufb03ce of the \ufb01rst \ufb02oor", "the office of the first floor"),
+        ("a fi\u00adnal of\u200bfer", "a final offer"),
+        ("\uff12\uff14 months", "24 months"),
     ],
 )
 def test_the_same_fact_has_the_same_terms(one: str, other: str) -> None:
@@ -51,7 +56,15 @@ def test_the_same_fact_has_the_same_terms(one: str, other: str) -> None:
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("3.10", "3.1"), ("30", "300"), ("5 °C", "-5 °C"), ("30 %", "30 days"), ("MAX_SIZE", "MAX_AGE"), ("1.5", "15")],
+    [
+        ("3.10", "3.1"),
+        ("30", "300"),
+        ("5 °C", "-5 °C"),
+        ("30 %", "30 days"),
+        ("MAX_SIZE", "MAX_AGE"),
+        ("1.5", "15"),
+        ("10³", "103"),
+    ],
 )
 def test_different_values_have_different_terms(one: str, other: str) -> None:
     assert terms(one).vocabulary != terms(other).vocabulary
