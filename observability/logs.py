@@ -41,6 +41,8 @@ class RequestIds(msgspec.Struct, frozen=True):
     trace_id: str = ""
     span_id: str = ""
     prediction_id: str = ""
+    request_id: str = ""
+    """Where the request makes no prediction, whose id it has otherwise."""
 
 
 request_ids: ContextVar[RequestIds] = ContextVar("request_ids", default=RequestIds())  # noqa: B039 - immutable.
@@ -121,7 +123,8 @@ def _json_line(record: logging.LogRecord) -> bytes:
 
 def _text_line(record: logging.LogRecord) -> bytes:
     ids: RequestIds = vars(record).get("request_ids") or RequestIds()
-    fields = _extra(record) | ({"prediction_id": ids.prediction_id} if ids.prediction_id else {})
+    named = {"prediction_id": ids.prediction_id, "request_id": ids.request_id}
+    fields = _extra(record) | {key: value for key, value in named.items() if value}
     tail = "".join(f" {key}={value}" for key, value in fields.items())
     line = f"{_instant(record.created)[11:23]} {record.levelname:<7} {record.name}: {record.msg}{tail}\n"
     if record.exc_text:
@@ -233,6 +236,7 @@ class Log:
         *,
         trace_id: str = "",
         prediction_id: str = "",
+        request_id: str = "",
         release: str = "",
         tenant: str = "",
         outcome: str = "",
@@ -243,10 +247,11 @@ class Log:
         at = time()
         milliseconds = duration_seconds * 1000
         if self._json:
+            named = f'"request_id":"{request_id}",' if request_id else ""
             line = (
                 f'{{"time":"{_instant(at)}","level":"INFO","logger":"hallmark.access","message":"request",'
                 f'"method":{_quoted(method)},"route":{_quoted(route)},"status":{status},"duration_ms":{milliseconds:.3f},'
-                f'"trace_id":"{trace_id}","prediction_id":"{prediction_id}","release":{_quoted(release)},'
+                f'{named}"trace_id":"{trace_id}","prediction_id":"{prediction_id}","release":{_quoted(release)},'
                 f'"tenant":{_quoted(tenant)},"outcome":{_quoted(outcome)},'
                 f'"prompt_tokens":{prompt_tokens},"completion_tokens":{completion_tokens}}}\n'
             )
@@ -254,7 +259,8 @@ class Log:
             answered = (
                 f" {outcome} {release} {prompt_tokens}+{completion_tokens} tokens {prediction_id}" if release else ""
             )
-            line = f"{_instant(at)[11:23]} INFO    {method} {route} {status} {milliseconds:.1f} ms{answered}\n"
+            named = f" request_id={request_id}" if request_id and status >= 400 else ""
+            line = f"{_instant(at)[11:23]} INFO    {method} {route} {status} {milliseconds:.1f} ms{answered}{named}\n"
         self._writer.put(line.encode("utf-8", "replace"))
 
     def close(self, deadline_seconds: float = 2.0) -> None:

@@ -15,7 +15,7 @@ from app.errors import PayloadTooLarge, ServiceError
 from app.links import PassageLinks
 from app.predictions import uuid7
 from app.routes.errors import MethodNotAllowed, envelope, error_headers
-from observability.logs import Log
+from observability.logs import Log, RequestIds, request_ids
 from observability.metrics import Metrics
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs", "/"})
@@ -65,6 +65,7 @@ class Front:
             scope = {**scope, "method": "GET"}
         state = scope.setdefault("state", {})
         state["request_id"] = request_id = uuid7()
+        request_ids.set(RequestIds(request_id=request_id))
 
         async def noting(message: Message) -> None:
             nonlocal status
@@ -89,7 +90,8 @@ class Front:
             seconds = perf_counter() - started
             route = getattr(scope.get("route"), "path", "unmatched")
             self._metrics.request(route, status, seconds)
-            self._log.access(method, route, status, seconds, tenant=caller.tenant if caller else "")
+            tenant = caller.tenant if caller else ""
+            self._log.access(method, route, status, seconds, request_id=request_id, tenant=tenant)
 
     def _check_length(self, scope: Scope) -> None:
         """Refuse a body by its own word; one that does not say its length is cut off by FastAPI's limit."""

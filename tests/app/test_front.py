@@ -146,6 +146,21 @@ async def test_every_response_has_an_id_of_its_own(api, nobody):
     assert len(set(ids)) == len(ids)
 
 
+async def test_the_id_of_an_error_finds_its_line_in_the_log(api, nobody, log_lines):
+    failed = [
+        await api.client.post("/v1/search", json={"query": 5}),
+        await nobody.get("/v1/documents"),
+        await nobody.post(CHAT, json={}),
+        await api.client.post(CHAT, json={"messages": 5}),
+    ]
+    ids = [response.json()["error"]["request_id"] for response in failed]
+
+    async def told() -> bool:
+        return all(each.encode() in log_lines.getvalue() for each in ids)
+
+    await until(told)
+
+
 async def test_metrics_and_logs_name_routes_and_never_paths_keys_or_words(api, nobody, log_lines):
     secret = "marzipan"
     document = await api.add(f"{secret}.md", f"# {secret}\n\nThe {secret} weighs 3 kilograms.\n")
