@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.telemetry import TelemetryConfig
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
@@ -60,6 +60,8 @@ def create_api(version: str, services: Services | None = None, *, max_body_bytes
         max_body_size=max_body_bytes,
     )
     api.state.services = services
+    # What others defined takes what they add to it.
+    lenient = (resources.routes, responses.routes, health.routes)
     routers = (
         documents.routes,
         jobs.routes,
@@ -84,8 +86,9 @@ def create_api(version: str, services: Services | None = None, *, max_body_bytes
         trials.routes,
         health.routes,
     )
+    strict = [Depends(errors.refuse_unknown_parameters)]
     for router in routers:
-        api.include_router(router)
+        api.include_router(router, dependencies=[] if router in lenient else strict)
     errors.install(api, routers)
     describe(api)
     return api

@@ -6,7 +6,7 @@ import re
 from time import perf_counter
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from app.access import Caller
@@ -198,9 +198,17 @@ async def list_passages(services: ServicesDep, caller: CallerDep, document_id: D
     return PassageList(data=[PassageObject.of(passage) for passage in found])
 
 
+def _of_link(
+    tenant: Annotated[str | None, Query(include_in_schema=False)] = None,
+    signature: Annotated[str | None, Query(include_in_schema=False)] = None,
+) -> None:
+    """What a citation's own link carries besides: the door has read it."""
+
+
 @routes.get(
     "/v1/documents/{document_id}/passages/{n}",
     operation_id="get_passage",
+    dependencies=[Depends(_of_link)],
     response_model=PassageObject,
     responses=errors(404, 410, 503) | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.dependencies.utils import get_flat_params
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 
 _BRANCH = re.compile(r"(constrained-)?(str|int|float|bool)|(constrained-)?list(\[.*\])?|\[key\]")
 """How pydantic names a branch of a union, in the middle of a field's path."""
+
+
+_UNKNOWN = "There is no such field here; `/openapi.json` lists those there are"
 
 
 class MethodNotAllowed(ServiceError):
@@ -112,6 +116,19 @@ def install(app: FastAPI, routers: Iterable[APIRouter]) -> None:
     app.add_exception_handler(Exception, handle(_from_bug))
 
 
+def refuse_unknown_parameters(request: Request) -> None:
+    """Refuse a query parameter that a route has not: without one that is misspelt a list would be of everything.
+
+    What is posted says what it wants by its body.
+    """
+    if request.method == "POST" or not request.query_params:
+        return
+    known = {field.alias for field in get_flat_params(request.scope["route"].dependant)}
+    for name in request.query_params:
+        if name not in known:
+            raise InvalidRequest(f"`{name}`: {_UNKNOWN}.", param=name)
+
+
 def invalid_fields(problems: Sequence[Any]) -> InvalidRequest:
     """Turn pydantic's list of problems into one error about the first field; of a union it has one for each branch."""
     if problems[0]["type"] == "json_invalid":
@@ -131,7 +148,7 @@ def invalid_fields(problems: Sequence[Any]) -> InvalidRequest:
 
 def _reason(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
-        return "There is no such field here; `/openapi.json` lists those there are"
+        return _UNKNOWN
     return str(problem["msg"])
 
 

@@ -139,6 +139,38 @@ async def test_a_body_over_the_limit_is_a_413_everywhere(api):
     )
 
 
+LISTS = [
+    "documents",
+    "jobs",
+    "feedback",
+    "labels",
+    "datasets",
+    "releases",
+    "drift",
+    "alerts",
+    "predictions",
+    "erasures",
+]
+
+
+@pytest.mark.parametrize("of", LISTS)
+async def test_a_list_of_less_than_is_asked_for_is_not_one_of_everything(api, of):
+    response = await api.client.get(f"/v1/{of}?misspelt=x")
+    error = assert_envelope(response, 400, "invalid_request")
+    assert error["param"] == "misspelt"
+    assert "misspelt" in error["message"]
+    assert (await api.client.get(f"/v1/{of}")).status_code == 200
+
+
+async def test_what_others_defined_takes_what_they_add(api):
+    for path in ("/v1/models?api-version=1", "/healthz?at=1", "/readyz?at=1"):
+        assert (await api.client.get(path)).status_code == 200
+    document = await api.add("door.md", "# Door\n\nThe door opens at nine.\n")
+    answer = await api.answer("When does the door open?")
+    assert answer["citations"][0]["document_id"] == document["id"]
+    assert (await api.client.get(answer["citations"][0]["url"])).status_code == 200  # Signed, though there is a key.
+
+
 async def test_every_response_has_an_id_of_its_own(api, nobody):
     responses = [await api.client.get("/v1/models") for _ in range(3)]
     responses += [await api.ask("Hello"), await nobody.get("/v1/models"), await nobody.get("/healthz")]
