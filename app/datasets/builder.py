@@ -20,7 +20,7 @@ from app.datasets.examples import Unusable, line_of
 from app.datasets.leaks import Leaks
 from app.datasets.opinions import Opinion, row_of
 from app.datasets.reading import Reading
-from app.datasets.recipes import FORMAT, SPLITS, Purpose, Recipe, Split, fixed
+from app.datasets.recipes import FORMAT, OTHER, SPLITS, Recipe, Split, fixed
 from app.datasets.similarity import Texts
 from app.datasets.store import ROWS_AT_ONCE, Addition, Series, Store
 from app.errors import Conflict, InvalidRequest
@@ -28,6 +28,9 @@ from app.lineage import canonical, dataset_digest
 from app.predictions import Prediction
 
 TEXTS_AT_ONCE = 200
+
+MAX_COMPARISONS = 10
+"""So often a build is compared with the datasets for the other purpose, if one gets a version each time meanwhile."""
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -91,12 +94,28 @@ class Builder:
 
         Raises:
             InvalidRequest: no row is left.
-            Conflict: a question is in an evaluation set and the recipe refuses that; or the claim is held no more.
+            Conflict: a question is in an evaluation set and the recipe refuses that; there always is more to compare
+                with; or the claim is held no more.
         """
         await self._store.sweep(series.id, build=build)
         steps.append(found.keep("same", *await self._work(sieve.once, found.facts)))
         await tell("comparing")
         await self._dedup(recipe, found, steps)
+        facts, count = found.facts, len(steps)
+        for _ in range(MAX_COMPARISONS):
+            built = await self._compare_and_publish(series, build, recipe, found, steps, who=who, tell=tell)
+            if built is not None:
+                return built
+            await self._store.sweep(series.id, build=build)
+            found.facts = facts
+            del steps[count:]
+        raise Conflict(f"Datasets for {OTHER[series.purpose]} get versions all the while. Start it again.")
+
+    async def _compare_and_publish(
+        self, series: Series, build: str, recipe: Recipe, found: Candidates, steps: list[Step], *, who: str, tell: Tell
+    ) -> Built | None:
+        """Make a version of what does not leak; None where there is more by now that it could leak from."""
+        apart_from = await self._store.versions_apart(series)
         await self._check_leaks(series, recipe, found, steps)
         seed = recipe.split.seed
         steps.append(found.keep("balance", *sieve.balanced(found.facts, recipe.balance, seed)))
@@ -106,7 +125,7 @@ class Builder:
             told = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
             raise InvalidRequest(f"No row is left: {told or 'nothing was found'}. Widen the recipe.", param="query")
         await tell("writing")
-        return await self._publish(series, build, recipe, found, steps, who)
+        return await self._publish(series, build, recipe, found, steps, who, apart_from)
 
     # --- the steps that compare ---
 
@@ -122,7 +141,7 @@ class Builder:
 
     async def _check_leaks(self, series: Series, recipe: Recipe, found: Candidates, steps: list[Step]) -> None:
         """Compare with the datasets for the other purpose: what is trained on and what is measured by are apart."""
-        other: Purpose = "evaluation" if series.purpose == "training" else "training"
+        other = OTHER[series.purpose]
         leaks = Leaks()
         async for page in self._reading.asked(series.tenant, other, but=series.name):
             await self._work(leaks.know, page)
@@ -141,8 +160,15 @@ class Builder:
     # --- writing ---
 
     async def _publish(
-        self, series: Series, build: str, recipe: Recipe, found: Candidates, steps: list[Step], who: str
-    ) -> Built:
+        self,
+        series: Series,
+        build: str,
+        recipe: Recipe,
+        found: Candidates,
+        steps: list[Step],
+        who: str,
+        apart_from: int,
+    ) -> Built | None:
         erased = await self._store.tombstones(series.tenant, [fact.digest for fact in found.facts])
         gone = _count("erased", sum(fact.digest in erased for fact in found.facts))
         kept = sorted((each for each in found.facts if each.digest not in erased), key=lambda fact: fact.digest)
@@ -183,13 +209,14 @@ class Builder:
         number = await self._store.publish(
             series,
             build,
+            apart_from=apart_from,
             digest=digest,
             rows=len(kept),
             report=canonical(report),
             manifest=canonical(manifest),
             who=who,
         )
-        return Built(number=number, digest=digest, report=report, is_new=True)
+        return None if number is None else Built(number=number, digest=digest, report=report, is_new=True)
 
     async def _texts(self, tenant: str, recipe: Recipe, prediction: Prediction) -> dict[str, str]:
         if self._passages is None or recipe.task != "answer" or not prediction.passages:

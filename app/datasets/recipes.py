@@ -23,6 +23,8 @@ MAX_ROWS = 100_000
 
 Kind = Literal["classify", "answer", "extract", "preference"]
 Purpose = Literal["training", "evaluation"]
+OTHER: Mapping[Purpose, Purpose] = {"training": "evaluation", "evaluation": "training"}
+"""What a dataset is kept apart from."""
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 

@@ -23,7 +23,7 @@ from app.database import (
     dataset_versions,
     datasets,
 )
-from app.datasets.recipes import Kind, Purpose, Split
+from app.datasets.recipes import OTHER, Kind, Purpose, Split
 from app.datasets.sealing import lasting, opened, sealed
 from app.errors import Conflict, NotFound
 from app.lineage.provenance import sha256
@@ -199,15 +199,30 @@ class Store:
                 await connection.execute(update(dataset_members).where(*gone).values(v_to=number))
 
     async def publish(
-        self, series: Series, build: str, *, digest: str, rows: int, report: str, manifest: str, who: str
-    ) -> int:
+        self,
+        series: Series,
+        build: str,
+        *,
+        apart_from: int,
+        digest: str,
+        rows: int,
+        report: str,
+        manifest: str,
+        who: str,
+    ) -> int | None:
         """Make what was written a version, give its number, and give the claim back.
+
+        Does nothing, and gives None, where `versions_apart` is `apart_from` no more: then it must be compared again.
 
         Raises:
             Conflict: the claim is held no more.
         """
         now = self.clock()
         async with self.database.writing() as connection:
+            # Of two that are built at once, neither has seen the other: whoever publishes second must.
+            await self.database.one_at_a_time(connection, f"{dataset_versions.name} of {series.tenant}")
+            if await self._versions_apart(connection, series) != apart_from:
+                return None
             number = await self._held(connection, series.id, build) + 1
             members = select(func.count()).select_from(dataset_members)
             written = (await connection.execute(members.where(_m.series_id == series.id, alive(number)))).scalar_one()
@@ -252,6 +267,16 @@ class Store:
                 "The build was interrupted: by an erasure, or because it stood still for too long. Start it again."
             )
         return int(row.revision)
+
+    async def versions_apart(self, series: Series) -> int:
+        """How many versions the tenant's datasets for the other purpose have."""
+        async with self.database.reading() as connection:
+            return await self._versions_apart(connection, series)
+
+    async def _versions_apart(self, connection: AsyncConnection, series: Series) -> int:
+        count = select(func.coalesce(func.sum(_s.revision), 0))
+        meant = (_s.tenant == series.tenant, _s.purpose == OTHER[series.purpose])
+        return int((await connection.execute(count.where(*meant))).scalar_one())
 
     # --- finding ---
 

@@ -1,18 +1,22 @@
 """Versions of datasets: built, compared, traced, erased; the same on both kinds of database."""
 
 import asyncio
+import itertools
 import json
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import func, select, update
 
-from app.database import dataset_examples, dataset_members, dataset_series, labels
-from app.datasets import read_recipe
-from app.datasets.store import Addition
+from app.database import Database, dataset_examples, dataset_members, dataset_series, labels
+from app.datasets import Build, Builder, read_recipe
+from app.datasets.builds import Builds
+from app.datasets.reading import Reading
+from app.datasets.store import Addition, Store
 from app.errors import Conflict, InvalidRequest, NotFound, Overloaded
 from app.lineage import canonical, dataset_digest, row_digest
 from app.parquet import read_parquet
@@ -215,6 +219,62 @@ async def test_an_evaluation_set_has_nothing_to_train_on_and_stays_one(world):
     # What was measured by is trained on no more, and the other way.
     build = await world.build("data")
     assert build.error["message"].startswith("No row is left: 4 leak_exact")
+
+
+class Crossed(Store):
+    """A store in which something comes between a build's comparison and its publishing."""
+
+    def __init__(self, database: Database, meanwhile: Callable[[], Awaitable[Any]]) -> None:
+        super().__init__(database)
+        self._meanwhile = meanwhile
+
+    async def write(self, *page: Any, **rows: Any) -> None:
+        await super().write(*page, **rows)
+        await self._meanwhile()
+
+
+async def built_while(world: World, name: str, meanwhile: Callable[[], Awaitable[Any]]) -> Build:
+    """Build a training set on a replica of its own while something else happens."""
+    store = Crossed(world.database, meanwhile)
+    async with Builds(store, Builder(store, Reading(world.database, world.history))) as builds:
+        recipe = read_recipe({"task": "classify", "query": {"release": "support"}})
+        started = await builds.from_predictions("acme", name, recipe, purpose="training", who="test")
+        await asyncio.wait(set(builds._tasks.values()))
+        return await builds.get("acme", name, started.id)
+
+
+@on_either_kind("module_database_url")
+async def test_an_evaluation_set_that_is_built_meanwhile_is_not_trained_on_either(world):
+    await world.classified(*asked(2), conversation="measured")
+    await world.classified(*asked(3, seed=5))
+
+    async def measure() -> None:
+        await world.build("gold", purpose="evaluation", query={"conversation": "measured"})
+
+    build = await built_while(world, "data", measure)
+    assert (build.state, build.version) == ("done", 1), build.error
+    steps = [step["name"] for step in build.report["steps"]]
+    assert len(steps) == len(set(steps))
+    assert build.report["steps"][steps.index("leakage")]["dropped"] == {"leak_exact": 2}
+    assert {row["question"] for row in await world.rows("data")} == {question for question, _ in asked(3, seed=5)}
+    assert {row["question"] for row in await world.rows("gold")} == {question for question, _ in asked(2)}
+
+
+async def test_a_build_does_not_compare_for_ever(lite):
+    await lite.classified(*asked(2))
+    measured = itertools.count()
+
+    async def measure() -> None:
+        question = (f"Number {next(measured)}?", "pin")
+        await lite.classified(question, release_name="measured@1")
+        await lite.build("gold", purpose="evaluation", query={"release": "measured"}, dedup={"near": False})
+
+    build = await built_while(lite, "data", measure)
+    assert (build.state, build.error["code"]) == ("failed", "conflict")
+    assert "evaluation get versions all the while" in build.error["message"]
+    with pytest.raises(NotFound):
+        await lite.datasets.store.series("acme", "data")
+    assert (await lite.build(query={"release": "support"})).state == "done"
 
 
 # --- versions ---
