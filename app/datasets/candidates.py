@@ -23,6 +23,7 @@ class Fact(msgspec.Struct, frozen=True, gc=False):
     label_id: str | None
     split: Split
     session: str
+    conversation: str | None
     subject: str | None
     class_name: str | None
     at: int
@@ -78,6 +79,7 @@ class Candidates:
                 example.label_id,
                 example.split,
                 example.session,
+                example.conversation,
                 example.subject,
                 example.class_name,
                 self._end,

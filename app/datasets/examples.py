@@ -41,6 +41,8 @@ class Example(msgspec.Struct, frozen=True, kw_only=True):
     label_id: str | None
     split: Split
     session: str
+    conversation: str | None
+    """By which it is known again where the session is all that a user asked."""
     subject: str | None
     question: str
     """What was asked, by which rows are compared."""
@@ -60,6 +62,7 @@ def example(
     content: Mapping[str, Any],
     *,
     session: str,
+    conversation: str | None = None,
     question: str,
     subject: str | None = None,
     prediction_id: str | None = None,
@@ -68,6 +71,7 @@ def example(
 ) -> Example:
     """Make a row; its side of the split is that of its session, unless it is given."""
     side = split or split_of(session, recipe.split)
+    content = {**content, "conversation": conversation if conversation != session else None}
     said = {name: value for name, value in content.items() if value is not None}
     written = canonical({"task": recipe.task, "question": question, "session": session, "split": side, **said})
     if len(written) > MAX_CONTENT:
@@ -81,6 +85,7 @@ def example(
         label_id=label_id,
         split=side,
         session=session,
+        conversation=conversation,
         subject=subject,
         question=question,
         class_name=content.get("label"),

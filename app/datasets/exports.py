@@ -88,6 +88,8 @@ async def _jsonl(pages: AsyncIterator[Sequence[Row[Any]]]) -> AsyncIterator[byte
 
 async def _parquet(pages: AsyncIterator[Sequence[Row[Any]]], version: Version) -> AsyncIterator[bytes]:
     kinds = {**_SAME, **_ALL, **_COLUMNS[version.series.task], **_LAST}
+    if version.manifest["recipe"].get("split", {}).get("by") == "user":
+        kinds["conversation"] = "text"
     writer = ParquetWriter(list(kinds), kinds=kinds)
 
     def written(page: Sequence[Row[Any]]) -> bytes:

@@ -14,7 +14,7 @@ from app.datasets.candidates import Candidates
 from app.datasets.examples import Example, Unusable, content_of, example, fitting, turns_of
 from app.datasets.files import KINDS, BadLine, kind_of, rows_of, split_of_name
 from app.datasets.recipes import ImportedFile, Purpose, Recipe, Split
-from app.datasets.sessions import session_of
+from app.datasets.sessions import conversation_of, session_of
 from app.errors import InvalidRequest
 from app.lineage import canonical
 from app.messages import Message
@@ -190,11 +190,12 @@ def _example(tenant: str, purpose: Purpose, recipe: Recipe, given: Mapping[str, 
         turns = _composed(recipe, turns)
     content = content_of(recipe.task, turns, target, **facts)
     own = sha256(canonical(content).encode()).hexdigest()
-    subject = row.text("subject", limit=512)
+    subject, conversation = row.text("subject", limit=512), row.text("session", limit=512)
     return example(
         recipe,
         content,
-        session=session_of(tenant, own, row.text("session", limit=512), subject, by=recipe.split.by),
+        session=session_of(tenant, own, conversation, subject, by=recipe.split.by),
+        conversation=conversation_of(tenant, conversation),
         question=question,
         subject=subject,
         split="heldout" if purpose == "evaluation" else _side(row, side),

@@ -31,7 +31,8 @@ class Leaks:
             if question not in self._known:
                 self._known[question] = each.dataset
                 self._texts.add([question])
-            self._sessions.setdefault(each.session, each.dataset)
+            for session in filter(None, (each.session, each.conversation)):
+                self._sessions.setdefault(session, each.dataset)
         if len(self._known) > MAX_KNOWN:
             raise InvalidRequest(
                 f"Other datasets ask more than {MAX_KNOWN:,} questions, which are too many to compare with.",
@@ -57,8 +58,8 @@ class Leaks:
         for (fact, question), original in zip(self._rows, near, strict=True):
             if question in self._known:
                 reason, name = "leak_exact", self._known[question]
-            elif fact.session in self._sessions:
-                reason, name = "leak_session", self._sessions[fact.session]
+            elif session := next((each for each in (fact.session, fact.conversation) if each in self._sessions), None):
+                reason, name = "leak_session", self._sessions[session]
             elif original is not None and original < len(names):
                 reason, name = "leak_near", names[original]
             else:

@@ -8,7 +8,7 @@ import msgspec
 
 from app.datasets.examples import Example, Unusable, content_of, example, fitting, turns_of
 from app.datasets.recipes import LabelPolicy, Recipe, Split
-from app.datasets.sessions import session_of
+from app.datasets.sessions import conversation_of, session_of
 from app.predictions import Prediction
 
 
@@ -84,6 +84,7 @@ def row_of(
         recipe,
         content_of(recipe.task, prompt, verdict.value, **facts),
         session=session_of(prediction.tenant, own, conversation, user, by=recipe.split.by),
+        conversation=conversation_of(prediction.tenant, conversation),
         question=turns[-1]["content"],
         subject=user,
         prediction_id=own,

@@ -33,6 +33,8 @@ class Asked(msgspec.Struct, frozen=True):
     dataset: str
     question: str
     session: str
+    conversation: str | None
+    """Where the session is a user's; rows of before it was kept have none."""
 
 
 class Reading:
@@ -100,6 +102,7 @@ class Reading:
 class _Content(msgspec.Struct):
     question: str
     session: str
+    conversation: str | None = None
 
 
 _content = msgspec.json.Decoder(_Content).decode
@@ -107,7 +110,7 @@ _content = msgspec.json.Decoder(_Content).decode
 
 def _asked(name: str, content: str) -> Asked:
     said: _Content = _content(content)
-    return Asked(name, said.question, said.session)
+    return Asked(name, said.question, said.session, said.conversation)
 
 
 def _stated(row: dict[str, Any]) -> Opinion:

@@ -16,6 +16,11 @@ def session_of(tenant: str, own: str, conversation: str | None, user: str | None
     return _digest(f"{tenant}\0p{own}")
 
 
+def conversation_of(tenant: str, name: str | None) -> str | None:
+    """The digest of a conversation, which is also its session unless users are kept together; None without a name."""
+    return session_of(tenant, "", name, None) if name else None
+
+
 def split_of(session: str, plan: Splitting) -> Split:
     """The side of a session. It depends on nothing else, so a session that comes later moves no other."""
     return "heldout" if _chance(plan.seed, session) < plan.heldout else "train"

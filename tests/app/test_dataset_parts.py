@@ -34,7 +34,7 @@ def prediction(**facts) -> Prediction:
 
 
 def fact(n: int, **facts) -> Fact:
-    known = {"split": "train", "session": str(n), "class_name": "a", "prediction_id": f"{n:04d}"}
+    known = {"split": "train", "session": str(n), "conversation": None, "class_name": "a", "prediction_id": f"{n:04d}"}
     return Fact(**{"digest": digest_of(str(n)), "content_digest": "", "label_id": None, "subject": None, "at": 0,
                    "size": 0, **known, **facts})  # fmt: skip
 

@@ -206,6 +206,36 @@ async def test_what_an_evaluation_set_asks_is_not_trained_on(lite, action):
         assert {row["question"] for row in await lite.rows()} == {question for question, _ in questions[2:]}
 
 
+@pytest.mark.parametrize(("measured_by", "trained_by"), [("conversation", "user"), ("user", "conversation")])
+async def test_a_conversation_is_known_again_whatever_the_split_keeps_together(lite, measured_by, trained_by):
+    first, second, others = asked(3)
+    await lite.classified(first, conversation="c", user="eve", release_name="measured@1")
+    gold = await lite.build("gold", purpose="evaluation", query={"release": "measured"}, split={"by": measured_by})
+    assert gold.state == "done", gold.error
+    await lite.classified(second, conversation="c", user="eve")
+    await lite.classified(others, conversation="d", user="bob")
+    build = await lite.build(query={"release": "support"}, split={"by": trained_by})
+    leakage = next(step for step in build.report["steps"] if step["name"] == "leakage")
+    assert leakage["dropped"] == {"leak_session": 1}
+    assert [row["question"] for row in await lite.rows()] == [others[0]]
+
+
+async def test_a_row_has_its_conversation_beside_its_session_where_users_are_kept_together(lite, tmp_path):
+    (made,) = await lite.classified(*asked(1), conversation="c", user="eve")
+    for by in ("conversation", "user"):
+        await lite.build(by, split={"by": by, "heldout": 0})
+    (plain,), (kept,) = await lite.rows("conversation"), await lite.rows("user")
+    assert "conversation" not in plain
+    assert kept["conversation"] == plain["session"] != kept["session"]
+    path = tmp_path / "train.parquet"
+    path.write_bytes(await lite.file("user", "train.parquet"))
+    with path.open("rb") as file:
+        assert [row["conversation"] for row in read_parquet(file)] == [kept["conversation"]]
+    page = await lite.tracer.dataset("acme", (await lite.datasets.store.version("acme", "user", "1")).digest)
+    assert page.dataset.verified, page.dataset.problems
+    assert [row.prediction_id for row in page.data] == [made.id]
+
+
 async def test_an_evaluation_set_has_nothing_to_train_on_and_stays_one(world):
     await world.classified(*asked(4))
     await world.build("gold", purpose="evaluation")
