@@ -21,7 +21,7 @@ from app.datasets.leaks import Leaks
 from app.datasets.opinions import Opinion, row_of
 from app.datasets.reading import Reading
 from app.datasets.recipes import FORMAT, OTHER, SPLITS, Recipe, Split, fixed
-from app.datasets.similarity import Texts
+from app.datasets.similarity import Texts, bare
 from app.datasets.store import ROWS_AT_ONCE, Addition, Series, Store
 from app.errors import Conflict, InvalidRequest
 from app.lineage import canonical, dataset_digest
@@ -101,6 +101,7 @@ class Builder:
         steps.append(found.keep("same", *await self._work(sieve.once, found.facts)))
         await tell("comparing")
         await self._dedup(recipe, found, steps)
+        await self._keep_apart(found, steps)
         facts, count = found.facts, len(steps)
         for _ in range(MAX_COMPARISONS):
             built = await self._compare_and_publish(series, build, recipe, found, steps, who=who, tell=tell)
@@ -138,6 +139,13 @@ class Builder:
             await self._work(_add_sessions, texts, some, found)
         near = await self._work(texts.near, recipe.dedup.threshold)
         steps.append(found.keep("dedup", *sieve.without_repeats(sessions, near)))
+
+    async def _keep_apart(self, found: Candidates, steps: list[Step]) -> None:
+        """Compare both sides of the split: many conversations may ask the same, each with something else beside it."""
+        questions: dict[str, str] = {}
+        for facts in _batches(found.facts, TEXTS_AT_ONCE):
+            questions |= await self._work(_questions, facts, found)
+        steps.append(found.keep("heldout", *sieve.apart(found.facts, questions)))
 
     async def _check_leaks(self, series: Series, recipe: Recipe, found: Candidates, steps: list[Step]) -> None:
         """Compare with the datasets for the other purpose: what is trained on and what is measured by are apart."""
@@ -261,6 +269,11 @@ def _take(
 def _add_sessions(texts: Texts, sessions: Sequence[Sequence[Fact]], found: Candidates) -> None:
     """Compare sessions by all that they ask."""
     texts.add("\n".join(map(found.question, facts)) for facts in sessions)
+
+
+def _questions(facts: Sequence[Fact], found: Candidates) -> dict[str, str]:
+    """What rows ask, word for word, by their digests."""
+    return {fact.digest: bare(found.question(fact)) for fact in facts}
 
 
 def _additions(

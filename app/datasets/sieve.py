@@ -37,6 +37,13 @@ def without_repeats(sessions: Sequence[Sequence[Fact]], near: Sequence[int | Non
     return kept, _count(near_duplicate=sum(map(len, sessions)) - len(kept))
 
 
+def apart(facts: Sequence[Fact], questions: Mapping[str, str]) -> Sieved:
+    """Drop the rows to train on whose question is held out; `questions` are bare, by the digests of rows."""
+    held = {questions[fact.digest] for fact in facts if fact.split == "heldout"}
+    kept = [fact for fact in facts if fact.split == "heldout" or questions[fact.digest] not in held]
+    return kept, _count(held_out=len(facts) - len(kept))
+
+
 def without_leaks(facts: Sequence[Fact], leaking: Mapping[str, str], telling: Mapping[str, bool]) -> Sieved:
     """Drop the rows that leak, and the conversations they stand in.
 

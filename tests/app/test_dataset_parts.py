@@ -271,6 +271,14 @@ def test_a_cap_holds_for_what_is_trained_on_and_picks_by_chance_alone():
     assert {each.digest for each in other} != {each.digest for each in kept}
 
 
+def test_what_is_held_out_stays_and_is_not_trained_on():
+    facts = [fact(n, split="heldout" if n < 2 else "train") for n in range(5)]
+    asks = ["a", "a", "a", "b", "b"]
+    kept, dropped = sieve.apart(facts, {each.digest: question for each, question in zip(facts, asks, strict=True)})
+    assert kept == [*facts[:2], *facts[3:]]
+    assert dropped == {"held_out": 1}
+
+
 def test_a_leak_takes_its_conversation_along_unless_it_tells_nothing():
     facts = [fact(1, session="s"), fact(2, session="s"), fact(3, session="t"), fact(4, session="t"), fact(5)]
     leaking = {facts[0].digest: "leak_near", facts[2].digest: "leak_exact"}

@@ -159,7 +159,7 @@ async def test_near_duplicate_sessions_are_dropped_whole(lite):
     found = await lite.datasets.store.version("acme", "data", "latest")
     rows = await lite.datasets.store.page(found.series, 1, limit=10)
     assert {one[0].id, one[1].id} < {row.prediction_id for row in rows}
-    build = await lite.build(name="all", dedup={"near": False})
+    build = await lite.build(name="all", dedup={"near": False}, split={"heldout": 0})
     assert len(await lite.rows("all")) == 5
 
 
@@ -177,6 +177,23 @@ async def test_no_conversation_is_on_both_sides(lite):
     await lite.build(split={"heldout": 0.5})
     after = {row["session"]: row["split"] for row in await lite.rows()}
     assert before.items() < after.items()
+
+
+async def test_no_question_is_trained_on_that_is_held_out_word_for_word(lite):
+    common = ("How do I reset my PIN?", "pin")
+    own = [question for question, _ in asked(30)]
+    for n, question in enumerate(own):  # Sessions that are not alike, though all ask the same first.
+        again = common if n % 2 else ("how do I reset my pin", "pin")
+        await lite.classified(again, (question, "card"), conversation=f"c{n}")
+    build = await lite.build(split={"heldout": 0.3})
+    rows = await lite.rows()
+    sides = {side: [row["question"] for row in rows if row["split"] == side] for side in ("train", "heldout")}
+    assert {question.casefold().rstrip("?") for question in sides["heldout"]} - set(own) == {"how do i reset my pin"}
+    assert set(sides["train"]) == set(own) - set(sides["heldout"])  # The rest of each conversation stays.
+    step = next(step for step in build.report["steps"] if step["name"] == "heldout")
+    assert step["dropped"] == {"held_out": len(sides["train"])}
+    assert len(rows) + step["dropped"]["held_out"] == 60
+    assert (await lite.build(split={"heldout": 0.3})).step == "unchanged"
 
 
 # --- evaluation sets ---
