@@ -135,7 +135,7 @@ class Registry:
         """Take a release away: nobody can ask for it any more, but its predictions can still be traced to it.
 
         Raises:
-            Conflict: it serves, or is what a release that serves falls back on.
+            Conflict: it serves, or may answer in place of a release that does.
         """
         name, number = parse_label(label)
         await self.get(label)
@@ -144,8 +144,8 @@ class Registry:
                 if rollout.name == name and number in rollout.serving:
                     raise Conflict(f"{label} serves: it is part of the rollout of {name!r}. Promote another first.")
                 for member in rollout.serving:
-                    if await self._fallback_of(connection, rollout.name, member) == label:
-                        raise Conflict(f"{label} is the fallback of {rollout.name}@{member}, which serves.")
+                    if (name, number) in await self._fallbacks_of(connection, (rollout.name, member)):
+                        raise Conflict(f"{label} is a fallback of {rollout.name}@{member}, which serves.")
             await connection.execute(releases.update().where(is_release(name, number)).values(deleted_at=now()))
 
     # --- rollouts ---
@@ -237,10 +237,16 @@ class Registry:
         if found is not None and found.task != release.task:
             raise InvalidRequest(f"`fallback`: {release.fallback!r} has another task.", param="fallback")
 
-    async def _fallback_of(self, connection: AsyncConnection, name: str, number: int) -> str | None:
-        await self._load(connection, {(name, number)})
-        found = self._known.get((name, number))
-        return found.fallback if found else None
+    async def _fallbacks_of(self, connection: AsyncConnection, key: tuple[str, int]) -> list[tuple[str, int]]:
+        """A release's fallback, that one's own, and so on."""
+        found: list[tuple[str, int]] = []
+        while True:
+            await self._load(connection, {key})
+            fallback = self._known[key].fallback if key in self._known else None
+            if fallback in (None, "extractive"):
+                return found
+            key = parse_label(fallback)
+            found.append(key)
 
     async def _enroll_own(self) -> None:
         """Give the settings' release its number, and make it stable unless a person has taken the rollout over."""

@@ -165,6 +165,20 @@ async def test_a_release_that_serves_is_not_deleted(registry):
     assert registry.releases.resolve("hallmark@4").release.notes == "four"
 
 
+async def test_the_fallback_of_a_fallback_is_not_deleted_while_it_may_answer(database_url):
+    async with replica(database_url) as one, replica(database_url) as other:
+        await made(one, "last", fallback="extractive")
+        await made(one, "middle", fallback="hallmark@2")
+        await made(one, "first", fallback="hallmark@3")
+        await one.delete(await made(one, "beside", fallback="hallmark@2"))
+        await promote(one, 4)
+        for label in ("hallmark@2", "hallmark@3"):
+            with pytest.raises(Conflict, match="fallback of hallmark@4, which serves"):
+                await other.delete(label)
+        await promote(one, 1)
+        await other.delete("hallmark@2")
+
+
 async def test_a_fallback_must_exist(registry):
     with pytest.raises(InvalidRequest, match="no release 'small@7'"):
         await made(registry, "x", fallback="small@7")
