@@ -11,7 +11,7 @@ from sqlalchemy import select
 from app.database import Database, trial_observations
 from app.feedback import FeedbackLog, Given
 from app.guards import TrialRecord, Trials, Watcher
-from app.predictions import History
+from app.predictions import History, Prediction
 from app.predictions.shipper import Shipper
 from app.registry import Change, Registry
 from app.releases import Prompt, Release
@@ -61,8 +61,11 @@ class Guarded:
         for arm, facts in said:
             label = "hallmark@1" if arm == "stable" else "hallmark@2"
             made.append(prediction(**{"assignment": arm, "release_name": label, "completion_tokens": 5, **facts}))
-        await Shipper(None, self.database)._upsert([as_shipped(each) for each in made])  # type: ignore[arg-type]
+        await self.ship(*made)
         return [each.id for each in made]
+
+    async def ship(self, *made: Prediction) -> None:
+        await Shipper(None, self.database)._upsert([as_shipped(each) for each in made])  # type: ignore[arg-type]
 
     async def rate(self, prediction_id: str, rating: bool) -> None:
         await self.feedback.give(person(f"user of {prediction_id}"), Given(prediction_id=prediction_id, rating=rating))

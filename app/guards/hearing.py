@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Row, Text, case, func, select
+from sqlalchemy import ColumnElement, Row, Text, case, func, select
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -85,7 +85,7 @@ async def hear(database: Database, trial: TrialRecord, settled: Settled | None, 
     """Read what came since a trial's positions; `share` is the canary's at present, 0 where the rollout is paused."""
     async with database.reading() as connection:
         # Before the answers are: a thumb is given to an answer that is there.
-        thumbs = await _thumbs(connection, trial, limit)
+        thumbs = await _thumbs(connection, trial, _f.row > trial.feedback_position, limit=limit)
         rows: Sequence[Any] = ()
         if settled is not None and settled != trial.position:
             after = await _start(database, connection, trial, settled)
@@ -97,7 +97,10 @@ async def hear(database: Database, trial: TrialRecord, settled: Settled | None, 
         known = await arms_of(connection, trial.id, "answer", [word.session for word in words])
         words = [word for word in words if word.session not in known]
         if share:
-            words += await _said(connection, trial, thumbs, words, share)
+            # A thumb may come before its answer is in the database, and those of other answers be heard meanwhile.
+            passed = (_f.row <= trial.feedback_position, _p.id.in_([row.id for row in rows]))
+            early = await _thumbs(connection, trial, *passed) if rows else ()
+            words += await _said(connection, trial, [*early, *thumbs], words, share)
     last = thumbs[-1].feedback_row if thumbs else trial.feedback_position
     return Batch(words, end or trial.position, last, is_last)
 
@@ -148,15 +151,17 @@ def _is_heard(session: bytes, arm: str, share: float) -> bool:
     return int.from_bytes(session[:8]) / (1 << 64) < STABLE_PER_CANARY * share / (1 - share)
 
 
-async def _thumbs(connection: AsyncConnection, trial: TrialRecord, limit: int) -> Sequence[Any]:
-    """Thumbs, up or down, for answers of the trial."""
+async def _thumbs(
+    connection: AsyncConnection, trial: TrialRecord, *which: ColumnElement[bool], limit: int | None = None
+) -> Sequence[Any]:
+    """Thumbs, up or down, for answers of the trial, in the order in which they came."""
     if not any(guard.name == "disliked" for guard in trial.plan.bets.guards):
         return ()
     whose = (_p.tenant == _f.tenant) & (_p.id == _f.prediction_id)
     query = select(_f.row.label("feedback_row"), _f.rating, _p.id, _p.tenant, _p.user, _p.conversation, _p.assignment)
     query = query.join_from(feedback, predictions, whose).where(
         *_of_trial(trial),
-        _f.row > trial.feedback_position,
+        *which,
         _f.rating_type == "boolean",
         _f.withdrawn.is_(False),
     )

@@ -17,6 +17,7 @@ from app.vetting import folder_digest
 from observability.sequential import Plan
 from tests.guard_world import Guarded, guarded
 from tests.migrated import migrated
+from tests.review_world import prediction
 
 ALL = TrialPlan(bets=Plan(guards=tuple(GUARDS.values())))
 FAILED = {"outcome": "failed", "error_code": "engine_unavailable", "answer": None, "completion_tokens": None}
@@ -306,6 +307,24 @@ async def test_thumbs_are_heard_where_the_plan_asks_for_them(any_world):
         await asyncio.gather(*(world.rate(rated, False) for rated in disliked))
     await world.watch()
     assert (await world.last_change()).who == "guard:disliked"
+    trial, (state, decision, _) = await replayed(world)
+    assert (state, decision) == (trial.state, trial.decision)
+
+
+async def test_a_thumb_that_comes_before_its_answer_is_heard_with_it(any_world):
+    world = any_world
+    await world.canary(plan=ALL)
+    facts = {"assignment": "canary", "release_name": "hallmark@2", "completion_tokens": 5}
+    late = prediction(**facts)
+    await world.rate(late.id, False)
+    (there,) = await world.answer("canary")
+    await world.rate(there, True)
+    await world.watch()  # Past the first thumb, of whose answer nothing is known yet.
+    await world.ship(late)
+    await world.watch()
+    heard = await world.trials.heard((await world.trial()).id)
+    said = [each.badness["disliked"] for each in heard if each.kind == "feedback"]
+    assert said == [0.0, 1.0]
     trial, (state, decision, _) = await replayed(world)
     assert (state, decision) == (trial.state, trial.decision)
 
