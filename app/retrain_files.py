@@ -155,7 +155,7 @@ def begin(folder: Path, plan: Plan, *, give_up: bool = False) -> Path:
         state.outcome = "given up"
         save(found[-1], state)
     run = folder / f"run-{int(found[-1].name[4:]) + 1 if found else 1:04}"
-    run.mkdir(parents=True)
+    run.mkdir(parents=True, exist_ok=True)  # Whoever was killed before the first save left the folder alone.
     save(run, State(plan=plan, began_at=int(time.time())))
     return run
 

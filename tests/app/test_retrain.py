@@ -18,7 +18,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from app.cli import app
-from app.retrain_files import EvaluationRead, RecommendationRead
+from app.retrain_files import EvaluationRead, Plan, RecommendationRead, begin, load
 from app.retraining import reasons_to_start
 from app.routes.drift_schemas import AlarmObject, DriftReport, ReleaseDrift
 from finetune import compare
@@ -292,6 +292,14 @@ async def restarted(folder: Path, adapters: tuple[str, ...]) -> AsyncIterator[Wo
         service.client() as client,
     ):
         yield World(service, Api(client, "default", service.key), engine, folder)
+
+
+def test_a_run_that_was_killed_before_it_said_anything_is_begun_again(tmp_path):
+    plan = Plan(name="hallmark", dataset="tickets")
+    (tmp_path / "run-0001").mkdir()
+    run = begin(tmp_path, plan)
+    assert run == begin(tmp_path, plan) == tmp_path / "run-0001"
+    assert load(run).plan == plan
 
 
 async def test_two_runs_do_not_work_on_one_folder(world):
