@@ -116,7 +116,8 @@ class Builder:
         self, series: Series, build: str, recipe: Recipe, found: Candidates, steps: list[Step], *, who: str, tell: Tell
     ) -> Built | None:
         """Make a version of what does not leak; None where there is more by now that it could leak from."""
-        apart_from = await self._store.versions_apart(series)
+        async with self._store.database.reading() as connection:
+            apart_from = await self._store.versions_apart(connection, series)
         await self._check_leaks(series, recipe, found, steps)
         seed = recipe.split.seed
         steps.append(found.keep("balance", *sieve.balanced(found.facts, recipe.balance, seed)))

@@ -221,7 +221,7 @@ class Store:
         async with self.database.writing() as connection:
             # Of two that are built at once, neither has seen the other: whoever publishes second must.
             await self.database.one_at_a_time(connection, f"{dataset_versions.name} of {series.tenant}")
-            if await self._versions_apart(connection, series) != apart_from:
+            if await self.versions_apart(connection, series) != apart_from:
                 return None
             number = await self._held(connection, series.id, build) + 1
             members = select(func.count()).select_from(dataset_members)
@@ -268,12 +268,8 @@ class Store:
             )
         return int(row.revision)
 
-    async def versions_apart(self, series: Series) -> int:
+    async def versions_apart(self, connection: AsyncConnection, series: Series) -> int:
         """How many versions the tenant's datasets for the other purpose have."""
-        async with self.database.reading() as connection:
-            return await self._versions_apart(connection, series)
-
-    async def _versions_apart(self, connection: AsyncConnection, series: Series) -> int:
         count = select(func.coalesce(func.sum(_s.revision), 0))
         meant = (_s.tenant == series.tenant, _s.purpose == OTHER[series.purpose])
         return int((await connection.execute(count.where(*meant))).scalar_one())
