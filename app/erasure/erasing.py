@@ -140,7 +140,9 @@ class Eraser:
 
     def _mine(self, erasure: Row[Any], names: Sequence[str]) -> tuple[Any, ...]:
         column = _p.user if erasure.kind == "user" else _p.conversation
-        return (_p.tenant == erasure.tenant, column.in_(names), _p.id < first_id(_moment(erasure.requested_at + 1)))
+        end = first_id(_moment(erasure.requested_at + 1))
+        # A shadow is made when its answer has ended, and holds the request of before.
+        return (_p.tenant == erasure.tenant, column.in_(names), or_(_p.id < end, _p.shadow_of < end))
 
     # --- predictions, and what was said of them ---
 

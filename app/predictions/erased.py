@@ -52,8 +52,8 @@ async def erased_since(connection: AsyncConnection) -> dict[str, int]:
 
 
 def is_erased(facts: Mapping[str, Any], erased: Mapping[str, int]) -> bool:
-    """Whether a row is of a subject that was erased after it was made."""
-    made = created_at(facts["id"]).timestamp() * 1000
+    """Whether a row, or the answer that it is the shadow of, was made before its subject was erased."""
+    made = created_at(facts["shadow_of"] or facts["id"]).timestamp() * 1000
     kinds: tuple[SubjectKind, ...] = ("user", "conversation")
     return any(
         facts[kind] is not None and erased.get(subject_digest(facts["tenant"], kind, facts[kind]), -1) >= made

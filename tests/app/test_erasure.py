@@ -255,6 +255,27 @@ async def test_what_another_replica_ships_later_comes_without_content(world):
     assert (await world.history.get("acme", new.id)).answer == new.answer
 
 
+@on_either_kind("usual_database_url")
+@pytest.mark.parametrize("is_shipped_later", [False, True])
+async def test_a_shadow_made_after_the_erasure_goes_with_the_answer_of_before(world, is_shipped_later):
+    before = uuid7()
+    world.clock.now = round(created_at(before).timestamp() * 1000)
+    late = [said_by("anna", id=_made_later(before), shadow_of=before), said_by("anna", id=_made_later(before))]
+    if not is_shipped_later:
+        await world.ship(late)
+    await erase(world, user="anna@mail.example")
+    if is_shipped_later:
+        await world.ship(late)
+    assert [(await world.history.get("acme", each.id)).question for each in late] == [None, canary(3)]
+
+
+def _made_later(than: str) -> str:
+    """An id of a later millisecond."""
+    while created_at(made := uuid7()) <= created_at(than):
+        pass
+    return made
+
+
 async def test_what_a_person_says_after_the_erasure_is_kept(world):
     world.clock.now = 1_000_000_000_000  # Before every prediction of now.
     made = said_by("anna")
