@@ -99,4 +99,7 @@ MIGRATIONS: Final = (
         PRIMARY KEY (tenant, document_id)
     ) WITHOUT ROWID;
     """,
+    """
+    CREATE INDEX job_items_running ON job_items (job) WHERE state = 'running';
+    """,
 )

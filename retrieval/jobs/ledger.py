@@ -6,7 +6,7 @@ transaction of its own. A job counts what is left of it, so that nothing has to 
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -23,6 +23,7 @@ from retrieval.sqlite_file import fetch, transaction
 from retrieval.store import find_document
 
 _OPEN = "('expected', 'held', 'waiting', 'running')"
+_PUT_BACK = "UPDATE job_items SET state = 'waiting', attempts = attempts + ? WHERE state = 'running'"
 
 
 def now() -> str:
@@ -204,23 +205,24 @@ def resume(connection: sqlite3.Connection, attempts: int) -> dict[str, int]:
     Gives the bytes of each spooled upload that waits.
     """
     with transaction(connection):
-        connection.execute(
-            "UPDATE job_items SET state = 'waiting', attempts = attempts + ? WHERE state = 'running'", (attempts,)
-        )
+        connection.execute(_PUT_BACK, (attempts,))
         query = "SELECT spool, size_bytes FROM job_items WHERE state = 'waiting' AND spool IS NOT NULL"
         return dict(fetch(connection, query))
 
 
-def claim(connection: sqlite3.Connection) -> Item | None:
-    """Begin an item: the first of every job before the second of any, and those of one document in order."""
+def claim(connection: sqlite3.Connection, live: Collection[tuple[int, int]]) -> Item | None:
+    """Begin an item: the first of every job before the second of any, and those of one document in order.
+
+    What was begun and is not among the `live` is put back first: it was stopped, or its end could not be written.
+    """
     earlier = (
         "SELECT 1 FROM job_items e WHERE e.tenant = i.tenant AND e.document_id = i.document_id"
         " AND e.state IN ('waiting', 'running') AND (e.job < i.job OR e.job = i.job AND e.n < i.n)"
     )
+    which = f"WHERE i.state = 'waiting' AND i.action != 'build' AND NOT EXISTS ({earlier}) ORDER BY i.n, i.job LIMIT 1"
     with transaction(connection):
-        which = (
-            f"WHERE i.state = 'waiting' AND i.action != 'build' AND NOT EXISTS ({earlier}) ORDER BY i.n, i.job LIMIT 1"
-        )
+        begun = fetch(connection, "SELECT job, n FROM job_items WHERE state = 'running' AND action != 'build'")
+        connection.executemany(f"{_PUT_BACK} AND job = ? AND n = ?", [(-1, *key) for key in begun if key not in live])
         for item in select_items(connection, which, ()):
             connection.execute(
                 "UPDATE job_items SET state = 'running', attempts = attempts + 1 WHERE job = ? AND n = ?", item.key
@@ -257,7 +259,7 @@ def followed(connection: sqlite3.Connection, item: Item, url: str, validator: st
 
 def put_back(connection: sqlite3.Connection, item: Item) -> None:
     """Let an item wait for its next turn."""
-    connection.execute("UPDATE job_items SET state = 'waiting' WHERE job = ? AND n = ? AND state = 'running'", item.key)
+    connection.execute(f"{_PUT_BACK} AND job = ? AND n = ?", (0, *item.key))
 
 
 def fail(connection: sqlite3.Connection, item: Item, limits: Limits, error: tuple[str, str]) -> None:

@@ -142,7 +142,7 @@ class Workers:
             async with self._claiming:
                 self._wake.clear()
                 await self._retriever.ready()
-                item = await self._file.write(ledger.claim)
+                item = await self._file.write(ledger.claim, set(self.live))
                 if item is not None:
                     self.live[item.key] = item
                     self._doing[item.key] = asyncio.create_task(self._try(item), name=f"ingesting {item.key}")
@@ -155,7 +155,8 @@ class Workers:
         try:
             await asyncio.wait({task})
         finally:
-            del self._doing[item.key], self.live[item.key]
+            if self._doing.get(item.key) is task:  # Another worker may have begun it again, once it was put back.
+                del self._doing[item.key], self.live[item.key]
         self._wake.set()  # What waits for this item's document can begin.
         if not task.cancelled():
             task.result()

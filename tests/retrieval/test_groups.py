@@ -98,6 +98,24 @@ async def test_who_does_not_see_a_document_can_neither_replace_nor_delete_it(wor
     assert world.spooled() == []
 
 
+async def test_a_synchronisation_that_is_refused_leaves_the_one_before_it_at_work(tmp_path: Path) -> None:
+    async with opened(tmp_path, workers=1) as world:
+        world.index.hold("upsert")
+        manifest = [entry("tower.txt", TOWER)]
+        first = await world.ingestion.begin(BOARD, "folder", await world.ingestion.plan(BOARD, "folder", manifest))
+        await world.ingestion.deliver(BOARD, first.id, name="tower.txt", content=TOWER)
+        await world.index.reached["upsert"].wait()
+        # Waits behind it, and the board does not see it.
+        await world.add("plan.txt", PLAN, EVERYTHING, groups=["staff"])
+        second = await world.ingestion.plan(BOARD, "folder", [*manifest, entry("plan.txt", b"Mine.")])
+        with pytest.raises(DocumentOwned):
+            await world.ingestion.begin(BOARD, "folder", second)
+        world.index.gates["upsert"].set()
+        assert (await ended(world, first.id, BOARD)).outcomes == {"created": 1}
+        (item,) = await world.ingestion.items(BOARD, first.id)
+        assert item.attempts == 1  # That it was stopped is not the document's fault.
+
+
 async def test_groups_that_are_not_named_stay_and_others_cost_no_embedding(world: World) -> None:
     await world.done("plan.txt", PLAN, EVERYTHING, groups=["board"])
     assert (await world.done("plan.txt", b"Another plan.", EVERYTHING)).outcomes == {"replaced": 1}

@@ -569,6 +569,7 @@ async def test_a_store_of_before_there_were_versions_goes_on_with_what_it_has(tm
 
 BACKWARDS = """
     DROP TABLE index_versions; DROP TABLE cuts; DROP TABLE origins; DROP VIEW passage_rows;
+    DROP INDEX job_items_running;
     CREATE TABLE older AS SELECT generation, n, text, start, "end", page, heading_path FROM passages;
     DROP TABLE passages;
     CREATE TABLE passages (

@@ -242,6 +242,22 @@ async def test_an_index_that_is_away_is_waited_for(world: World) -> None:
     assert (await accepted.ended).outcome == "created"
 
 
+async def test_a_document_goes_on_whose_wait_could_not_be_written(tmp_path: Path, world: World) -> None:
+    world.index.hold("upsert")
+    accepted = await world.add("tower.txt")
+    await world.index.reached["upsert"].wait()
+    (its_task,) = [task for task in asyncio.all_tasks() if task.get_name().startswith("ingesting")]
+    with closing(sqlite3.connect(tmp_path / "documents.db")) as disk:  # As if it were full.
+        disk.execute("CREATE TRIGGER full BEFORE UPDATE ON job_items BEGIN SELECT RAISE(FAIL, 'full'); END")
+        world.index.failing.add("upsert")
+        world.index.gates["upsert"].set()
+        await asyncio.wait([its_task])
+        world.index.failing.clear()
+        disk.execute("DROP TRIGGER full")
+    assert (await ended(world, accepted.job_id)).state == "done"
+    assert (await accepted.ended).outcome == "created"
+
+
 async def test_a_document_that_always_fails_is_given_up(tmp_path: Path) -> None:
     async with opened(tmp_path, limits=Limits(max_attempts=3)) as world:
         world.index.failing.add("upsert")
