@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import Select, literal, or_, select, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.database import Database, dataset_examples, feedback, labels, predictions
+from app.database import Database, dataset_examples, feature_values, feature_views, feedback, labels, predictions
 from app.feedback.words import PREDICTION
 from app.privacy.envelopes import key_mark
 from app.privacy.subject_keys import WrappedKey
@@ -25,7 +25,7 @@ EVERY_SECONDS = 3600.0
 MIN_AGE_SECONDS = 3600.0
 """Younger keys are left alone: they were made for something, and it would only be sealed a second time."""
 
-_p, _f, _l, _e = predictions.c, feedback.c, labels.c, dataset_examples.c
+_p, _f, _l, _e, _v = predictions.c, feedback.c, labels.c, dataset_examples.c, feature_values.c
 
 
 class Keys(Protocol):
@@ -124,6 +124,10 @@ def _words(key: WrappedKey) -> Iterator[Select[Any]]:
     yield one.where(_f.tenant == key.tenant, _f.author == key.subject, in_feedback)
     yield one.where(_l.tenant == key.tenant, _l.author == key.subject, in_labels)
     yield one.where(_e.tenant == key.tenant, _e.subject == key.subject, in_datasets)
+    # The index has an entity behind its view; of a conversation's features it goes by its bare name.
+    views = _v.view.in_(select(feature_views.c.name).where(feature_views.c.subject.is_not(None)))
+    entity = _v.entity.in_([key.subject, key.subject.removeprefix(CONVERSATION)])
+    yield one.where(_v.tenant == key.tenant, views, entity, _in(key, _v.content))
     if key.subject.startswith(CONVERSATION):
         yield one.where(_f.tenant == key.tenant, _f.conversation == key.subject.removeprefix(CONVERSATION), in_feedback)
     if about := _prediction_of(key.subject):

@@ -16,7 +16,7 @@ from app.database import Database, feature_values, feature_views
 from app.errors import Conflict, InvalidRequest, NotFound
 from app.features.store import FeatureValue, Point
 from app.features.views import FeatureRow, FeatureView
-from app.privacy.envelopes import Ring, disclose, enclose, is_sealed, keys_for
+from app.privacy.envelopes import Ring, are_there, disclose, enclose, is_sealed, keys_for
 from app.privacy.sealing import DataKey, is_pseudonym
 from app.privacy.subjects import CONVERSATION
 
@@ -137,6 +137,8 @@ class SqlFeatures:
             # Two that write at once must not take the same moment for one entity.
             await self._database.one_at_a_time(connection, feature_values.name)
             await self._view(connection, view.name)
+            if not await are_there(self._ring, connection, [key.id for key in keys.values()]):
+                keys = await self._keys(tenant, view, named)
             now = self._clock()
             for some in _batches(named):
                 there = await self._there(connection, tenant, view.name, some, keys)

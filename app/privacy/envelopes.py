@@ -78,7 +78,11 @@ async def can_open(ring: Ring | None, connection: AsyncConnection, held: Iterabl
     Raises:
         Unavailable: where the keys are does not answer.
     """
-    ids = _key_ids(held)
+    return await are_there(ring, connection, _key_ids(held))
+
+
+async def are_there(ring: Ring | None, connection: AsyncConnection, ids: Sequence[str]) -> bool:
+    """Whether these keys still are, so that the transaction may write what they seal; says and raises as `can_open`."""
     return ring is None or not ids or len(await ring.holding(connection, ids)) == len(ids)
 
 

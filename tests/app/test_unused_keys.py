@@ -13,6 +13,7 @@ from app.database import Database, dataset_examples, drift_reference_rows, predi
 from app.datasets import sealing
 from app.erasure import ErasureFollower, Retention, Terms, UnusedKeys
 from app.erasure.erasing import Eraser
+from app.features import FeatureRow, FeatureView, SqlFeatures
 from app.feedback import FeedbackLog, Given, LabelLog, Stated, Words
 from app.leases import Leases
 from app.predictions import History, Keeper, PredictionLog, Shipper, uuid7
@@ -135,6 +136,37 @@ async def test_a_key_stays_for_as_long_as_anything_is_left_that_it_opens(files, 
         assert subjects_in(files) == ["dora", f"prediction:{made_of}"]
 
 
+PEOPLE = FeatureView(name="people", entity="user", subject="user", features={"plan": "string"})
+TALKS = FeatureView(name="talks", entity="conversation", subject="conversation", features={"plan": "string"})
+
+
+async def put_plan(store: SqlFeatures, view: FeatureView, entity: str) -> None:
+    await store.define(view, who="test")
+    await store.put("acme", view, [FeatureRow(entity=entity, event_at=1, values={"plan": "gold"})])
+
+
+async def plan_of(store: SqlFeatures, view: FeatureView, entity: str) -> Any:
+    (found,) = await store.read("acme", view.name, ["plan"], entity)
+    return found.value
+
+
+async def test_the_key_of_a_subject_of_whom_there_are_only_features_stays_with_them(world, tmp_path):
+    ring = shared_or_own(world.database, tmp_path)
+    store = SqlFeatures(world.database, world.clock, ring=ring, pseudonym=MASTERS.pseudonym)
+    for view in (PEOPLE, TALKS):
+        await put_plan(store, view, "anna")
+    subjects = [MASTERS.pseudonym("acme", "anna"), "conversation:anna"]
+    other = await ring.sealing("acme", ["anna"])
+    before = await ring.sealing("acme", subjects)
+    await drop(world.database, ring, later())
+    assert [await plan_of(store, view, "anna") for view in (PEOPLE, TALKS)] == ["gold", "gold"]
+    assert await ring.opening([key.id for key in other.values()]) == {}  # It has sealed nothing.
+    await store.delete("people")
+    await store.delete("talks")
+    await drop(world.database, ring, later())
+    assert await ring.opening([key.id for key in before.values()]) == {}
+
+
 async def test_a_young_key_is_left_alone_and_rounds_have_a_pause(files, database):
     ring, clock = ring_of(files), later()
     await ring.sealing("acme", ["anna"])
@@ -252,6 +284,13 @@ async def test_rows_of_datasets_are_never_under_a_key_that_went_while_they_were_
         again = await sealing.lasting(ring, connection, "acme", rows, kept)
         assert again != kept
         assert await sealing.lasting(ring, connection, "acme", rows, again) is again
+
+
+async def test_features_are_never_under_a_key_that_went_while_they_were_sealed(world, tmp_path):
+    real = shared_or_own(world.database, tmp_path)
+    ring = InterleavedRing(real, lambda: drop(world.database, real, later()))
+    await put_plan(SqlFeatures(world.database, world.clock, ring=ring), PEOPLE, "anna")
+    assert await plan_of(SqlFeatures(world.database, world.clock, ring=real), PEOPLE, "anna") == "gold"
 
 
 # --- replicas that share a PostgreSQL ---
