@@ -155,6 +155,7 @@ def worker(data_dir: DataDir = None) -> None:
             embedding_model=settings.retrieval.embedding_model if embeds else None,
             embedding_threads=settings.retrieval.embedding_threads,
             privacy=_privacy(settings),
+            longest_wait_seconds=settings.limits.longest_wait_seconds,
             webhook=_webhook(settings),
             alerts_every_seconds=settings.alerts.every_seconds,
             log_level=settings.log_level,

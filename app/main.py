@@ -170,7 +170,13 @@ async def open_service(
         unused = None if is_local else await own_unused_keys(privacy, database, shared, now, parts)
         erasures = ErasureFollower(
             shared,
-            Eraser(shared, now, shredder=keys, datasets=datasets_kept.changes),
+            Eraser(
+                shared,
+                now,
+                shredder=keys,
+                datasets=datasets_kept.changes,
+                longest_wait_seconds=settings.limits.longest_wait_seconds,
+            ),
             Leases(shared, f"{_replica(data_dir)}/{secrets.token_hex(4)}", now),
             keys=privacy.ring,
             drop_unused=unused.step if unused is not None else None,
@@ -302,8 +308,7 @@ def _admission(settings: Settings) -> Admission:
     return Admission(
         places=limits.max_concurrent_answers,
         room=limits.max_waiting_answers,
-        # Who waited has to have time left for an answer.
-        wait_seconds=min(limits.max_wait_seconds, limits.request_timeout_seconds / 2),
+        wait_seconds=limits.longest_wait_seconds,
     )
 
 

@@ -146,6 +146,7 @@ def run(
     embedding_model: str | None = None,
     embedding_threads: int = 1,
     privacy: Privacy | None = None,
+    longest_wait_seconds: float = 0.0,
     log_level: str = "info",
     log_format: logs.Format = "auto",
 ) -> None:
@@ -169,6 +170,7 @@ def run(
                 webhook,
                 alerts_every_seconds,
                 privacy or Privacy(PredictionKeeper()),
+                longest_wait_seconds,
             )
         )
     finally:
@@ -184,10 +186,12 @@ def kinds_of_work(
     webhook: Webhook | None,
     alerts_every_seconds: float,
     privacy: Privacy,
+    longest_wait_seconds: float,
     is_local: bool,
 ) -> dict[str, Step]:
     """All that a worker does, by the names of the leases; alerts are sent only where there is a webhook.
 
+    `longest_wait_seconds`: of a request for its place, which an erasure waits for.
     `is_local`: the database is the gateway's own file, and the keys of sealed content lie beside it.
     """
     ring = privacy.keys_of(database, is_local=is_local)
@@ -210,7 +214,13 @@ def kinds_of_work(
         "drift": drifts.step,
         "quality": Keeper(database, apart.make, now).step,
         "alerts": evaluator.step,
-        "erasure": Eraser(database, now, shredder=ring, datasets=Changes(Store(database))).step,
+        "erasure": Eraser(
+            database,
+            now,
+            shredder=ring,
+            datasets=Changes(Store(database)),
+            longest_wait_seconds=longest_wait_seconds,
+        ).step,
         "retention": Retention(database, now, privacy.terms).step,
     }
     if ring is not None:
@@ -228,6 +238,7 @@ async def _work_until_stopped(
     webhook: Webhook | None,
     alerts_every_seconds: float,
     privacy: Privacy,
+    longest_wait_seconds: float,
 ) -> None:
     holder = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
     async with (
@@ -244,6 +255,7 @@ async def _work_until_stopped(
             webhook=webhook,
             alerts_every_seconds=alerts_every_seconds,
             privacy=privacy,
+            longest_wait_seconds=longest_wait_seconds,
             is_local=isinstance(where, Path),
         )
         worker = Worker(Leases(database, holder, now), work)

@@ -33,7 +33,7 @@ from app.predictions.erased import blank
 from app.predictions.rows import FIGURES
 
 GRACE_SECONDS = 10.0
-"""How long after it was asked for an erasure looks once more: what was being written has come by then."""
+"""How long after it was asked for an erasure looks once more at least: what was being written has come by then."""
 
 _ROWS_AT_ONCE = 20_000
 """Rows of the predictions that are looked through in a piece."""
@@ -85,7 +85,7 @@ class Eraser:
         clock: milliseconds since 1970.
         shredder: has the keys; None where content is not sealed.
         datasets: the versions of datasets, where there are some.
-        grace_seconds: how long after it was asked for an erasure looks once more.
+        longest_wait_seconds: a request may wait for a place before its row is there; the last look is after that.
     """
 
     def __init__(
@@ -95,14 +95,14 @@ class Eraser:
         *,
         shredder: Shredder | None = None,
         datasets: DatasetRows | None = None,
-        grace_seconds: float = GRACE_SECONDS,
+        longest_wait_seconds: float = 0.0,
         rows_at_once: int = _ROWS_AT_ONCE,
     ) -> None:
         self._database = database
         self._clock = clock
         self._shredder = shredder
         self._datasets = datasets
-        self._grace_ms = round(grace_seconds * 1000)
+        self._grace_ms = round(max(GRACE_SECONDS, longest_wait_seconds + 1) * 1000)
         self._rows_at_once = rows_at_once
 
     async def step(self) -> bool:

@@ -144,3 +144,8 @@ class LimitSettings(Section):
     remote_images: bool = Field(
         False, description="Let callers send images by URL: the engine fetches them, from whatever it can reach."
     )
+
+    @property
+    def longest_wait_seconds(self) -> float:
+        """The longest wait for a place: who waited has to have time left for an answer."""
+        return min(self.max_wait_seconds, self.request_timeout_seconds / 2)

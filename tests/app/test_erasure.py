@@ -43,7 +43,7 @@ from app.privacy.subject_keys import SubjectKeys
 from app.quality.rows import Rows
 from tests.fake_tgi import FakeTGI
 from tests.postgres import on_either_kind
-from tests.review_world import EPOCH, Clock, World, person, prediction, replica
+from tests.review_world import EPOCH, Clock, World, as_shipped, person, prediction, replica
 from tests.service import live_service
 
 VECTOR = pack(np.linspace(-1, 1, 32, dtype=np.float32), "m")
@@ -238,6 +238,24 @@ async def test_an_answer_that_is_under_way_is_erased_when_it_ends(world):
     assert (await asked.get("acme", erasure.id)).state == "running"
     async with world.database.writing() as connection:
         await connection.execute(update(predictions).values(outcome="finished"))
+    for _ in range(6):
+        await eraser.step()
+    assert (await asked.get("acme", erasure.id)).state == "done"
+    assert traces(await contents(world.database)) == []
+
+
+async def test_an_answer_that_waited_for_its_place_as_long_as_it_may_is_erased(world):
+    made = said_by("anna")
+    world.clock.now = round(created_at(made.id).timestamp() * 1000)
+    asked = Erasures(world.database, world.clock)
+    erasure = await asked.request("acme", "user", "anna@mail.example", who="k1")
+    eraser = Eraser(world.database, world.clock, longest_wait_seconds=30)
+    world.clock.pass_seconds(30)
+    for _ in range(6):
+        await eraser.step()
+    async with world.database.writing() as connection:  # Its row comes now, with the id that it got before it waited.
+        await connection.execute(predictions.insert(), as_shipped(made))
+    world.clock.pass_seconds(1)
     for _ in range(6):
         await eraser.step()
     assert (await asked.get("acme", erasure.id)).state == "done"

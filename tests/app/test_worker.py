@@ -4,19 +4,21 @@ import asyncio
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.alerts import Webhook
 from app.alerts.addresses import Policy
 from app.database import Database
+from app.erasure import Erasures
 from app.errors import Unavailable
 from app.leases import Leases
 from app.predictions import Keeper
 from app.privacy.rings import FileRing
 from app.privacy.sealing import MasterKeys, new_key
 from app.privacy_wiring import Privacy
-from app.worker import Worker, kinds_of_work
+from app.worker import Step, Worker, kinds_of_work, now
 from tests.review_world import Clock
 
 ROOT = Path(__file__).parents[2]
@@ -142,19 +144,15 @@ async def test_a_long_step_keeps_its_lease_and_is_given_up_when_that_is_lost(dat
     assert ended == ["done" if lasts == 4 else "given up"]
 
 
+def work_of(database: Database, **options: Any) -> dict[str, Step]:
+    usual: dict[str, Any] = {"adapter_folders": {}, "drift": None, "embedder": None, "webhook": None, "is_local": True}
+    usual |= {"alerts_every_seconds": 60, "privacy": Privacy(Keeper()), "longest_wait_seconds": 10}
+    return kinds_of_work(database, **usual | options)
+
+
 async def test_a_worker_does_every_kind_of_work_that_the_settings_ask_for(database, tmp_path):
     async def kinds(webhook: Webhook | None, privacy: Privacy | None = None) -> set[str]:
-        work = kinds_of_work(
-            database,
-            adapter_folders={},
-            drift=None,
-            embedder=None,
-            webhook=webhook,
-            alerts_every_seconds=60,
-            privacy=privacy or Privacy(Keeper()),
-            is_local=True,
-        )
-        return set(work)
+        return set(work_of(database, webhook=webhook, privacy=privacy or Privacy(Keeper())))
 
     usual = {"guards", "drift", "quality", "alerts", "erasure", "retention"}
     assert await kinds(None) == usual
@@ -162,6 +160,18 @@ async def test_a_worker_does_every_kind_of_work_that_the_settings_ask_for(databa
     masters = MasterKeys.parse(new_key())
     ring = FileRing(tmp_path / "keys.db", masters)
     assert await kinds(None, Privacy(Keeper(), ring=ring, masters=masters)) == usual | {"subject keys"}
+
+
+@pytest.mark.parametrize(("longest_wait_seconds", "state"), [(10, "done"), (3600, "running")])
+async def test_a_worker_ends_an_erasure_when_nobody_waits_for_a_place_since_before(
+    database, longest_wait_seconds, state
+):
+    asked = Erasures(database, lambda: now() - 60_000)
+    erasure = await asked.request("acme", "user", "anna", who="k1")
+    work = work_of(database, longest_wait_seconds=longest_wait_seconds)
+    for _ in range(4):
+        await work["erasure"]()
+    assert (await asked.get("acme", erasure.id)).state == state
 
 
 async def test_a_worker_that_is_stopped_gives_back_what_it_held(database):
