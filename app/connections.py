@@ -1,0 +1,163 @@
+"""A client's connection: how what it sends becomes requests, how their responses leave, how long it is waited for.
+
+It is uvicorn's, with what a request costs left out where that shows.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Generator
+
+from uvicorn._types import ASGISendEvent, HTTPResponseBodyEvent, HTTPResponseStartEvent
+from uvicorn.protocols.http import httptools_impl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+
+
+class _HeadWithBody(asyncio.Transport):
+    """Writes a response's head together with the first of its body, which is when ASGI wants it sent.
+
+    uvicorn writes it by itself, and uvloop sends every write at once: two packets, and two wake-ups of the client.
+    """
+
+    __slots__ = ("_head", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._head:
+            self._transport.write(self._head + data)
+        else:
+            self._head = bytes(data)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+_line = b": ".join
+
+_CONTROLS = bytes((*range(9), *range(10, 32), 127))
+
+
+class _Sent:
+    """What is awaited where there is nothing to wait for: a coroutine costs as much as the message."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        return iter(())  # type: ignore[return-value]  # A generator that ends at once would cost a coroutine again.
+
+
+_SENT = _Sent()
+
+
+class _Cycle(RequestResponseCycle):
+    """uvicorn's, but a response begins with one write, and one that is all there is put together in one step.
+
+    uvicorn looks at each header four times and then at the body, which takes a third longer and twice the instructions.
+    """
+
+    _start: HTTPResponseStartEvent
+    """The head that waits for the first of the body; there once it has come."""
+
+    def send(self, message: ASGISendEvent) -> Awaitable[None]:  # type: ignore[override]  # It is awaited, and no more.
+        """Send the head with the first of the body, and whatever is not plain as uvicorn does."""
+        # A response to HEAD has no body to wait for.
+        if self.response_started or self.scope["method"] == "HEAD":
+            return super().send(message)
+        if message["type"] == "http.response.start":
+            self._start = message
+            return _SENT
+        if message["type"] != "http.response.body" or not hasattr(self, "_start"):
+            return super().send(message)
+        if (whole := self._whole(self._start, message)) is None:
+            return self._begin(self._start, message)
+        self.response_started = self.response_complete = True
+        self.waiting_for_100_continue = False
+        self.transport.write(whole)
+        self.message_event.set()
+        self.on_response()
+        return _SENT
+
+    async def _begin(self, start: HTTPResponseStartEvent, message: HTTPResponseBodyEvent) -> None:
+        transport = self.transport
+        self.transport = _HeadWithBody(transport)
+        await super().send(start)
+        await super().send(message)
+        self.transport = transport
+
+    def _whole(self, start: HTTPResponseStartEvent, message: HTTPResponseBodyEvent) -> bytes | None:
+        """The bytes of a response of which all is there; None where it is not, or where uvicorn has to look closer."""
+        body, status, headers = message.get("body", b""), start["status"], start.get("headers", ())
+        is_ready = self.keep_alive and not self.disconnected and not self.flow.write_paused
+        if message.get("more_body") or not is_ready or status in (204, 304):
+            return None
+        lines = [*map(_line, self.default_headers), *map(_line, headers)]
+        text = b"".join(lines)
+        if b"connection: " in text or b"transfer-encoding: " in text:
+            return None
+        if lines[-1:] != [b"content-length: %d" % len(body)] or len(text.translate(None, _CONTROLS)) != len(text):
+            return None
+        return b"%b%b\r\n\r\n%b" % (STATUS_LINE[status], b"\r\n".join(lines), body)
+
+
+class ClientConnection(httptools_impl.HttpToolsProtocol):
+    """uvicorn's, but one timer watches its idleness as long as it lives, in place of a new one for every response.
+
+    It is idle from its beginning, and again from the end of a response, until the head of a request is there: whoever
+    sends half of one and waits does not keep it.
+    """
+
+    _idle_since: float | None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to be idle."""
+        super().connection_made(transport)
+        self._rest()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell whoever answers, and stop the timer."""
+        super().connection_lost(exc)
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+
+    def _unset_keepalive_if_required(self) -> None:
+        """Leave the timer be: that bytes have come is no request yet."""
+
+    def on_headers_complete(self) -> None:
+        """Begin to serve a request."""
+        self._idle_since = None  # Which the timer will see when it rings.
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """Begin with the request that is next, or to be idle."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._rest()
+
+    def _rest(self) -> None:
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._ring_in(self.timeout_keep_alive)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close the connection if it was idle for so long; else look again when it may have been."""
+        self.timeout_keep_alive_task = None
+        if self._idle_since is None:
+            return
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._ring_in(left)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _ring_in(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+
+httptools_impl.RequestResponseCycle = _Cycle  # type: ignore[misc]  # Nothing takes the class to make.
