@@ -6,6 +6,7 @@ It is uvicorn's, with what a request costs left out where that shows.
 import asyncio
 from collections.abc import Awaitable, Generator
 
+import httptools
 from uvicorn._types import ASGISendEvent, HTTPResponseBodyEvent, HTTPResponseStartEvent
 from uvicorn.protocols.http import httptools_impl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
@@ -118,11 +119,36 @@ class ClientConnection(httptools_impl.HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell whoever answers, and stop the timer."""
         super().connection_lost(exc)
-        if self.timeout_keep_alive_task is not None:
-            self.timeout_keep_alive_task.cancel()
+        self._unset_keepalive_if_required()
 
-    def _unset_keepalive_if_required(self) -> None:
-        """Leave the timer be: that bytes have come is no request yet."""
+    def data_received(self, data: bytes) -> None:
+        """Read on, and have a request answered in HTTP/1.1 whatever else it offers to speak."""
+        rest: bytes | memoryview = data
+        try:
+            while True:
+                try:
+                    self.parser.feed_data(rest)
+                    break
+                except httptools.HttpParserUpgrade as offer:
+                    # To the parser such a request has no body, and what follows its head would be one of its own.
+                    head = self._head_without_offer()
+                    self.parser = httptools.HttpRequestParser(self)
+                    self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # As uvicorn's.
+                    self.parser.feed_data(head)
+                    rest = memoryview(rest)[offer.args[0] :]
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):  # CONNECT offers without a header.
+            message = "Invalid HTTP request received."
+            self.logger.warning(message)
+            self.send_400_response(message)
+
+    def _head_without_offer(self) -> bytes:
+        start = b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        lines = [_line(header) for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([start, *lines, b"", b""])
+
+    def _should_upgrade(self) -> bool:
+        """Have uvicorn begin nothing with a request that the parser takes for an upgrade: it is read again."""
+        return True
 
     def on_headers_complete(self) -> None:
         """Begin to serve a request."""

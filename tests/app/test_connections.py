@@ -1,0 +1,139 @@
+"""What a client may send, and how long it is waited for: offers to upgrade, long heads, half requests, no reading."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tests.service import serving
+
+OFFER = "connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQBAAAAAAIAAAAA\r\n"
+"""What Java's HttpClient and `curl --http2` send with their first request."""
+
+
+class Echo:
+    """Answers with each request's method, path and body, and notes them."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = b""
+        while (message := await receive())["type"] == "http.request":
+            body += message["body"]
+            if not message["more_body"]:
+                break
+        else:
+            return
+        self.bodies.append(body)
+        said = f"{scope['method']} {scope['path']} ".encode() + body
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(said))]})
+        await send({"type": "http.response.body", "body": said})
+
+
+class Client:
+    """One connection to a server."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def send(self, *parts: str | bytes) -> None:
+        """Send each part in a packet of its own, which the server has taken before the next is sent."""
+        for part in parts:
+            self.writer.write(part.encode() if isinstance(part, str) else part)
+            await self.writer.drain()
+            # The server runs on this loop: it reads what has come whenever the loop turns.
+            for _ in range(20):
+                await asyncio.sleep(0)
+
+    async def response(self) -> tuple[int, bytes]:
+        """Read one response with a length: its status and body."""
+        async with asyncio.timeout(50):
+            head = await self.reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+            return int(head.split(b" ")[1]), await self.reader.readexactly(length)
+
+    async def rest(self) -> bytes:
+        """All that comes until the server closes."""
+        async with asyncio.timeout(50):
+            return await self.reader.read()
+
+
+@contextlib.asynccontextmanager
+async def connected_to(url: str) -> AsyncIterator[Client]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+    try:
+        yield Client(reader, writer)
+    finally:
+        writer.transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def connected(app: ASGIApp, *, keep_alive_seconds: float = 600) -> AsyncIterator[Client]:
+    async with serving(app, keep_alive_seconds=keep_alive_seconds) as url, connected_to(url) as client:
+        yield client
+
+
+def post(path: str, *, offer: str = OFFER, length: int = 5) -> str:
+    return f"POST {path} HTTP/1.1\r\nhost: x\r\n{offer}content-length: {length}\r\n\r\n"
+
+
+CHUNKED = f"POST /a HTTP/1.1\r\nhost: x\r\n{OFFER}transfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [post("/a") + "hello"],
+        [post("/a"), "hello"],
+        [post("/a") + "he", "llo"],
+        [post("/a")[:90], post("/a")[90:] + "hello"],
+        [CHUNKED + "2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n"],
+        [CHUNKED, "2\r\nhe\r\n", "3\r\nll", "o\r\n0\r\n\r\n"],
+    ],
+    ids=["one-packet", "head-and-body", "body-in-two", "head-in-two", "chunked", "chunked-in-four"],
+)
+async def test_a_request_that_offers_to_upgrade_is_answered_like_any_other(parts: Sequence[str]) -> None:
+    async with connected(Echo()) as client:
+        for _ in range(2):  # Its connection stays.
+            await client.send(*parts)
+            assert await client.response() == (200, b"POST /a hello")
+
+
+async def test_a_body_is_no_request_of_its_own_whatever_its_head_offers() -> None:
+    inner = "GET /inner HTTP/1.1\r\nhost: x\r\n\r\n"
+    echo = Echo()
+    async with connected(echo) as client:
+        await client.send(post("/outer", length=len(inner)), inner)
+        await client.send("GET /last HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        assert await client.response() == (200, b"POST /outer " + inner.encode())
+        assert await client.response() == (200, b"GET /last ")
+        assert await client.rest() == b""
+    assert echo.bodies == [inner.encode(), b""]
+
+
+async def test_many_requests_that_offer_to_upgrade_come_in_one_packet() -> None:
+    async with connected(Echo()) as client:
+        await client.send("".join(f"{post(f'/{n}')}{n:05}" for n in range(300)))
+        for n in range(300):
+            assert await client.response() == (200, f"POST /{n} {n:05}".encode())
+
+
+@pytest.mark.parametrize("offer", ["websocket", "h2c", "anything"])
+async def test_whoever_closes_after_an_offer_gets_the_answer_first(offer: str) -> None:
+    async with connected(Echo()) as client:
+        await client.send(f"GET /a HTTP/1.1\r\nhost: x\r\nconnection: close, upgrade\r\nupgrade: {offer}\r\n\r\n")
+        assert await client.response() == (200, b"GET /a ")
+        assert await client.rest() == b""
+
+
+async def test_a_request_for_a_tunnel_is_refused_and_nothing_in_it_answered() -> None:
+    echo = Echo()
+    async with connected(echo) as client:
+        await client.send("CONNECT x:80 HTTP/1.1\r\nhost: x:80\r\n\r\nGET /inner HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert (await client.response())[0] == 400
+        assert await client.rest() == b""
+    assert echo.bodies == []
