@@ -9,7 +9,15 @@ from collections.abc import Awaitable, Generator
 import httptools
 from uvicorn._types import ASGISendEvent, HTTPResponseBodyEvent, HTTPResponseStartEvent
 from uvicorn.protocols.http import httptools_impl
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+
+MAX_HEAD_BYTES = 64 * 1024
+"""How long a request's address and headers may be together, and what follows the chunks of a body."""
+
+
+class _HeadTooLong(Exception):
+    """A request's head is over the limit."""
 
 
 class _HeadWithBody(asyncio.Transport):
@@ -110,6 +118,8 @@ class ClientConnection(httptools_impl.HttpToolsProtocol):
     """
 
     _idle_since: float | None
+    _head_bytes = 0
+    """How many bytes have come since a head was complete or a body went on: the next head's, or the trailers'."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to be idle."""
@@ -123,6 +133,7 @@ class ClientConnection(httptools_impl.HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Read on, and have a request answered in HTTP/1.1 whatever else it offers to speak."""
+        self._head_bytes += len(data)
         rest: bytes | memoryview = data
         try:
             while True:
@@ -136,10 +147,26 @@ class ClientConnection(httptools_impl.HttpToolsProtocol):
                     self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # As uvicorn's.
                     self.parser.feed_data(head)
                     rest = memoryview(rest)[offer.args[0] :]
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):  # CONNECT offers without a header.
-            message = "Invalid HTTP request received."
-            self.logger.warning(message)
-            self.send_400_response(message)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:  # CONNECT offers without a header.
+            if isinstance(error.__context__, _HeadTooLong):
+                self._refuse(431, b"The request's head is too long.")
+            else:
+                self._refuse(400, b"Invalid HTTP request received.")
+            return
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(431, b"The request's head is too long.")
+
+    def _refuse(self, status: int, why: bytes) -> None:
+        """Say why what came is no request, and close."""
+        self.logger.warning(why.decode())
+        headers = (
+            *self.server_state.default_headers,
+            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"content-length", b"%d" % len(why)),
+            (b"connection", b"close"),
+        )
+        self.transport.write(b"%b%b\r\n\r\n%b" % (STATUS_LINE[status], b"\r\n".join(map(_line, headers)), why))
+        self.transport.close()
 
     def _head_without_offer(self) -> bytes:
         start = b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
@@ -151,9 +178,23 @@ class ClientConnection(httptools_impl.HttpToolsProtocol):
         return True
 
     def on_headers_complete(self) -> None:
-        """Begin to serve a request."""
+        """Begin to serve a request, unless its head is too long: one that came with others is measured by itself."""
+        if self._head_bytes > MAX_HEAD_BYTES and _length(self.url, self.headers) > MAX_HEAD_BYTES:
+            raise _HeadTooLong
+        self._head_bytes = 0
         self._idle_since = None  # Which the timer will see when it rings.
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Keep a piece of a body for whoever reads it, as uvicorn does."""
+        self._head_bytes = 0
+        cycle = self.cycle
+        if cycle.response_complete:
+            return
+        cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
 
     def on_response_complete(self) -> None:
         """Begin with the request that is next, or to be idle."""
@@ -184,6 +225,10 @@ class ClientConnection(httptools_impl.HttpToolsProtocol):
 
     def _ring_in(self, seconds: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+
+def _length(url: bytes, headers: list[tuple[bytes, bytes]]) -> int:
+    return len(url) + sum(len(name) + len(value) + 4 for name, value in headers)
 
 
 httptools_impl.RequestResponseCycle = _Cycle  # type: ignore[misc]  # Nothing takes the class to make.

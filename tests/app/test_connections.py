@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.connections import MAX_HEAD_BYTES
 from tests.service import serving
 
 OFFER = "connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQBAAAAAAIAAAAA\r\n"
@@ -137,3 +138,56 @@ async def test_a_request_for_a_tunnel_is_refused_and_nothing_in_it_answered() ->
         assert (await client.response())[0] == 400
         assert await client.rest() == b""
     assert echo.bodies == []
+
+
+def get(*, head_bytes: int, end: str = "\r\n\r\n") -> str:
+    """A request whose address and headers are so long, with the colon and the ends of their lines."""
+    headers = ("host: x\r\nx-long: ", "\r\n\r\n")
+    return "GET / HTTP/1.1\r\n" + headers[0] + "a" * (head_bytes - 1 - len(headers[0]) - 2) + end
+
+
+async def test_a_head_is_taken_up_to_its_limit_in_however_many_packets() -> None:
+    whole = get(head_bytes=MAX_HEAD_BYTES - 100)
+    async with connected(Echo()) as client:
+        for parts in ([whole], [whole[:100], whole[100:50_000], whole[50_000:]], [whole]):
+            await client.send(*parts)
+            assert await client.response() == (200, b"GET / ")
+
+
+@pytest.mark.parametrize("end", ["\r\n\r\n", ""], ids=["complete", "going-on"])
+async def test_a_longer_head_is_refused_and_its_connection_closed(end: str) -> None:
+    echo = Echo()
+    async with connected(echo) as client:
+        await client.send(get(head_bytes=MAX_HEAD_BYTES + 10, end=end))
+        assert await client.response() == (431, b"The request's head is too long.")
+        assert await client.rest() == b""
+    assert echo.bodies == []
+
+
+async def test_a_long_address_counts_as_the_headers_do() -> None:
+    async with connected(Echo()) as client:
+        await client.send(f"GET /{'a' * (MAX_HEAD_BYTES - 4)}")
+        assert (await client.response())[0] == 431
+
+
+async def test_what_follows_the_chunks_of_a_body_is_as_limited_as_a_head() -> None:
+    async with connected(Echo()) as client:
+        chunks = "POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n"
+        await client.send(chunks, "x-long: " + "a" * (MAX_HEAD_BYTES - 7))
+        assert (await client.response())[0] == 431
+
+
+async def test_a_long_body_and_many_requests_in_one_packet_are_no_long_head() -> None:
+    body = "b" * (3 * MAX_HEAD_BYTES)
+    async with connected(Echo()) as client:
+        await client.send(post("/a", offer="", length=len(body)) + body + "GET /b HTTP/1.1\r\nhost: x\r\n\r\n" * 3_000)
+        assert await client.response() == (200, b"POST /a " + body.encode())
+        for _ in range(3_000):
+            assert await client.response() == (200, b"GET /b ")
+
+
+async def test_what_is_no_http_is_a_400() -> None:
+    async with connected(Echo()) as client:
+        await client.send("hello\r\n\r\n")
+        assert await client.response() == (400, b"Invalid HTTP request received.")
+        assert await client.rest() == b""
