@@ -5,6 +5,7 @@ It is uvicorn's, with what a request costs left out where that shows.
 
 import asyncio
 from collections.abc import Awaitable, Generator
+from math import inf
 
 import httptools
 from uvicorn._types import ASGISendEvent, HTTPResponseBodyEvent, HTTPResponseStartEvent
@@ -14,6 +15,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 
 MAX_HEAD_BYTES = 64 * 1024
 """How long a request's address and headers may be together, and what follows the chunks of a body."""
+
+
+LEAST_READ_BYTES = 64 * 1024
+"""How much of what waits for it a client has to read in the time for which a connection may be idle."""
 
 
 class _HeadTooLong(Exception):
@@ -120,6 +125,7 @@ class ClientConnection(httptools_impl.HttpToolsProtocol):
     _idle_since: float | None
     _head_bytes = 0
     """How many bytes have come since a head was complete or a body went on: the next head's, or the trailers'."""
+    _reader_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to be idle."""
@@ -127,9 +133,11 @@ class ClientConnection(httptools_impl.HttpToolsProtocol):
         self._rest()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell whoever answers, and stop the timer."""
+        """Tell whoever answers, and stop the timers."""
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
 
     def data_received(self, data: bytes) -> None:
         """Read on, and have a request answered in HTTP/1.1 whatever else it offers to speak."""
@@ -167,6 +175,7 @@ class ClientConnection(httptools_impl.HttpToolsProtocol):
         )
         self.transport.write(b"%b%b\r\n\r\n%b" % (STATUS_LINE[status], b"\r\n".join(map(_line, headers)), why))
         self.transport.close()
+        self._rest()
 
     def _head_without_offer(self) -> bytes:
         start = b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
@@ -199,13 +208,31 @@ class ClientConnection(httptools_impl.HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Begin with the request that is next, or to be idle."""
         self.server_state.total_requests += 1
-        if self.transport.is_closing():
-            return
-        self.flow.resume_reading()
-        if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            if self.pipeline:
+                self._start_asgi_task(*self.pipeline.pop())
+                return
+        self._rest()
+
+    def pause_writing(self) -> None:
+        """Wait for the client to read on."""
+        super().pause_writing()
+        self._wait_for_reader(inf)
+
+    def resume_writing(self) -> None:
+        """Go on: the client has read nearly all of it."""
+        super().resume_writing()
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
+
+    def _wait_for_reader(self, unread_bytes: float) -> None:
+        """Cut the connection once too little is read of what waits; closing it would wait for the client again."""
+        left_bytes = self.transport.get_write_buffer_size()
+        if left_bytes > unread_bytes - LEAST_READ_BYTES:
+            self.transport.abort()
         else:
-            self._rest()
+            self._reader_timer = self.loop.call_later(self.timeout_keep_alive, self._wait_for_reader, left_bytes)
 
     def _rest(self) -> None:
         self._idle_since = self.loop.time()
@@ -217,11 +244,16 @@ class ClientConnection(httptools_impl.HttpToolsProtocol):
         self.timeout_keep_alive_task = None
         if self._idle_since is None:
             return
+        if self.flow.write_paused:
+            self._idle_since = self.loop.time()  # It reads yet, or the other timer ends it.
         left = self._idle_since + self.timeout_keep_alive - self.loop.time()
         if left > 0:
             self._ring_in(left)
+        elif self.transport.is_closing():
+            self.transport.abort()
         else:
-            super().timeout_keep_alive_handler()
+            self.transport.close()
+            self._ring_in(self.timeout_keep_alive)  # Unless all that was written is read by then.
 
     def _ring_in(self, seconds: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)

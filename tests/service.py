@@ -430,6 +430,7 @@ async def live_gateway(
     timeout_seconds: float = 60.0,
     telemetry: Telemetry | None = None,
     releases: Releases | None = None,
+    keep_alive_seconds: float = 600,
 ) -> AsyncIterator[LiveGateway]:
     """Serve the chat route on a free port of loopback, with the parts given."""
     database = data_dir / "hallmark.db"
@@ -469,7 +470,7 @@ async def live_gateway(
             max_body_bytes=2_000_000,
             timeout_seconds=timeout_seconds,
         )
-        url = await parts.enter_async_context(serving(watch.app(route)))
+        url = await parts.enter_async_context(serving(watch.app(route), keep_alive_seconds=keep_alive_seconds))
         headers = {"authorization": f"Bearer {key}"}
         client = httpx.AsyncClient(base_url=url, headers=headers, timeout=60, trust_env=False, verify=NO_TLS)
         await parts.enter_async_context(client)

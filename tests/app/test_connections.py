@@ -8,7 +8,7 @@ import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.connections import MAX_HEAD_BYTES
-from tests.service import serving
+from tests.service import serving, until
 
 OFFER = "connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQBAAAAAAIAAAAA\r\n"
 """What Java's HttpClient and `curl --http2` send with their first request."""
@@ -191,3 +191,53 @@ async def test_what_is_no_http_is_a_400() -> None:
         await client.send("hello\r\n\r\n")
         assert await client.response() == (400, b"Invalid HTTP request received.")
         assert await client.rest() == b""
+
+
+class Long:
+    """Sends a long body: in pieces or, as one that is all there, in one."""
+
+    def __init__(self, *, pieces: int, piece_bytes: int) -> None:
+        self.pieces = pieces
+        self.piece = b"a" * piece_bytes
+        self.ended = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        length = b"%d" % (self.pieces * len(self.piece))
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})
+        for left in reversed(range(self.pieces)):
+            await send({"type": "http.response.body", "body": self.piece, "more_body": left > 0})
+        self.ended.set()
+
+
+@pytest.mark.parametrize("closing", ["", "connection: close\r\n"], ids=["stays", "closes"])
+@pytest.mark.parametrize(("pieces", "piece_bytes"), [(200, 200_000), (1, 40_000_000)], ids=["streamed", "whole"])
+async def test_a_client_that_stops_reading_is_cut_off(pieces: int, piece_bytes: int, closing: str) -> None:
+    app = Long(pieces=pieces, piece_bytes=piece_bytes)
+    async with connected(app, keep_alive_seconds=0.2) as client:
+        await client.send(f"GET / HTTP/1.1\r\nhost: x\r\n{closing}\r\n")
+
+        async def is_cut() -> bool:
+            client.writer.write(b"\r\n")  # Which may stand between requests.
+            return client.writer.transport.is_closing()
+
+        await until(is_cut)
+        async with asyncio.timeout(50):
+            await app.ended.wait()
+
+
+async def test_a_client_that_reads_on_is_waited_for_however_long_it_takes() -> None:
+    app = Long(pieces=1, piece_bytes=40_000_000)
+    async with connected(app, keep_alive_seconds=1) as client:
+        await client.send("GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        await client.reader.readuntil(b"\r\n\r\n")
+        loop, read_bytes = asyncio.get_running_loop(), 0
+        ends_at = loop.time() + 2.5
+
+        async def is_late() -> bool:
+            nonlocal read_bytes
+            read_bytes += len(await client.reader.readexactly(400_000))
+            return loop.time() > ends_at
+
+        await until(is_late)
+        async with asyncio.timeout(50):
+            await client.reader.readexactly(40_000_000 - read_bytes)

@@ -280,13 +280,17 @@ async def test_a_caller_that_leaves_while_sending_its_question_leaves_no_record(
     assert tgi.bodies == []
 
 
-async def test_a_caller_that_stops_reading_is_given_up_at_the_limit(tmp_path):
+async def test_a_caller_that_stops_reading_is_given_up_at_the_limit_and_its_connection_cut(tmp_path):
     async with (
         FakeTGI(Tokens(*["word " * 20_000] * 200)) as tgi,
-        live_gateway(tmp_path, engine_url=tgi.url, timeout_seconds=0.5) as live,
+        live_gateway(tmp_path, engine_url=tgi.url, timeout_seconds=0.5, keep_alive_seconds=1) as live,
     ):
         base = live.api.client.base_url
         reader, writer = await asyncio.open_connection(base.host, base.port, limit=1024)
+
+        async def is_counted() -> bool:
+            return live.counts == {("200", "failed"): 1}
+
         try:
             body = json.dumps(live.api.body(QUESTION, stream=True))
             head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {live.api.key}\r\n"
@@ -296,13 +300,9 @@ async def test_a_caller_that_stops_reading_is_given_up_at_the_limit(tmp_path):
             assert (record.outcome, record.error_code) == ("failed", "engine_timeout")
             await tgi.until(lambda: tgi.open_connections == 0)
             assert live.gateway.admission.in_flight == 0
+            await until(is_counted)
         finally:
             writer.transport.abort()
-
-        async def is_counted() -> bool:
-            return live.counts == {("200", "failed"): 1}
-
-        await until(is_counted)
 
 
 async def test_many_callers_that_leave_at_once_leave_one_cancelled_record_each(api, tgi):
