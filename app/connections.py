@@ -118,8 +118,8 @@ class _Cycle(RequestResponseCycle):
 class ClientConnection(httptools_impl.HttpToolsProtocol):
     """uvicorn's, but one timer watches its idleness as long as it lives, in place of a new one for every response.
 
-    It is idle from its beginning, and again from the end of a response, until the head of a request is there: whoever
-    sends half of one and waits does not keep it.
+    It is idle from its beginning, and again from the end of a response, until a whole request is there; each piece of
+    the request's body begins the time anew. Whoever sends half of one and waits does not keep it.
     """
 
     _idle_since: float | None
@@ -163,6 +163,8 @@ class ClientConnection(httptools_impl.HttpToolsProtocol):
             return
         if self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(431, b"The request's head is too long.")
+        elif self._idle_since is not None and not self._head_bytes:
+            self._idle_since = self.loop.time()  # A head is complete, or a body went on.
 
     def _refuse(self, status: int, why: bytes) -> None:
         """Say why what came is no request, and close."""
@@ -191,7 +193,6 @@ class ClientConnection(httptools_impl.HttpToolsProtocol):
         if self._head_bytes > MAX_HEAD_BYTES and _length(self.url, self.headers) > MAX_HEAD_BYTES:
             raise _HeadTooLong
         self._head_bytes = 0
-        self._idle_since = None  # Which the timer will see when it rings.
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -205,14 +206,24 @@ class ClientConnection(httptools_impl.HttpToolsProtocol):
             self.flow.pause_reading()
         cycle.message_event.set()
 
+    def on_message_complete(self) -> None:
+        """Let a request be answered for as long as that takes."""
+        if self.parser.should_upgrade() or self.cycle.response_complete:
+            return
+        self._idle_since = None  # Which the timer will see when it rings.
+        self.cycle.more_body = False
+        self.cycle.message_event.set()
+
     def on_response_complete(self) -> None:
         """Begin with the request that is next, or to be idle."""
         self.server_state.total_requests += 1
         if not self.transport.is_closing():
             self.flow.resume_reading()
             if self.pipeline:
-                self._start_asgi_task(*self.pipeline.pop())
-                return
+                cycle, app = self.pipeline.pop()
+                self._start_asgi_task(cycle, app)
+                if not cycle.more_body:
+                    return
         self._rest()
 
     def pause_writing(self) -> None:
@@ -244,8 +255,8 @@ class ClientConnection(httptools_impl.HttpToolsProtocol):
         self.timeout_keep_alive_task = None
         if self._idle_since is None:
             return
-        if self.flow.write_paused:
-            self._idle_since = self.loop.time()  # It reads yet, or the other timer ends it.
+        if self.flow.read_paused or self.flow.write_paused:
+            self._idle_since = self.loop.time()  # It waits for us, or reads yet, which the other timer watches.
         left = self._idle_since + self.timeout_keep_alive - self.loop.time()
         if left > 0:
             self._ring_in(left)

@@ -241,3 +241,85 @@ async def test_a_client_that_reads_on_is_waited_for_however_long_it_takes() -> N
         await until(is_late)
         async with asyncio.timeout(50):
             await client.reader.readexactly(40_000_000 - read_bytes)
+
+
+HALVES = {
+    "head-alone": [post("/a", offer="")],
+    "body-begun": [post("/a", offer="") + "he"],
+    "in-two": [post("/a", offer=""), "he"],
+    "chunk-begun": [CHUNKED + "5\r\nhe"],
+    "last-chunk-missing": [CHUNKED + "5\r\nhello\r\n"],
+}
+
+
+@pytest.mark.parametrize("parts", HALVES.values(), ids=HALVES)
+async def test_a_client_that_sends_half_of_a_request_is_let_go_like_an_idle_one(parts: Sequence[str]) -> None:
+    async with connected(Echo(), keep_alive_seconds=0.2) as client:
+        await client.send(*parts)
+        assert await client.rest() == b""
+
+
+@pytest.mark.parametrize("packets", [1, 2])
+async def test_half_of_a_request_behind_another_is_let_go_too(packets: int) -> None:
+    parts = [post("/a", offer="") + "hello", post("/b", offer="") + "he"]
+    async with connected(Echo(), keep_alive_seconds=0.2) as client:
+        await client.send(*(parts if packets == 2 else ["".join(parts)]))
+        assert await client.response() == (200, b"POST /a hello")
+        assert await client.rest() == b""
+
+
+async def test_each_piece_of_a_body_begins_the_time_anew() -> None:
+    loop = asyncio.get_running_loop()
+    async with connected(Echo(), keep_alive_seconds=1) as client:
+        await client.send(post("/a", offer="", length=1_000_000))
+        ends_at, sent_bytes = loop.time() + 2.5, 0
+
+        async def is_late() -> bool:
+            nonlocal sent_bytes
+            await client.send(b"b")
+            sent_bytes += 1
+            return loop.time() > ends_at
+
+        await until(is_late)
+        await client.send(b"b" * (1_000_000 - sent_bytes))
+        assert await client.response() == (200, b"POST /a " + b"b" * 1_000_000)
+
+
+async def test_a_client_whose_body_is_not_read_yet_is_not_idle() -> None:
+    echo, may_read = Echo(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/slow":
+            await may_read.wait()
+        await echo(scope, receive, send)
+
+    body = "b" * 1_000_000
+    async with serving(app, keep_alive_seconds=0.2) as url, connected_to(url) as busy, connected_to(url) as idle:
+        sending = asyncio.create_task(busy.send(post("/slow", offer="", length=len(body)) + body))
+        await idle.send("GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert (await idle.rest()).endswith(b"GET / ")  # It is closed, so the time of the other is over as well.
+        may_read.set()
+        await sending
+        assert await busy.response() == (200, b"POST /slow " + body.encode())
+
+
+async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers without reading."""
+    await send({"type": "http.response.start", "status": 413, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body"})
+
+
+async def test_an_answer_that_does_not_wait_for_the_body_leaves_the_connection_to_its_time() -> None:
+    async with connected(refuse, keep_alive_seconds=0.2) as client:
+        await client.send(post("/a", offer="", length=10), "he")
+        assert await client.response() == (413, b"")
+        assert await client.rest() == b""
+
+
+async def test_what_is_left_of_an_answered_request_s_body_is_passed_over() -> None:
+    async with connected(refuse, keep_alive_seconds=0.2) as client:
+        for _ in range(2):
+            await client.send(post("/a", offer=""))
+            assert await client.response() == (413, b"")
+            await client.send("hel", "lo")
+        assert await client.rest() == b""
