@@ -147,8 +147,8 @@ class Connection(asyncio.Protocol):
         return data
 
     def finish(self) -> None:
-        """Give the connection back if its response is complete, else cut it."""
-        if self.is_complete:
+        """Give the connection back if its response is complete and its reading is not paused, else cut it."""
+        if self.is_complete and not self._is_paused:
             self._busy = False
             self._pool.release(self)
         else:

@@ -17,6 +17,7 @@ from app.engines.wire import (
     TimedOut,
 )
 from tests.fake_tgi import Drop, FakeTGI, Hang, Reply, Tokens
+from tests.service import until
 
 BODY = b'{"messages":[]}'
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(BODY), BODY)
@@ -185,6 +186,39 @@ async def test_a_reader_that_falls_behind_slows_the_engine_down():
     await pool.aclose()
     server.close()
     await server.wait_closed()
+
+
+async def test_a_response_that_is_whole_but_was_too_much_to_be_read_costs_the_connection():
+    rest, asked_again = 256 * 1024 + 1, asyncio.Event()  # With the last byte there is too much.
+
+    async def serve(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        if not asked_again.is_set():
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n1" % (rest + 1))
+            await first_read.wait()
+            writer.write(b"x" * rest)
+            await reader.read()
+        else:
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        writer.close()
+
+    first_read = asyncio.Event()
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    pool = Connections(Address("127.0.0.1", server.sockets[0].getsockname()[1], secure=False))
+    response = await pool.exchange(GET, soon())
+    assert await response.chunk(soon()) == b"1"
+    (connection,) = pool._open
+    first_read.set()
+
+    async def is_whole():
+        return connection.is_complete
+
+    await until(is_whole)
+    response.close()
+    asked_again.set()
+    assert await fetch(pool, GET) == (200, b"ok")
+    await pool.aclose()
+    server.close()
 
 
 async def test_an_interim_response_is_passed_over():
