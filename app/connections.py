@@ -126,6 +126,8 @@ class ClientConnection(httptools_impl.HttpToolsProtocol):
     _head_bytes = 0
     """How many bytes have come since a head was complete or a body went on: the next head's, or the trailers'."""
     _reader_timer: asyncio.TimerHandle | None = None
+    _running: RequestResponseCycle | None = None
+    """What is answered; uvicorn knows the one that came last, which may wait behind it."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to be idle."""
@@ -135,6 +137,10 @@ class ClientConnection(httptools_impl.HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell whoever answers, and stop the timers."""
         super().connection_lost(exc)
+        running = self._running
+        if running is not None and not running.response_complete:
+            running.disconnected = True
+            running.message_event.set()
         self._unset_keepalive_if_required()
         if self._reader_timer is not None:
             self._reader_timer.cancel()
@@ -194,6 +200,10 @@ class ClientConnection(httptools_impl.HttpToolsProtocol):
             raise _HeadTooLong
         self._head_bytes = 0
         super().on_headers_complete()
+        if not self.pipeline:
+            self._running = self.cycle
+        elif len(self.pipeline) == 1:
+            self.flow.resume_reading()  # Which uvicorn has paused: it would not be seen that the client leaves.
 
     def on_body(self, body: bytes) -> None:
         """Keep a piece of a body for whoever reads it, as uvicorn does."""
@@ -220,9 +230,9 @@ class ClientConnection(httptools_impl.HttpToolsProtocol):
         if not self.transport.is_closing():
             self.flow.resume_reading()
             if self.pipeline:
-                cycle, app = self.pipeline.pop()
-                self._start_asgi_task(cycle, app)
-                if not cycle.more_body:
+                self._running, app = self.pipeline.pop()
+                self._start_asgi_task(self._running, app)
+                if not self._running.more_body:
                     return
         self._rest()
 

@@ -323,3 +323,31 @@ async def test_what_is_left_of_an_answered_request_s_body_is_passed_over() -> No
             assert await client.response() == (413, b"")
             await client.send("hel", "lo")
         assert await client.rest() == b""
+
+
+@pytest.mark.parametrize("waiting", [0, 1])
+async def test_it_is_seen_that_a_client_leaves_also_when_its_next_request_waits(waiting: int) -> None:
+    began, left = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["path"] == "/first"
+        await receive()
+        began.set()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left.set()
+
+    async with connected(app) as client:
+        await client.send("GET /first HTTP/1.1\r\nhost: x\r\n\r\n")
+        await began.wait()
+        await client.send("GET /next HTTP/1.1\r\nhost: x\r\n\r\n" * waiting)
+        client.writer.close()
+        async with asyncio.timeout(50):
+            await left.wait()
+
+
+async def test_requests_that_come_before_their_turn_are_answered_in_their_order() -> None:
+    async with connected(Echo()) as client:
+        await client.send("".join(post(f"/{n}", offer="") + "hello" for n in range(5)))
+        for n in range(5):
+            assert await client.response() == (200, f"POST /{n} hello".encode())
