@@ -15,7 +15,7 @@ from app.engines.failures import refusal
 from app.engines.stops import StopCutter
 from app.engines.toolcalls import ToolCalls
 from app.errors import EngineError, EngineGarbage, EngineInterrupted, EngineUnavailable, ServiceError
-from app.messages import FinishReason, Piece, Usage
+from app.messages import FinishReason, Message, Piece, Usage, about_tokens
 
 _MAX_EVENT_BYTES = 1024 * 1024
 
@@ -90,12 +90,13 @@ class _Refusal(msgspec.Struct):
 class StreamReader:
     """Reads one streamed answer: `feed` it what arrives, then ask `end` for the last piece.
 
-    `choice` is the index read; `stops` are cut from the text, for engines that leave them in. `is_done` tells
+    `choice` is the index read; `stops` are cut from the text, for engines that leave them in; `messages` are what is
+    answered, whose tokens are guessed where the cut comes before the engine's count. `is_done` tells
     that nothing more is needed from the engine; `is_over` that the engine itself said so; `has_progressed` that the
     last bytes held an event and not only a keep-alive comment.
     """
 
-    def __init__(self, *, stops: Sequence[str] = (), choice: int = 0) -> None:
+    def __init__(self, *, stops: Sequence[str] = (), choice: int = 0, messages: Sequence[Message] = ()) -> None:
         self.is_done = False
         self.is_over = False
         self.has_begun = False
@@ -105,6 +106,8 @@ class StreamReader:
         self._has_noise = False
         self._choice = choice
         self._cutter = StopCutter(stops) if stops else None
+        self._messages = messages
+        self._texts = 0
         self._rest = b""
         self._data: bytes | None = None
         self._finish: str | None = None
@@ -260,9 +263,15 @@ class StreamReader:
 
     def _cut(self, text: str, *, finished: bool) -> str:
         assert self._cutter is not None
+        self._texts += bool(text)
         if self._cutter.is_cut:
             # The text goes on behind a stop: the engine, which looks at token ends only, missed it.
             self.is_done = bool(text) and not finished
+            if self.is_done and self._usage is None:  # Which the engine tells at its own end, and is not waited for.
+                prompt = about_tokens(self._messages)
+                self._usage = Usage(
+                    prompt_tokens=prompt, completion_tokens=self._texts, total_tokens=prompt + self._texts
+                )
             self._finish = "stop_sequence"
             return ""
         text = self._cutter.feed(text)

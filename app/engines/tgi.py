@@ -136,7 +136,7 @@ class TGIEngine:
                 return
             if not response.content_type.startswith(_EVENT_STREAM):
                 raise EngineGarbage("the engine's answer is not an event stream")
-            reader = StreamReader(stops=stops)
+            reader = StreamReader(stops=stops, messages=generation.messages)
             while not reader.is_done:
                 try:
                     chunk = await response.chunk(deadline)

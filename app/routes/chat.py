@@ -19,7 +19,7 @@ from app.calls import Conclusion
 from app.errors import EngineTimeout, Overloaded, RateLimited, ServiceError, Unavailable
 from app.gateway import Answering, Gateway
 from app.links import PassageLinks
-from app.messages import Piece
+from app.messages import Piece, about_tokens
 from app.predictions import Prediction
 from app.privacy.policies import read_level
 from app.rates import RateLimits, Taken
@@ -38,9 +38,6 @@ KEEP_HEADER = b"x-hallmark-keep"
 
 CHORE_HEADER = b"x-openwebui-task"
 """What Open WebUI asks for itself, such as a title; empty where a person asks."""
-
-CHARACTERS_A_TOKEN = 4
-"""In English, on average: a guess at a prompt's tokens, until the engine has counted them."""
 
 _JSON = (b"content-type", b"application/json")
 _SSE = (
@@ -322,8 +319,7 @@ def _is_chore(task: bytes) -> bool:
 
 def _most_tokens(answering: Answering) -> int:
     """About how many tokens the prompt, as it was sent, and the longest answer have."""
-    characters = sum(len(message.text) for message in answering.request.messages)
-    return characters // CHARACTERS_A_TOKEN + (answering.sampling.max_tokens or 0) + 1
+    return about_tokens(answering.request.messages) + (answering.sampling.max_tokens or 0)
 
 
 def _tokens(prediction: Prediction) -> int | None:

@@ -201,6 +201,16 @@ async def test_stop_texts_are_sent_on_and_never_shown(api, tgi, stream, stop):
     assert tgi.bodies[0]["stop"] == (["END"] if stop == "END" else ["END", "x"])
 
 
+async def test_a_stream_that_is_cut_at_a_stop_text_says_about_how_many_tokens_it_took(api, tgi):
+    tgi.script(Tokens("Hello", " wor", "ld E", "ND of it", " and", " more", hang_after=5))
+    stream = await api.stream("What is a release?" * 40, stop="END", stream_options={"include_usage": True})
+    usage = stream.chunks[-1]["usage"]
+    assert (usage["completion_tokens"], usage["total_tokens"]) == (5, usage["prompt_tokens"] + 5)
+    assert 180 <= usage["prompt_tokens"] < 400  # A quarter of the characters, the instructions' among them.
+    record = await api.record()
+    assert (record["prompt_tokens"], record["completion_tokens"]) == (usage["prompt_tokens"], 5)
+
+
 async def test_what_the_caller_chose_reaches_the_engine_and_nothing_else_does(api, tgi):
     chosen = {
         "seed": 7,

@@ -12,7 +12,7 @@ import uvloop
 from app.engines.tgi import TGIEngine
 from app.engines.toolcalls import ToolCalls
 from app.errors import ContextTooLong, EngineError, EngineInterrupted, EngineUnavailable, Overloaded
-from app.messages import Generation, Message, Sampling
+from app.messages import Generation, Message, Sampling, Usage
 from tests.fake_tgi import FakeTGI, Hang, Refuse, Reply, Tokens, ToolCall
 
 EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"%b"},"finish_reason":%b}]}\n\n'
@@ -306,7 +306,7 @@ async def test_what_only_began_like_a_stop_sequence_is_given_back():
     assert ("".join(piece.text for piece in pieces), pieces[-1].finish_reason) == ("one EN", "length")
 
 
-async def test_a_stop_sequence_that_the_engine_missed_ends_the_answer_and_the_engines_work():
+async def test_a_stop_sequence_that_the_engine_missed_ends_the_answer_its_tokens_are_guessed_and_the_engine_stops():
     tokens = Tokens("one", ".\n\nTwo", " three", " four", hang_after=3)
     async with FakeTGI(tokens) as tgi:
         engine = TGIEngine(tgi.url)
@@ -314,6 +314,7 @@ async def test_a_stop_sequence_that_the_engine_missed_ends_the_answer_and_the_en
         await tgi.until(lambda: tgi.cancelled == 1)
         await engine.aclose()
     assert ("".join(piece.text for piece in pieces), pieces[-1].finish_reason) == ("one.", "stop")
+    assert pieces[-1].usage == Usage(prompt_tokens=2, completion_tokens=3, total_tokens=5)
 
 
 async def test_an_engine_that_strips_stop_sequences_itself_is_left_alone():
