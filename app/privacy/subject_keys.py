@@ -88,13 +88,14 @@ class SubjectKeys:
         self._were_changed = False
         try:
             yield
+            if self._connection.in_transaction:
+                self._connection.execute("COMMIT")
         except BaseException:
+            # A key that is not on the disk must seal nothing. A full disk has ended the transaction by itself.
+            self._by_subject.clear()
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-                self._by_subject.clear()
             raise
-        if self._connection.in_transaction:
-            self._connection.execute("COMMIT")
 
     def of_subject(self, tenant: str, subject: str) -> DataKey:
         """Give the key of a subject, made if there is none; a new one must be made inside `making`."""

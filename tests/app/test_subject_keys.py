@@ -1,6 +1,7 @@
 """A subject has one key, and once that is destroyed nothing opens what it sealed, wherever copies lie."""
 
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from app.privacy.sealing import CannotOpen, MasterKeys, new_key
 from app.privacy.subject_keys import SubjectKeys
+from tests.small_disk import SmallDisk
 
 MASTERS = MasterKeys.parse(new_key())
 
@@ -46,6 +48,19 @@ def test_keys_made_in_a_block_that_fails_are_not_there(keys, path):
     with keys.making():
         anna = keys.of_subject("acme", "anna")
     assert list(keys.opening([anna.id])) == [anna.id]
+
+
+def test_a_key_that_a_full_disk_did_not_take_seals_nothing(tmp_path):
+    with SmallDisk(tmp_path / "disk", megabytes=4) as disk:
+        keys, others = (SubjectKeys(disk.folder / "keys.db", MASTERS) for _ in range(2))
+        disk.fill()
+        with pytest.raises(sqlite3.OperationalError, match="full"):
+            keys.made_for("acme", "anna")
+        disk.free()
+        anna = keys.made_for("acme", "anna")
+        assert list(others.opening([anna.id])) == [anna.id]
+        others.close()
+        keys.close()
 
 
 def test_a_destroyed_key_is_gone_from_the_file_and_its_log(keys, path):
