@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from app.database.journal import LONGEST_BYTES
 from app.database.migrating import MIGRATION_SECONDS, MigrationFailed, is_current, upgrade
-from app.database.sqlite import BUSY_SECONDS, Glances
+from app.database.sqlite import BUSY_SECONDS, Glances, shorten_journal
 from app.errors import Unavailable
 
 _CONNECTIONS = 5
@@ -115,7 +115,9 @@ class Database:
                 yield connection
 
     async def empty_log(self) -> bool:
-        """Empty SQLite's write-ahead log, in which what was overwritten stands until then; False if somebody reads.
+        """Empty SQLite's write-ahead log, in which what was overwritten stands until then.
+
+        False if somebody reads or writes just then: nobody is waited for, so try again later.
 
         Raises:
             Unavailable: the database does not answer.
@@ -125,9 +127,8 @@ class Database:
         await self._prepared()
 
         def checkpoint() -> bool:
-            with closing(sqlite3.connect(self.url.database or "", timeout=self._timeout_seconds)) as connection:
-                (is_busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            return not is_busy
+            with closing(sqlite3.connect(self.url.database or "")) as connection:
+                return shorten_journal(connection)
 
         try:
             return await asyncio.to_thread(checkpoint)

@@ -99,17 +99,22 @@ def _free_bytes(path: Path) -> int:
     return disk.f_bavail * disk.f_frsize
 
 
-def shorten_journal(connection: sqlite3.Connection) -> None:
-    """Put what was written ahead into its place and give the journal's room back, as far as nobody is in the way.
+def shorten_journal(connection: sqlite3.Connection) -> bool:
+    """Put what was written ahead into its place and give the journal's room back; False if somebody is in the way.
 
     Commits do the first by themselves when they succeed, but not while somebody reads, and on a disk that the journal
-    has filled by then none succeeds. Nobody is waited for. Raises sqlite3.Error.
+    has filled by then none succeeds. Nobody is waited for: whoever wants to write would wait too. Raises sqlite3.Error.
     """
     connection.execute("PRAGMA busy_timeout=0")
     try:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        (is_busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+            raise
+        return False
     finally:
         connection.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
+    return not is_busy
 
 
 SCRUBBED_BYTES = 32 << 20
@@ -127,11 +132,13 @@ def scrubbed(connection: sqlite3.Connection, path: Path) -> bool:
         # All that is written anew is written ahead first. What was begun and does not fit would stay in the journal.
         if used_bytes > min(SCRUBBED_BYTES, _free_bytes(path)):
             return False
+        # While somebody reads, each attempt would add as much to the journal.
+        if not shorten_journal(connection):
+            return False
         connection.execute("VACUUM")
-        (is_busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return shorten_journal(connection)
     except (sqlite3.Error, OSError):
         return False
-    return not is_busy
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -23,7 +23,9 @@ from app import database
 from app.database import Database, DataDirectoryBusy, MigrationFailed, SchemaTooNew, connect, migrate, own_directory
 from app.errors import Unavailable
 from app.predictions import Prediction
+from tests.migrated import migrated
 from tests.postgres import Postgres
+from tests.small_disk import reading
 
 
 def _python(program: str, *arguments: object) -> subprocess.Popen:
@@ -282,6 +284,18 @@ async def _cancelled_write(shared: Database) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_a_log_is_emptied_when_nobody_reads_and_nobody_is_waited_for(tmp_path):
+    path = migrated(tmp_path / "a.db")
+    async with Database.of_file(path, timeout_seconds=120.0) as shared:
+        with reading(path):
+            async with shared.writing() as connection:
+                await connection.execute(database.api_keys.insert(), KEY)
+            async with asyncio.timeout(30):
+                assert not await shared.empty_log()
+        assert await shared.empty_log()
+        assert path.with_name(f"{path.name}-wal").stat().st_size == 0
 
 
 async def test_a_row_that_is_there_already_can_be_left_alone(database_url):

@@ -1,13 +1,16 @@
-"""A new SQLite file is written ahead from its first opening, also where others open it at once."""
+"""A SQLite file is written ahead from its first opening, also where others open it at once, and emptied in passing."""
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from app.database import shorten_journal
 from app.database.journal import write_ahead
+from tests.small_disk import reading
 
 
 @pytest.fixture
@@ -63,3 +66,22 @@ def test_what_is_no_database_is_refused_at_once(path: Path) -> None:
     with pytest.raises(sqlite3.DatabaseError, match="not a database"):
         write_ahead(connection, busy_seconds=60.0)
     connection.close()
+
+
+def test_a_journal_is_emptied_when_nobody_is_in_the_way_and_nobody_is_waited_for(path: Path) -> None:
+    journal = path.with_name(f"{path.name}-wal")
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        write_ahead(connection, busy_seconds=60.0)
+        connection.execute("CREATE TABLE a (b)")
+        with reading(path), closing(sqlite3.connect(path, timeout=60.0)) as patient:
+            connection.execute("INSERT INTO a VALUES (1)")
+            assert not shorten_journal(patient)
+            assert journal.stat().st_size > 0
+        assert shorten_journal(connection)
+        assert journal.stat().st_size == 0
+
+
+@pytest.mark.usefixtures("other")
+def test_a_journal_of_a_file_that_somebody_has_to_himself_is_not_emptied(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        assert not shorten_journal(connection)

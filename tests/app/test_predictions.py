@@ -539,6 +539,17 @@ async def test_a_file_is_not_written_anew_where_there_is_no_room_for_two_of_it(t
             assert await log.scrub()
 
 
+async def test_a_file_that_somebody_reads_is_written_anew_later_and_written_to_meanwhile(path, log):
+    await asyncio.gather(*(log.close(_large()) for _ in range(10)))
+    journal = path.with_name(f"{path.name}-wal")
+    with reading(path):
+        size = journal.stat().st_size
+        assert await asyncio.gather(*(log.scrub() for _ in range(3))) == [False] * 3
+        assert journal.stat().st_size == size
+        await asyncio.gather(*(log.scrub() for _ in range(3)), log.close(_prediction(outcome="finished")))
+    assert await log.scrub()
+
+
 async def test_a_journal_that_grew_while_somebody_read_takes_no_room_for_good(path, log):
     journal = path.with_name(f"{path.name}-wal")
     with reading(path):
