@@ -94,6 +94,12 @@ def open_privacy(settings: PrivacySettings, data_dir: Path, parts: AsyncExitStac
     keys = None
     if parts is not None:
         keys = parts.enter_context(closing(SubjectKeys(path, masters)))
+        if missing := keys.missing_masters():
+            name = "privacy.master_key" if settings.master_key else "privacy.master_key_file"
+            raise BadPrivacy(
+                f"`{name}`: keys in {str(path)!r} are wrapped by {', '.join(missing)}, which is not there. Leave old "
+                "lines below the new one; docs/privacy.md says what to do where one is lost."
+            )
     return Privacy(
         Keeper(policy, pseudonym=pseudonym, keys=keys), pseudonym, FileRing(path, masters), masters, lines, path, terms
     )

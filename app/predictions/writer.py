@@ -17,6 +17,7 @@ from app import database
 from app.predictions.keeping import Keeper
 from app.predictions.prediction import Outcome, Prediction
 from app.predictions.rows import INTERRUPT_OPEN, MAX_ROWS, REMOVE, Row, insert, salvaged_row, upsert
+from app.privacy.sealing import CannotOpen
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +71,9 @@ Errand = Callable[[sqlite3.Connection], None]
 class Writer:
     """The one thread that writes: it commits what has gathered and tries again for as long as the disk refuses."""
 
-    # What a value, not the disk, is to blame for.
+    # What a value or its subject's key, not the disk, is to blame for.
     UNWRITABLE = (
+        CannotOpen,
         TypeError,
         ValueError,
         OverflowError,

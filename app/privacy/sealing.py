@@ -99,6 +99,9 @@ class MasterKeys:
                 raise BadKey(f"line {number} is not `id:base64`") from None
         return cls(keys)
 
+    def __contains__(self, key_id: str) -> bool:
+        return key_id in self._wrapping
+
     def wrap(self, secret: bytes, context: bytes) -> bytes:
         """Encrypt a data key."""
         nonce = os.urandom(_NONCE_BYTES)
@@ -110,7 +113,7 @@ class MasterKeys:
         Raises:
             CannotOpen: that master key is not here, or the data key was changed.
         """
-        if by not in self._wrapping:
+        if by not in self:
             raise CannotOpen(f"the master key {by!r} is not configured")
         return _decrypted(self._wrapping[by], wrapped, context)
 

@@ -119,6 +119,11 @@ class SubjectKeys:
         with self.making():
             return self.of_subject(tenant, subject)
 
+    def missing_masters(self) -> list[str]:
+        """List the master keys that are not configured and wrapped some of the keys, which cannot be used then."""
+        masters = self._connection.execute("SELECT DISTINCT master FROM subject_keys ORDER BY master")
+        return [master for (master,) in masters if master not in self._masters]
+
     def of_ids(self, ids: Sequence[str]) -> dict[str, WrappedKey]:
         """Find those there are of these keys; one that is not there was destroyed."""
         query = f"{_SELECT} WHERE id IN (SELECT value FROM json_each(?))"  # noqa: S608 - our own names.

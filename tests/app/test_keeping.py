@@ -2,7 +2,7 @@
 
 import shutil
 import sqlite3
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import msgspec
@@ -18,7 +18,7 @@ from app.privacy.redaction import redact
 from app.privacy.rings import FileRing
 from app.privacy.sealing import MasterKeys, is_pseudonym, new_key
 from app.privacy.subject_keys import SubjectKeys
-from app.privacy_wiring import open_privacy
+from app.privacy_wiring import BadPrivacy, open_privacy
 from app.settings import PrivacySettings
 from tests.migrated import migrated
 
@@ -260,6 +260,36 @@ async def test_a_row_cannot_be_passed_off_as_another(path):
         history = History(database, keys=FileRing(path.parent / "keys.db", MASTERS))
         assert (await history.get("acme", one.id)).kept == "unreadable"
         assert (await history.get("acme", two.id)).answer == "two"
+
+
+async def test_whose_key_cannot_be_opened_is_recorded_without_content_and_others_as_ever(path):
+    with closing(SubjectKeys(path.parent / "keys.db", MasterKeys.parse(new_key()))) as keys:
+        keys.made_for("acme", "anna")
+    annas, bens = _prediction(user="anna", metadata=None), _prediction(user="ben")
+    with closing(SubjectKeys(path.parent / "keys.db", MASTERS)) as keys:
+        await _write(path, annas, bens, keeper=Keeper(keys=keys))
+    async with Database.of_file(path) as database:
+        history = History(database, keys=FileRing(path.parent / "keys.db", MASTERS))
+        poor = await history.get("acme", annas.id)
+        assert (poor.user, poor.outcome, poor.error_code, poor.answer) == (
+            "anna",
+            "finished",
+            "record_incomplete",
+            None,
+        )
+        assert (await history.get("acme", bens.id)).answer == bens.answer
+
+
+async def test_a_master_key_without_which_a_key_cannot_be_opened_must_be_there(tmp_path):
+    old, new = new_key(), new_key()
+    with ExitStack() as parts:
+        keys = open_privacy(PrivacySettings(master_key=old), tmp_path, parts).ring
+        await keys.sealing("acme", ["anna"])
+    missing = rf"`privacy.master_key`: keys in .* are wrapped by {old.partition(':')[0]}, which is not there"
+    with ExitStack() as parts, pytest.raises(BadPrivacy, match=missing):
+        open_privacy(PrivacySettings(master_key=new), tmp_path, parts)
+    with ExitStack() as parts:
+        open_privacy(PrivacySettings(master_key=f"{new},{old}"), tmp_path, parts)
 
 
 async def test_content_that_cannot_be_written_leaves_its_row_and_no_name(path):
