@@ -52,6 +52,10 @@ class Shredder(Protocol):
         """Destroy the keys of subjects that were made by that moment; gives how many there were. Raises Unavailable."""
         ...
 
+    async def empty_log(self) -> bool:
+        """Leave nothing of them on the disk; False if that has to be tried again later. Raises Unavailable."""
+        ...
+
 
 class DatasetErasure(Protocol):
     """What an erasure in datasets came to."""
@@ -193,7 +197,9 @@ class Eraser:
             await _write(connection, erasure, counts, made_of, names=None)
 
     async def _finish(self, erasure: Row[Any]) -> bool:
-        """Be done, if the log of the database's file could be emptied: old content stands in it until then."""
+        """Be done, if the keys' log and the database's could be emptied: what was erased stands in them until then."""
+        if self._shredder is not None and not await self._shredder.empty_log():
+            return False
         if not await self._database.empty_log():
             return False
         await self._note(erasure, state="done", finished_at=self._clock())

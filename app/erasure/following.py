@@ -22,7 +22,10 @@ class OwnKeys(Protocol):
     """The keys in this replica's file."""
 
     async def destroy_erased(self, erased: Mapping[str, int]) -> int:
-        """Destroy keys of subjects by digest that were made by the moment each was erased. Raises Unavailable."""
+        """Destroy keys of subjects by digest that were made by the moment each was erased. Raises Unavailable.
+
+        Called again, for nobody too, it removes what stayed on the disk because somebody read the file.
+        """
         ...
 
 
@@ -70,7 +73,7 @@ class ErasureFollower:
             erased = (
                 await erased_since(connection) if tuple(newest[:2]) != self._seen and self._keys is not None else {}
             )
-        if erased and self._keys is not None:
+        if self._keys is not None:
             await self._keys.destroy_erased(erased)
         self._seen = (newest[0], newest[1])
         if self._scrub is not None and newest.finished != self._scrubbed_after and await self._scrub():

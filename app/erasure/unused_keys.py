@@ -43,6 +43,10 @@ class Keys(Protocol):
         """Destroy keys, in a transaction that is `alone`. Raises Unavailable."""
         ...
 
+    async def empty_log(self) -> bool:
+        """Leave nothing of them on the disk; False if that has to be tried again later. Raises Unavailable."""
+        ...
+
 
 class UnusedKeys:
     """Goes through the keys, a page at a time, in rounds.
@@ -83,6 +87,7 @@ class UnusedKeys:
         if len(page) == KEYS_AT_ONCE:
             self._after = page[-1].id
             return True
+        await self._keys.empty_log()  # What stayed on the disk because somebody read the file goes with a later round.
         self._after, self._rest_until = "", self._clock() + round(EVERY_SECONDS * 1000)
         return False
 

@@ -91,10 +91,20 @@ class FileRing:
     async def destroy_erased(self, erased: Mapping[str, int]) -> int:
         """Destroy the keys of subjects, by digest, made by the moment each was erased; gives how many.
 
+        Called again, for nobody too, it removes what stayed on the disk because somebody read the file.
+
         Raises:
             Unavailable: the file cannot be changed.
         """
         return int(await asyncio.to_thread(self._call, "destroy_erased", erased))
+
+    async def empty_log(self) -> bool:
+        """Empty the file's log: a destroyed key stands on the disk until then. False if somebody is in the way.
+
+        Raises:
+            Unavailable: the file cannot be changed.
+        """
+        return bool(await asyncio.to_thread(self._call, "empty_log"))
 
     def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         try:
@@ -145,6 +155,10 @@ class SharedRing:
         async with self._database.writing() as connection:
             of_subjects = delete(subject_keys).where(*mine)
             return (await connection.execute(of_subjects)).rowcount
+
+    async def empty_log(self) -> bool:
+        """Empty the database's log, as `Database.empty_log` does. Raises Unavailable."""
+        return await self._database.empty_log()
 
     async def holding(self, connection: AsyncConnection, ids: Sequence[str]) -> Collection[str]:
         """Those there are of these keys, which stay until the transaction ends."""

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from app.database.journal import write_ahead
+from app.database.sqlite import BUSY_SECONDS, shorten_journal
 from app.privacy.sealing import KEY_BYTES, DataKey, MasterKeys
 from app.privacy.subjects import digest_of_keys
 
-_BUSY_SECONDS = 5.0
 _CACHED = 10_000
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS subject_keys (
@@ -67,9 +67,9 @@ class SubjectKeys:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600, exist_ok=True)
         self._connection = sqlite3.connect(
-            path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=16
+            path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=16
         )
-        write_ahead(self._connection, _BUSY_SECONDS)
+        write_ahead(self._connection, BUSY_SECONDS)
         # What is deleted is overwritten, in the file and in its log: a destroyed key must not be found on the disk.
         for pragma in ("synchronous=FULL", "secure_delete=ON"):
             self._connection.execute(f"PRAGMA {pragma}")
@@ -77,6 +77,7 @@ class SubjectKeys:
         self._by_subject: OrderedDict[tuple[str, str], DataKey] = OrderedDict()
         self._version = self._data_version()
         self._were_changed = False
+        self._is_emptied = False  # An earlier process may have left something.
 
     def close(self) -> None:
         """Close the file."""
@@ -142,20 +143,35 @@ class SubjectKeys:
         return {key_id: wrapped.unwrapped(self._masters) for key_id, wrapped in self.of_ids(ids).items()}
 
     def destroy_erased(self, erased: Mapping[str, int]) -> int:
-        """Destroy the keys of subjects, by digest, that were made by the moment each was erased; gives how many."""
-        gone = [key for key in self._all() if key.created_at <= erased.get(digest_of_keys(key.tenant, key.subject), -1)]
-        return sum(self.destroy(key.tenant, [key.subject], made_until=key.created_at) for key in gone)
+        """Destroy the keys of subjects, by digest, that were made by the moment each was erased; gives how many.
+
+        Called again, for nobody too, it empties the log where somebody was in the way of that before.
+        """
+        keys = self._all() if erased else []
+        gone = [key for key in keys if key.created_at <= erased.get(digest_of_keys(key.tenant, key.subject), -1)]
+        destroyed = sum(self.destroy(key.tenant, [key.subject], made_until=key.created_at) for key in gone)
+        if not self._is_emptied:
+            self.empty_log()
+        return destroyed
+
+    def empty_log(self) -> bool:
+        """Empty the file's log: a destroyed key stands on the disk until then. False if somebody is in the way."""
+        self._is_emptied = shorten_journal(self._connection)
+        return self._is_emptied
 
     def _all(self) -> list[WrappedKey]:
         return [WrappedKey(*row) for row in self._connection.execute(_SELECT)]
 
     def destroy(self, tenant: str, subjects: Sequence[str], *, made_until: int = 1 << 62) -> int:
-        """Destroy the keys of subjects that were made by that moment, in the file and its log; gives how many."""
+        """Destroy the keys of subjects that were made by that moment; gives how many.
+
+        They are gone from the file and its log, if nobody reads it just then; else once `empty_log` says so.
+        """
         mine = [(tenant, subject, made_until) for subject in subjects]
         return self._destroyed("tenant = ? AND subject = ? AND created_at <= ?", mine)
 
     def destroy_ids(self, ids: Sequence[str]) -> int:
-        """Destroy keys, in the file and its log; gives how many there were."""
+        """Destroy keys, as `destroy` does; gives how many there were."""
         return self._destroyed("id = ?", [(key_id,) for key_id in ids])
 
     def _destroyed(self, which: str, those: Iterable[tuple[str | int, ...]]) -> int:
@@ -163,7 +179,8 @@ class SubjectKeys:
         found = self._connection.executemany(f"DELETE FROM subject_keys WHERE {which}", those)  # noqa: S608 - our own.
         self._connection.execute("COMMIT")
         self._by_subject.clear()
-        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._is_emptied = False
+        self.empty_log()
         return max(0, found.rowcount)
 
     def _forget_what_others_destroyed(self) -> None:

@@ -45,6 +45,7 @@ from tests.fake_tgi import FakeTGI
 from tests.postgres import on_either_kind
 from tests.review_world import EPOCH, Clock, World, as_shipped, person, prediction, replica
 from tests.service import live_service
+from tests.small_disk import reading
 
 VECTOR = pack(np.linspace(-1, 1, 32, dtype=np.float32), "m")
 
@@ -499,6 +500,38 @@ async def test_a_replica_destroys_the_keys_in_its_own_file(world, tmp_path):
     await follower.turn()
     assert [key.subject for key in keys._all()] == ["ben@mail.example"]
     keys.close()
+
+
+async def test_a_key_whose_file_somebody_reads_is_on_no_disk_afterwards(world, key_in_file):
+    path, ring, wrapped = key_in_file
+    leases = Leases(world.database, "h", world.clock)
+    follower = ErasureFollower(world.database, Eraser(world.database, world.clock), leases, keys=ring)
+    await Erasures(world.database, world.clock).request("acme", "user", "anna@mail.example", who="k1")
+    with reading(path):
+        await follower.turn()
+        assert wrapped in path.read_bytes()
+    await follower.turn()
+    assert not any(wrapped in each.read_bytes() for each in path.parent.iterdir())
+
+
+async def test_an_erasure_is_done_when_nobody_reads_the_file_of_keys_any_more(world, key_in_file):
+    path, ring, wrapped = key_in_file
+    with reading(path):
+        erasure = await erase(world, user="anna@mail.example", shredder=ring)
+        assert (erasure.state, erasure.counts["keys"]) == ("running", 1)
+    await Eraser(world.database, world.clock, shredder=FileRing(path, MasterKeys.parse(new_key()))).step()
+    assert (await Erasures(world.database, world.clock).get("acme", erasure.id)).state == "done"
+    assert not any(wrapped in each.read_bytes() for each in path.parent.iterdir())
+
+
+@pytest.fixture
+async def key_in_file(tmp_path: Path) -> tuple[Path, FileRing, bytes]:
+    """Where a key of Anna's lies that was put from the log into its file, the ring that has it, and the key wrapped."""
+    path = tmp_path / "keys" / "keys.db"
+    ring = FileRing(path, MasterKeys.parse(new_key()))
+    key = (await ring.sealing("acme", ["anna@mail.example"]))["anna@mail.example"]
+    assert await ring.empty_log()
+    return path, ring, (await ring.wrapped([key.id]))[key.id].wrapped
 
 
 async def test_a_key_that_was_destroyed_is_not_shipped_again(world, tmp_path):

@@ -23,6 +23,7 @@ from app.privacy.sealing import DataKey, MasterKeys, new_key
 from app.privacy.subject_keys import SubjectKeys
 from tests.migrated import migrated
 from tests.review_world import Clock, World, person, prediction, replica
+from tests.small_disk import reading
 
 DAY_MS = 24 * 3600 * 1000
 MASTERS = MasterKeys.parse(new_key())
@@ -106,6 +107,21 @@ async def test_a_key_goes_with_the_last_content_of_its_subject(files, database):
         assert subjects_in(files) == ["anna", "ben"]
         assert (await History(database, keys=ring_of(files)).get("acme", again.id)).answer == again.answer
     with_keys.close()
+
+
+async def test_a_key_that_went_while_somebody_read_its_file_is_on_no_disk_after_the_next_round(files, database):
+    ring, clock, path = ring_of(files), later(), files / "keys.db"
+    key = (await ring.sealing("acme", ["anna"]))["anna"]
+    wrapped = (await ring.wrapped([key.id]))[key.id].wrapped
+    assert await ring.empty_log()
+    rounds = UnusedKeys(database, ring, clock)
+    with reading(path):
+        await rounds.step()
+        assert subjects_in(files) == []
+        assert wrapped in path.read_bytes()
+    clock.pass_seconds(2 * 3600)
+    await rounds.step()
+    assert wrapped not in path.read_bytes()
 
 
 async def test_a_key_stays_for_as_long_as_anything_is_left_that_it_opens(files, database):
