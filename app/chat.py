@@ -22,7 +22,8 @@ CitationStyle = Literal["annotations", "markdown", "openwebui"]
 RetrievalMode = Literal["off", "auto", "required"]
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
-Identifier = Annotated[str, msgspec.Meta(max_length=512)]
+# PostgreSQL's text has no NUL, and an erasure takes the same names.
+Identifier = Annotated[str, msgspec.Meta(max_length=512, pattern=r"^[^\x00]*$")]
 EntityKey = Annotated[str, msgspec.Meta(min_length=1, max_length=512)] | int
 
 

@@ -81,8 +81,8 @@ class UserTokens:
             raise _refused(f"it has no `{error.claim}`") from error
         except (jwt.InvalidTokenError, msgspec.ValidationError, ValueError) as error:
             raise _refused("it was not signed with HS256 and the secret that this service has") from error
-        if not read.sub or len(read.sub) > LONGEST_GROUP:
-            raise _refused(f"its `sub` has no name of 1 to {LONGEST_GROUP} characters")
+        if not read.sub or len(read.sub) > LONGEST_GROUP or "\0" in read.sub:
+            raise _refused(f"its `sub` has no name of 1 to {LONGEST_GROUP} characters without NUL")
         return read
 
     def _groups_in(self, headers: Mapping[bytes, bytes]) -> list[str]:

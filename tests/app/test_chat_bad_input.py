@@ -111,6 +111,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "include_usage is a text": ({"stream_options": {"include_usage": "yes"}}, "stream_options.include_usage"),
     "user is a number": ({"user": 7}, "user"),
     "user is endless": ({"user": "u" * 600}, "user"),
+    "a NUL in the user": ({"user": "an\0na"}, "user"),
     "store is a text": ({"store": "no"}, "store"),
     "metadata is a text": ({"metadata": "x"}, "metadata"),
     "metadata nests": ({"metadata": {"a": {"b": 1}}}, "metadata"),

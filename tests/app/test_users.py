@@ -82,6 +82,7 @@ REFUSED = {
     "of an empty user": token(sub=""),
     "of a user who is no text": token(sub=7),
     "of a long user": token(sub="a" * 200),
+    "of a user with a NUL": token(sub="an\0na"),
     "not valid yet": token(nbf=int(time.time()) + 600),
     "by another secret": token(
         "another secret that two sides have, and nobody else; long enough for every HMAC there is"
