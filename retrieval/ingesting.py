@@ -152,7 +152,7 @@ class Ingester:
 
         Same bytes, name, metadata and groups change nothing. Of a changed document only changed passages are embedded.
         A document that came without a source may be taken over by one. Without `groups` it is for whom the one was that
-        it replaces, and a new one for all of the tenant.
+        it replaces, and a new one for all of the tenant; without `metadata` it keeps what that one had.
 
         Raises:
             UnreadableDocument: The file cannot be turned into text, or was prepared by another model than the index's.
@@ -177,7 +177,8 @@ class Ingester:
                 )
             if old:
                 its = source or old.document.source
-                document = replace(document, created_at=old.document.created_at, source=its)
+                its_facts = old.document.metadata if metadata is None else metadata
+                document = replace(document, created_at=old.document.created_at, source=its, metadata=its_facts)
                 if is_same(old.document, document):
                     unchanged = Ingested(replace(old.document, source=its), "unchanged")
                     if note or its != old.document.source:

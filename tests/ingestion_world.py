@@ -69,4 +69,4 @@ async def ended(world: World, job_id: str, scope: Scope = ACME) -> Job:
 
 
 def entry(name: str, content: bytes, **metadata: Any) -> Entry:
-    return Entry(name, version_of(content), metadata)
+    return Entry(name, version_of(content), metadata or None)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from app.errors import ServiceError, from_retrieval
 from app.routes.schemas import Fact, Groups, Key, Name, Wire
+from app.routes.upload_schemas import METADATA
 from retrieval import errors as retrieval_errors
 from retrieval.errors import RetrievalError
 from retrieval.jobs import Entry, Failure, Item, Job, Plan
@@ -205,7 +206,7 @@ class ManifestEntry(Wire):
     name: Name
     version: str | None = Field(None, pattern=SHA256, description="SHA-256 of its bytes, in hex.")
     etag: str | None = Field(None, max_length=256, description="What the source calls its bytes, in place of that.")
-    metadata: dict[Key, Fact] = Field(default_factory=dict, max_length=32)
+    metadata: dict[Key, Fact] | None = Field(None, max_length=32, description=METADATA)
 
 
 class SyncRequest(Wire):
@@ -223,7 +224,12 @@ class SyncRequest(Wire):
 
     def manifest(self) -> list[Entry]:
         """The files that are named."""
-        return [Entry(each.name, each.version or "", dict(each.metadata), each.etag or "") for each in self.documents]
+        return [
+            Entry(
+                each.name, each.version or "", None if each.metadata is None else dict(each.metadata), each.etag or ""
+            )
+            for each in self.documents
+        ]
 
 
 class DeletedDocument(BaseModel):

@@ -28,7 +28,7 @@ class Upload(msgspec.Struct, frozen=True):
     name: str
     content: bytes
     media_type: str | None
-    metadata: dict[str, Any]
+    metadata: dict[str, Any] | None
     groups: list[str] | None
     etag: str = ""
 
@@ -57,7 +57,7 @@ async def _read_form(request: Request) -> Upload:
         facts = {
             "name": form.get("name") or file.filename or "",
             "media_type": media_type,
-            "metadata": _read_field(form, "metadata", "{}", "object"),
+            "metadata": _read_field(form, "metadata", "null", "object"),
             "groups": _read_field(form, "groups", "null", "array"),
             "etag": form.get("etag"),
         }
@@ -72,7 +72,8 @@ async def _read_form(request: Request) -> Upload:
 def _upload(asked: DocumentUpload, content: bytes, media_type: str | None) -> Upload:
     if asked.name is None:
         raise InvalidRequest("`name`: give the document a name.", param="name")
-    return Upload(asked.name, content, media_type, dict(asked.metadata), asked.groups, asked.etag or "")
+    metadata = None if asked.metadata is None else dict(asked.metadata)
+    return Upload(asked.name, content, media_type, metadata, asked.groups, asked.etag or "")
 
 
 def _read_field(form: FormData, name: str, absent: str, kind: str) -> Any:

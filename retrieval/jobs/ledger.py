@@ -85,40 +85,51 @@ def writing(scope: Scope, groups: Sequence[str]) -> dict[str, Any]:
     return {"tenant": scope.tenant, "for_groups": json.dumps(groups), "groups_of_writer": json.dumps(writer)}
 
 
-def groups_of(
-    connection: sqlite3.Connection, scope: Scope, name: str, document_id: str, asked: Sequence[str] | None
-) -> tuple[str, ...]:
-    """Whom a document will be for: who was asked for, else whom what it replaces is for, or will be.
+def meant(
+    connection: sqlite3.Connection,
+    scope: Scope,
+    name: str,
+    document_id: str,
+    groups: Sequence[str] | None,
+    metadata: str = "null",
+) -> dict[str, Any]:
+    """Whom a document will be for and its facts, as JSON: what is asked, else as what it replaces has it, or will.
 
     Raises:
         DocumentOwned: The scope does not see what it would replace.
     """
     waiting = "tenant = ? AND document_id = ? AND state IN ('waiting', 'running') AND action = 'put'"
-    whose = (scope.tenant, document_id)
-    found = fetch(connection, f"SELECT for_groups FROM job_items WHERE {waiting} ORDER BY job DESC LIMIT 1", whose)  # noqa: S608
-    for (groups,) in found:
-        require_visible(scope, name, json.loads(groups))
+    query = f"SELECT for_groups, metadata FROM job_items WHERE {waiting} ORDER BY job DESC LIMIT 1"  # noqa: S608
+    found = fetch(connection, query, (scope.tenant, document_id))
+    for before, _ in found:
+        require_visible(scope, name, json.loads(before))
     old = find_document(connection, Scope.whole(scope.tenant), document_id)
     if old is not None:
         require_visible(scope, name, old.groups)
-        found = found or [(json.dumps(old.groups),)]
-    return tuple(json.loads(found[0][0])) if asked is None and found else tuple(asked or ())
+        found = found or [(json.dumps(old.groups), json.dumps(old.metadata))]
+    before, facts = found[0] if found else ("[]", "{}")
+    its = json.loads(before) if groups is None else groups
+    return {**writing(scope, its), "metadata": facts if metadata == "null" else metadata}
 
 
 def accept(
     connection: sqlite3.Connection, scope: Scope, who: str, upload: dict[str, Any], groups: Sequence[str] | None
 ) -> str:
-    """Write the job of a single document that was spooled; gives its id. Raises what `groups_of` does."""
+    """Write the job of a single document that was spooled; gives its id. Raises what `meant` does."""
     with transaction(connection):
-        its = groups_of(connection, scope, upload["name"], upload["document_id"], groups)
+        its = meant(connection, scope, upload["name"], upload["document_id"], groups, upload["metadata"])
         job, job_id = insert_job(connection, tenant=scope.tenant, kind="upload", who=who, files=1)
-        item = {"job": job, "n": 1, **writing(scope, its), "action": "put", "state": "waiting", **upload}
-        insert_items(connection, [item])
+        insert_items(connection, [{"job": job, "n": 1, "action": "put", "state": "waiting", **upload, **its}])
     return job_id
 
 
 def settle(
-    connection: sqlite3.Connection, scope: Scope, who: str, draft: Document, groups: Sequence[str] | None
+    connection: sqlite3.Connection,
+    scope: Scope,
+    who: str,
+    draft: Document,
+    groups: Sequence[str] | None,
+    metadata: dict[str, Any] | None,
 ) -> str | None:
     """Write the job of a document that is there already, as it is; None where there is something to do."""
     with transaction(connection):
@@ -126,7 +137,7 @@ def settle(
         if old is None or _is_under_way(connection, draft.tenant, draft.id):
             return None
         its = old.groups if groups is None else tuple(groups)
-        if not is_same(old, replace(draft, groups=its)):
+        if not is_same(old, replace(draft, groups=its, metadata=old.metadata if metadata is None else metadata)):
             return None
         job, job_id = insert_job(connection, tenant=draft.tenant, kind="upload", who=who)
         item = {

@@ -117,11 +117,14 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of a manifest: a name, and the SHA-256 of its bytes in hex, or what the source calls them."""
+    """One line of a manifest: a name, and the SHA-256 of its bytes in hex, or what the source calls them.
+
+    Without metadata a document keeps what it has.
+    """
 
     name: str
     version: str = ""
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] | None = None
     etag: str = ""
 
 

@@ -121,7 +121,8 @@ class Ingestion:
 
         Content of the type LINK is the URL that the document is at, of the type PREPARED a document that was made ready
         elsewhere.
-        Without `groups` it is for whom the one is that it replaces, and a new one for all of the tenant.
+        Without `groups` it is for whom the one is that it replaces, and a new one for all of the tenant; without
+        `metadata` it has what that one has.
 
         Raises:
             UrlRefused: The link is none that is followed.
@@ -132,7 +133,7 @@ class Ingestion:
             IndexUnavailable: The document store, or its disk, does not take it.
         """
         version = await self._admit(content, name, media_type)
-        facts: dict[str, Any] = {"media_type": media_type, "metadata": metadata or {}}
+        facts: dict[str, Any] = {"media_type": media_type, "metadata": metadata}
         if version and media_type != PREPARED:
             settled = await self._settle(scope, name, content, version, facts, groups, who)
             if settled is not None:
@@ -200,7 +201,7 @@ class Ingestion:
             draft = self._ingester.draft(scope, name=name, content=content, version=version, **facts)
         except IndexUnavailable:
             return None
-        job_id = await self._file.write(ledger.settle, scope, who, draft, groups)
+        job_id = await self._file.write(ledger.settle, scope, who, draft, groups, facts["metadata"])
         if job_id is None:
             return None
         if self._tally:

@@ -12,7 +12,7 @@ from typing import Any
 from retrieval.documents import Scope
 from retrieval.errors import TooManyDeletions
 from retrieval.ingesting import document_id_of
-from retrieval.jobs.ledger import cancel_job, groups_of, insert_items, insert_job, now, writing
+from retrieval.jobs.ledger import cancel_job, insert_items, insert_job, meant, now, writing
 from retrieval.jobs.nouns import Entry, Failure, Item, Plan
 from retrieval.jobs.origins import resolved
 from retrieval.jobs.reading import failures
@@ -132,20 +132,22 @@ def _rows(connection: sqlite3.Connection, scope: Scope, source: str, wanted: Pla
     rows: list[dict[str, Any]] = []
     ended = {"action": "put", "state": "failed", "finished_at": now()}
 
-    def add(name: str, identity: str, groups: tuple[str, ...] | None, **facts: Any) -> None:
-        its = groups_of(connection, scope, name, identity, groups)
-        rows.append({**writing(scope, its), "name": name, "document_id": identity, **facts})
+    def add(
+        name: str, identity: str, groups: tuple[str, ...] | None, metadata: dict[str, Any] | None = None, **facts: Any
+    ) -> None:
+        its = meant(connection, scope, name, identity, groups, json.dumps(metadata))
+        rows.append({**its, "name": name, "document_id": identity, **facts})
 
     for entry in (*wanted.added, *wanted.modified):
         facts = {"action": "put", "state": "expected", "version": entry.version}
         identity = document_id_of(scope.tenant, entry.name)
-        add(entry.name, identity, wanted.groups, metadata=json.dumps(entry.metadata), **facts)
+        add(entry.name, identity, wanted.groups, entry.metadata, **facts)
     first_deletion = "held" if rows else "waiting"
     for name, identity in wanted.deleted:
         add(name, identity, None, action="delete", state=first_deletion)
     for known in wanted.failed:
         facts = {"version": known.version, "error": known.error, "message": known.message}
-        add(known.name, known.document_id, wanted.groups, **{**ended, **facts})
+        add(known.name, known.document_id, wanted.groups, None, **ended, **facts)
     for entry, owner in wanted.owned:
         whose = f"belongs to the source {owner!r}, not to {source!r}" if owner else "is taken by a document for others"
         facts = {"version": entry.version, "error": "DocumentOwned"}
@@ -174,8 +176,8 @@ def _is_as(entry: Entry, facts: list[Any], index_version: str | None, groups: tu
     version, metadata, its_index_version, its_groups, _ = facts
     is_current = index_version is None or its_index_version == index_version
     is_for_them = groups is None or frozenset(groups) == frozenset(json.loads(its_groups))
-    is_same = version == entry.version and json.loads(metadata) == entry.metadata
-    return bool(is_current and is_for_them and is_same)
+    has_its_facts = entry.metadata is None or json.loads(metadata) == entry.metadata
+    return bool(is_current and is_for_them and has_its_facts and version == entry.version)
 
 
 def _documents(connection: sqlite3.Connection, scope: Scope) -> tuple[dict[str, tuple[str, ...]], set[str]]:

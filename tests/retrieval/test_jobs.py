@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +59,27 @@ async def test_the_same_bytes_again_are_a_job_that_is_done_before_it_begins(worl
     job = await world.ingestion.job(ACME, again.job_id)
     assert (job.state, job.outcomes, job.embedded, job.reused) == ("done", {"unchanged": 1}, 0, 0)
     assert (world.embedder.encoded_texts, world.index.written) == before
+
+
+async def test_metadata_that_is_not_given_stays_and_none_at_all_clears_it(world: World) -> None:
+    async def metadata() -> dict[str, Any]:
+        (document,) = await world.retriever.documents(ACME)
+        return document.metadata
+
+    await world.done("tower.txt", metadata={"year": 1889})
+    assert (await world.done("tower.txt")).outcomes == {"unchanged": 1}
+    assert (await world.done("tower.txt", TOWER.replace(b"330", b"331"))).outcomes == {"replaced": 1}
+    assert await metadata() == {"year": 1889}
+    job = await world.done("tower.txt", TOWER.replace(b"330", b"331"), metadata={})
+    assert (job.outcomes, job.embedded) == ({"replaced": 1}, 0)
+    assert await metadata() == {}
+
+
+async def test_an_upload_without_metadata_has_that_of_what_waits_before_it(tmp_path: Path) -> None:
+    async with opened(tmp_path, failing={"upsert"}) as world:
+        await world.add("tower.txt", metadata={"year": 1889})
+        second = await world.add("tower.txt", b"Another tower.")
+        assert (await world.ingestion.items(ACME, second.job_id))[0].metadata == {"year": 1889}
 
 
 async def test_a_changed_document_embeds_what_changed_and_reuses_the_rest(world: World) -> None:

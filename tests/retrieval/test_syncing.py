@@ -183,6 +183,14 @@ async def test_metadata_of_the_manifest_is_compared_too(world: World) -> None:
     assert document.metadata == {"year": 2026}
 
 
+async def test_metadata_that_a_manifest_does_not_give_stays(world: World) -> None:
+    await world.done("a.txt", FOLDER["a.txt"], metadata={"year": 2026})
+    assert (await synced(world, {"a.txt": FOLDER["a.txt"]})).state == "done"
+    assert (await synced(world, {"a.txt": b"Other words."})).outcomes == {"replaced": 1}
+    (document,) = await world.retriever.documents(ACME)
+    assert (document.metadata, document.source) == ({"year": 2026}, "folder")
+
+
 NAMES = st.sampled_from(["a.txt", "b.txt", "c.txt"])
 TEXTS = st.lists(st.sampled_from(["One line.", "Another line.", "A third.", "unread", "The last."]), max_size=4)
 CONTENTS = st.one_of(TEXTS.map(lambda lines: "\n".join(lines).encode()), st.just(b"unreadable"))
