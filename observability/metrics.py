@@ -129,7 +129,7 @@ class Metrics:
             "hallmark_refusals", "Chat requests refused with 429, by what there was not enough of.", "reason"
         )
         self.retrieval_seconds = self._histogram(
-            "hallmark_retrieval_seconds", "Searching for passages, embedding the query included.", STAGE_SECONDS
+            "hallmark_retrieval_seconds", "Finding passages, with what the engine is asked for it.", STAGE_SECONDS
         ).labels()
         self.embed_seconds = self._histogram(
             "hallmark_embed_seconds", "Embedding a query, waiting for its batch included.", STAGE_SECONDS

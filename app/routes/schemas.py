@@ -327,7 +327,7 @@ class PredictionObject(BaseModel):
     )
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    retrieve_seconds: float | None = None
+    retrieve_seconds: float | None = Field(None, description="Finding passages, with what the engine is asked for it.")
     queue_seconds: float | None = Field(None, description="The wait for a place here, and then for the engine's first.")
     first_token_seconds: float | None = None
     engine_seconds: float | None = None
