@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from app.client import Client
+from app.errors import InvalidRequest
 from app.terminal import Key, Url, err, explained, out
 
 alerts = typer.Typer(help="Alerts: what got worse, the rules that say so, and who is told.", no_args_is_help=True)
@@ -135,11 +136,11 @@ def prometheus(
     """Print the rules as a file for Prometheus' `rule_files`."""
     from app.alerts import BadRules, read_rules, rule_file
 
-    try:
-        text = rule_file(read_rules(_read(file))) if file else rule_file()
-    except BadRules as error:
-        err.print(f"[red]error:[/] {escape(str(error))}")
-        raise typer.Exit(2) from None
+    with explained():
+        try:
+            text = rule_file(read_rules(_read(file))) if file else rule_file()
+        except BadRules as error:
+            raise InvalidRequest(str(error)) from None
     out.out(text, end="")
 
 
@@ -152,13 +153,20 @@ def alertmanager() -> None:
 
 
 def _read(file: Path) -> list[dict[str, Any]]:
-    """The tables [[alerts]] of a TOML file: one of rules alone, or a release's."""
+    """The tables [[alerts]] of a TOML file: one of rules alone, or a release's; raises InvalidRequest."""
+    from app.releases import Release
+
     try:
-        given = loads(file.read_text(encoding="utf-8")).get("alerts", [])
+        given = loads(file.read_text(encoding="utf-8"))
     except (TOMLDecodeError, UnicodeDecodeError) as error:
-        err.print(f"[red]{escape(str(file))}:[/] {escape(str(error))}")
-        raise typer.Exit(2) from None
-    return list(given)
+        raise InvalidRequest(f"{file}: {error}") from None
+    rules = given.pop("alerts", None)
+    # A misspelled name must not set no rules at all: nobody would be told of anything.
+    if unknown := given.keys() - set(Release.__struct_fields__):
+        raise InvalidRequest(f"{file}: {min(unknown)!r} is unknown; write each rule as a table [[alerts]].")
+    if not isinstance(rules, list) or not all(isinstance(each, dict) for each in rules):
+        raise InvalidRequest(f"{file}: write each rule as a table [[alerts]]; `alerts = []` is no rules.")
+    return rules
 
 
 def _condition(rule: dict[str, Any]) -> str:

@@ -234,6 +234,39 @@ async def test_rules_are_shown_and_set_by_a_file(client, service, tmp_path):
     assert printed.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (TOML.replace("[[alerts]]", "[[rules]]"), "'rules' is unknown"),
+        (TOML.replace("[[alerts]]", "[[rules]]", 1), "'rules' is unknown"),
+        (TOML.split("[[alerts]]", maxsplit=1)[0], "`alerts = []` is no rules"),
+        ("alerts = [1]", "`alerts = []` is no rules"),
+        ("[alerts]", "`alerts = []` is no rules"),
+        ("", "`alerts = []` is no rules"),
+    ],
+)
+async def test_a_file_whose_rules_are_called_otherwise_changes_none(service, tmp_path, text, said):
+    file = tmp_path / "rules.toml"
+    file.write_text(text)
+    before = (await run(service, "rules", "hallmark")).stdout
+    refused = await run(service, "rules", "hallmark", "--set", str(file))
+    assert refused.exit_code == 2
+    assert f"{file}: " in refused.stderr
+    assert said in refused.stderr
+    assert "[[alerts]]" in refused.stderr
+    assert (await run(service, "rules", "hallmark")).stdout == before
+    assert CliRunner().invoke(app, ["alerts", "prometheus", str(file)]).exit_code == 2
+
+
+async def test_no_rules_are_set_where_a_file_says_so_and_those_of_a_release_by_its_file(client, service, tmp_path):
+    file = tmp_path / "rules.toml"
+    file.write_text(TOML)
+    assert "failed burns" in (await run(service, "rules", "hallmark", "--set", str(file))).stdout
+    file.write_text("alerts = []")
+    assert (await run(service, "rules", "hallmark", "--set", str(file))).exit_code == 0
+    assert (await client.get("/v1/alert-rules/hallmark")).json()["rules"] == []
+
+
 def test_a_secret_is_made_and_a_worker_with_a_bad_one_does_not_start(tmp_path, monkeypatch):
     made = CliRunner().invoke(app, ["alerts", "secret"]).stdout.strip()
     assert made.startswith("whsec_")
