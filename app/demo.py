@@ -62,7 +62,7 @@ def run_demo(
                 )
             except ServiceFailure as error:
                 raise ServiceFailure(f"{error} See {log_file}." if process else str(error)) from error
-        load(client, [Folder(examples)])
+        load(client, {str(examples): Folder(examples)})
         for question in QUESTIONS:
             console.print(f"\n[bold cyan]Q[/] {escape(question)}")
             answer = client.ask(question, model="hallmark")

@@ -63,7 +63,8 @@ def ingest(
             raise InvalidRequest("--source, --dry-run, --no-delete, --max-deletes and --retry-failed go with --sync.")
         if ray and (urls or any(place.startswith("git+") for place in places)):
             raise InvalidRequest("--ray takes folders that every node of the cluster has, and buckets.")
-        sources = [opened.enter_context(open_source(place)) for place in places if place not in urls]
+        places = [place for place in dict.fromkeys(places) if place not in urls]
+        sources = [opened.enter_context(open_source(place)) for place in places]
         if ray:
             known = {} if sync else {each["name"]: each["version"] for each in client.documents()}
             sources = opened.enter_context(_on_cluster(ray, client.live_index(), known, places, sources))
@@ -72,7 +73,7 @@ def ingest(
             wanted = Sync(source or _source_of(place.name), delete, max_deletes, retry_failed, group)
             failed = _sync(client, place, wanted, dry_run=dry_run, yes=yes)
         else:
-            failed = load(client, sources, urls, group)
+            failed = load(client, dict(zip(places, sources, strict=True)), urls, group)
         if failed:
             raise typer.Exit(1)
 

@@ -3,7 +3,7 @@
 The main rule: what one file is refused for is told, and does not stop the others; what stops all is told once.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from rich.progress import (
 )
 
 from app.client import Client, Refusal, ServiceFailure
+from app.errors import InvalidRequest
 from app.sources import SUFFIXES, FileFailure, Source, SourceFailure
 from app.terminal import err, out
 
@@ -30,11 +31,25 @@ UPLOADS_AT_ONCE = 4
 _LOOK_SECONDS = 1.0
 
 
-def load(client: Client, sources: Sequence[Source], urls: Sequence[str] = (), groups: list[str] | None = None) -> int:
-    """Add documents with a progress bar and wait until they are ingested; gives how many were refused."""
+def load(
+    client: Client, sources: Mapping[str, Source], urls: Sequence[str] = (), groups: list[str] | None = None
+) -> int:
+    """Add the documents of places, by what the user calls them, with a progress bar; gives how many were refused.
+
+    Raises:
+        InvalidRequest: two places have a document of the same name, of which one would replace the other.
+    """
     tasks = [(url, partial(client.add_url, url, groups=groups)) for url in urls]
-    for source in sources:
+    place_of: dict[str, str] = {}
+    for place, source in sources.items():
         names = source.names()
+        if twice := place_of.keys() & names:
+            name = min(twice)
+            raise InvalidRequest(
+                f"{place_of[name]} and {place} both have a document called {name!r}, and one would replace the other: "
+                "give the folder above both, or rename one."
+            )
+        place_of |= dict.fromkeys(names, place)
         source.expect(names)
         tasks += [(name, partial(_add, client, source, name, groups)) for name in names]
     if not tasks:

@@ -128,6 +128,23 @@ async def test_a_folder_without_documents_is_a_mistake(service, tmp_path):
     assert (await run("ingest", tmp_path / "absent", *at(service))).exit_code == 2
 
 
+async def test_documents_of_one_name_in_two_places_are_refused_before_any_is_sent(service, folder, tmp_path):
+    other = tmp_path / "old"
+    other.mkdir()
+    (other / "gold.md").write_text("# Gold\n\nGold was not stamped.")
+    for places in ((folder, other), (folder / "gold.md", other / "gold.md")):
+        result = await run("ingest", *places, *at(service))
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert f"{places[0]} and {places[1]} both have a document called 'gold.md'" in result.stderr
+        assert "give the folder above both" in result.stderr
+    async with service.client() as client:
+        assert (await client.get("/v1/documents")).json()["data"] == []
+    above = await run("ingest", tmp_path, *at(service))
+    assert (above.exit_code, above.stdout) == (0, "3 created\n")
+    twice = await run("ingest", folder, folder, *at(service))
+    assert (twice.exit_code, twice.stdout) == (0, "2 created\n")  # The same place is none other.
+
+
 # --- ask ---
 
 
