@@ -51,12 +51,14 @@ def show_sources(console: Console, answer: dict[str, Any]) -> None:
     verdict = answer.get("verdict")
     if verdict and verdict["status"] != "answered":
         console.print(f"[yellow]{verdict['status']}[/] ({verdict['reason'].replace('_', ' ')})")
-    shown: set[int] = set()
+    by_number: dict[int, list[dict[str, Any]]] = {}
     for citation in answer.get("citations", ()):
-        if citation["n"] in shown:
-            continue
-        shown.add(citation["n"])
-        heading = f" - {citation['heading']}" if citation["heading"] else ""
-        console.print(f"[bold]\\[{citation['n']}][/] {escape(citation['title'] + heading)} ({citation['status']})")
-        console.print(f'    "{escape(" ".join(citation["quote"].split()))}"', style="dim", soft_wrap=True)
-        console.print(f"    {citation['url']}", soft_wrap=True)
+        by_number.setdefault(citation["n"], []).append(citation)
+    for n, citations in by_number.items():
+        first = citations[0]
+        heading = f" - {first['heading']}" if first["heading"] else ""
+        status = ", ".join(dict.fromkeys(each["status"] for each in citations))
+        console.print(f"[bold]\\[{n}][/] {escape(first['title'] + heading)} ({status})")
+        for quote in dict.fromkeys(" ".join(each["quote"].split()) for each in citations):
+            console.print(f'    "{escape(quote)}"', style="dim", soft_wrap=True)
+        console.print(f"    {first['url']}", soft_wrap=True)

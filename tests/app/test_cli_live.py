@@ -162,6 +162,20 @@ async def test_an_answer_is_shown_with_what_it_rests_on(service, folder):
         assert (await browser.get(url[0])).status_code == 200
 
 
+async def test_every_quote_is_shown_under_its_source(service, folder, tgi):
+    second = "Silver is stamped with a lion."
+    (folder / "gold.md").write_text(f"# Gold\n\nA hallmark is a stamp on gold. {second}")
+    await run("ingest", folder, *at(service))
+    tgi.script(Tokens("A hallmark is a stamp on gold. Silver is stamped with a lion. The stamp on gold is a hallmark."))
+    result = await run("ask", "What is a hallmark on gold and silver?", *at(service))
+    answer, sources = result.stdout.split("\n", 1)
+    assert answer.count("[1]") == 3, result.output
+    heading, first, other, url = sources.splitlines()
+    assert heading == "[1] Gold - Gold (supported)"
+    assert [first.strip(), other.strip()] == ['"A hallmark is a stamp on gold."', f'"{second}"']
+    assert url.strip().startswith(service.url)
+
+
 async def test_an_answer_is_shown_as_it_comes(service, tgi):
     hold = asyncio.Event()
     tgi.script(Tokens("First", " second", gates={1: hold}))
