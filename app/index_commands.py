@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from app.client import Client
 from app.errors import InvalidRequest
-from app.terminal import Key, Url, err, explained, out
+from app.terminal import Key, Url, err, explained, out, show_table
 
 index = typer.Typer(help="Index versions: build, compare, switch, roll back, drop.", no_args_is_help=True)
 
@@ -19,13 +20,16 @@ IndexId = Annotated[str, typer.Argument(help="The version's id, as `index list` 
 @index.command("list")
 def list_indexes(key: Key, url: Url = "http://127.0.0.1:8080") -> None:
     """List the index versions."""
-    table = Table("id", "state", "model", "passage tokens", "documents", "missing", "trouble")
+    rows, troubles = [], []
     with explained(), Client(url, key) as client:
         for each in client.call("GET", "/v1/indexes")["data"]:
             made = each["made_of"]
             figures = (str(made["passage_tokens"]), str(each["documents"]), str(each["missing_documents"]))
-            table.add_row(each["id"], each["state"], made["embedding_model"], *figures, each["trouble"] or "")
-    out.print(table)
+            rows.append((each["id"], each["state"], made["embedding_model"], *figures))
+            troubles += [f"[yellow]{each['id']}:[/] {escape(each['trouble'])}"] if each["trouble"] else []
+    show_table(("id", "state", "model", "passage\ntokens", "documents", "missing"), rows, folds=["model"])
+    for trouble in troubles:
+        out.print(trouble, soft_wrap=True)
 
 
 @index.command("build")

@@ -9,13 +9,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from app.client import Client
 from app.errors import InvalidRequest
 from app.loading import Sync, compare, load, show, synchronise
 from app.sources import Source, SourceFailure, open_source
-from app.terminal import Key, Url, err, explained, out
+from app.terminal import Key, Url, err, explained, out, show_table
 
 jobs = typer.Typer(help="Ingestion jobs: list, show, cancel.", no_args_is_help=True)
 
@@ -85,14 +84,14 @@ def list_jobs(
     limit: Annotated[int, typer.Option(min=1, max=100)] = 20,
 ) -> None:
     """List the newest jobs."""
-    table = Table("id", "kind", "source", "state", "done", "failed", "left")
+    rows = []
     with explained(), Client(url, key) as client:
         for job in client.call("GET", "/v1/jobs", params={"limit": limit})["data"]:
             counts = job["counts"]
             left = counts["expected"] + counts["waiting"] + counts["running"]
             figures = (str(counts["done"]), str(counts["failed"]), str(left))
-            table.add_row(job["id"], job["kind"], escape(job["source"]), job["state"], *figures)
-    out.print(table)
+            rows.append((job["id"], job["kind"], escape(job["source"]), job["state"], *figures))
+    show_table(("id", "kind", "source", "state", "done", "failed", "left"), rows, folds=["source"])
 
 
 @jobs.command("show")

@@ -1,14 +1,15 @@
 """`hallmark quality`: how good each release's answers are, as tables, by the public API."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Column, Table
 
 from app.client import Client
-from app.terminal import Key, Url, explained, out
+from app.terminal import Key, Url, explained, out, show_table
 
+FIGURES = ("figure", "class", "value", "95 % interval", "n", "eff. n", "method")
 URL = "http://127.0.0.1:8080"
 
 
@@ -33,31 +34,19 @@ def quality(
     if not report["data"]:
         out.print(f"no answers from {report['since'][:19]} to {report['until'][:19]}")
     for each in report["data"]:
-        out.print(_table(each))
+        title = f"{escape(each['release'])}: {each['answers']} answers"
+        show_table(FIGURES, list(_rows(each)), folds=["class", "method"], title=title)
         out.print(_labels(each), soft_wrap=True)
 
 
-def _table(quality: dict[str, Any]) -> Table:
-    title = f"{escape(quality['release'])}: {quality['answers']} answers"
-    table = Table(
-        Column("figure", no_wrap=True),
-        "class",
-        Column("value", justify="right", no_wrap=True),
-        Column("95 % interval", justify="right", no_wrap=True),
-        Column("n", justify="right", no_wrap=True),
-        Column("effective n", justify="right", no_wrap=True),
-        "method",
-        title=title,
-        title_justify="left",
-    )
+def _rows(quality: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     for each in quality["figures"]:
         if each["n"] or each["doubts"]:
             value, low, high = (_shown(each[name], each["unit"]) for name in ("value", "low", "high"))
             sizes = (str(each["n"]), f"{each['effective_n']:.0f}")
             facts = (each["figure"], escape(each["class"] or ""), value, f"{low} to {high}")
             doubts = f", in doubt: {', '.join(each['doubts'])}" if each["doubts"] else ""
-            table.add_row(*facts, *sizes, each["method"] + doubts)
-    return table
+            yield (*facts, *sizes, each["method"] + doubts)
 
 
 def _labels(quality: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from rich.table import Column, Table
 
 from app import publishing
 from app.client import Client
-from app.terminal import Key, Url, err, explained, out
+from app.terminal import Key, Url, err, explained, out, show_table
 
 if TYPE_CHECKING:
     from app.guards import State
@@ -183,20 +183,18 @@ def trial(name: Name, key: Key, url: Url = URL) -> None:
         found = client.call("GET", f"/v1/rollouts/{name}/trial")
     sides = f"{found['canary']} beside {found['stable']}"
     out.print(f"{sides}: {found['status']}, {found['observations']} observations", soft_wrap=True)
-    table = Table(
-        "guard", "canary", "bad", "stable", "bad", "e-value", "rolls back at", "verdict", "safe", "promotes at"
-    )
+    figures = ("canary", "bad", "stable", "bad", "e-value", "rolls\nback\nat")
+    rows = []
     for each in found["evidence"]:
         arms = [
             text
             for arm in ("canary", "stable")
             for text in (str(each[f"{arm}_sessions"]), _percent(each[f"{arm}_bad"]))
         ]
-        evidence = (f"{each['e_value']:.4g}", f"{each['threshold']:.4g}", each["verdict"])
-        table.add_row(
-            each["guard"], *arms, *evidence, f"{each['safety_e_value']:.4g}", f"{each['safety_threshold']:.4g}"
-        )
-    out.print(table)
+        judged = (f"{each['e_value']:.4g}", f"{each['threshold']:.4g}", each["verdict"])
+        safe = (f"{each['safety_e_value']:.4g}", f"{each['safety_threshold']:.4g}")
+        rows.append((each["guard"], *arms, *judged, *safe))
+    show_table(("guard", *figures, "verdict", "safe", "promotes\nat"), rows, folds=["verdict"])
     if found["may_promote"]:
         out.print("All guards have shown that it is not worse by their margins: it may be promoted.")
     if found["alarm"]:

@@ -1,6 +1,6 @@
-"""What the commands do for a person at a terminal: explain a failure, show what an answer rests on."""
+"""What the commands do for a person at a terminal: explain a failure, print a table, show what an answer rests on."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -8,10 +8,15 @@ from typing import IO, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Table
 
 from app.client import ServiceFailure
 from app.errors import InvalidRequest, ServiceError
 from app.sources import SourceFailure
+
+FOLDED = 7
+"""Columns of a terminal that are left to what is folded in a table."""
 
 # What a document or a model says is shown as it is: `:key:` is not a picture of one.
 out = Console(highlight=False, emoji=False)
@@ -44,6 +49,20 @@ def whole(target: Path) -> Iterator[IO[bytes]]:
         draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def show_table(
+    names: Sequence[str], rows: Sequence[Sequence[str]], *, folds: Collection[str] = (), title: str | None = None
+) -> None:
+    """Print a table of which nothing is cut off: the columns `folds` give way, and then the lines are too long."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left")
+    for name, *cells in zip(names, *rows, strict=True):
+        room = max(Measurement.get(out, out.options, cell).maximum for cell in (name, *cells))
+        least = min(room, FOLDED) if name in folds else room
+        table.add_column(name, no_wrap=name not in folds, overflow="fold", min_width=least)
+    for row in rows:
+        table.add_row(*row)
+    out.print(table, crop=False)
 
 
 def show_sources(console: Console, answer: dict[str, Any]) -> None:

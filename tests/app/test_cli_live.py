@@ -369,7 +369,9 @@ async def test_a_folder_is_kept_in_step(service, folder):
     listed = await run("jobs", "list", *at(service))
     assert listed.stdout.count("sync") == 4
     async with service.client() as client:
-        job_id = (await client.get("/v1/jobs")).json()["data"][-1]["id"]
+        ids = [job["id"] for job in (await client.get("/v1/jobs")).json()["data"]]
+    assert [job_id in listed.stdout for job_id in ids] == [True] * 4  # In 80 columns.
+    job_id = ids[-1]
     shown = await run("jobs", "show", job_id, *at(service))
     assert "2 created" in shown.stdout
     assert (await run("jobs", "cancel", job_id, *at(service))).stdout == f"{job_id}: done\n"

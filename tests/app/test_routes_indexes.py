@@ -138,6 +138,8 @@ async def test_the_command_line_builds_compares_switches_goes_back_and_drops(
     assert f"{new} is live" in (await run("switch", new, *at)).stdout
     listed = (await run("list", *at)).stdout
     assert "retired" in listed
+    assert f"{new} live" in listed  # In 80 columns.
+    assert f"{live} retired" in listed
     refused = await run("drop", new, *at)
     assert (refused.exit_code, "is live" in refused.stderr) == (1, True)
     assert f"{live} is live" in (await run("rollback", *at)).stdout

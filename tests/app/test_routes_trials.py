@@ -119,6 +119,12 @@ async def test_a_trial_is_shown_with_its_evidence_and_its_replay_says_the_same(s
 
     shown = await run(service, "rollouts", "trial", "hallmark")
     assert "hallmark@2 beside hallmark@1: running, 24 observations" in shown.stdout
+    for each in trial["evidence"]:  # Nothing is cut off in 80 columns.
+        sessions = (
+            f"{each['canary_sessions']} {each['canary_bad']:.1%} {each['stable_sessions']} {each['stable_bad']:.1%}"
+        )
+        figures = f"{each['guard']} {sessions} {each['e_value']:.4g} 200 waiting {each['safety_e_value']:.4g} "
+        assert figures in " ".join(shown.stdout.split())
     replayed = await run(service, "rollouts", "replay", "hallmark")
     assert replayed.exit_code == 0, replayed.output
     assert replayed.stdout == "24 observations replayed: no decision\nthe same, to the last bit\n"
