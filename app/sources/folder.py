@@ -21,11 +21,12 @@ class Folder:
         return self._path.resolve().name
 
     def names(self) -> list[str]:
-        """The documents below the folder."""
+        """The documents below the folder, but for hidden ones: `.git`, `.venv` and trash hold what nobody means."""
         if self._path.is_file():
             return [self._path.name]
         found = (path for path in self._path.rglob("*") if path.is_file() and is_document(path.name))
-        return [path.relative_to(self._path).as_posix() for path in sorted(found)]
+        within = (path.relative_to(self._path) for path in sorted(found))
+        return [path.as_posix() for path in within if not any(part.startswith(".") for part in path.parts)]
 
     def manifest(self) -> list[dict[str, str]]:
         """The documents with their SHA-256."""

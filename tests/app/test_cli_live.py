@@ -81,6 +81,16 @@ async def test_a_folder_is_loaded_with_its_own_names(service, folder):
     assert (again.exit_code, again.stdout) == (0, "1 replaced, 1 unchanged\n")
 
 
+async def test_hidden_files_and_folders_are_left_out_but_not_a_hidden_folder_that_is_named(service, folder):
+    (folder / ".trash" / "deep").mkdir(parents=True)
+    (folder / ".trash" / "deep" / "old.md").write_text("Old.")
+    (folder / ".draft.md").write_text("A draft.")
+    result = await run("ingest", folder, *at(service))
+    assert (result.exit_code, result.stdout) == (0, "2 created\n")
+    named = await run("ingest", folder / ".trash", folder / ".draft.md", *at(service))
+    assert (named.exit_code, named.stdout) == (0, "2 created\n")
+
+
 async def test_a_bad_file_is_told_and_the_others_are_loaded(service, folder):
     (folder / "broken.pdf").write_bytes(b"%PDF-1.7 no more")
     (folder / "empty[1].md").write_bytes(b"")
