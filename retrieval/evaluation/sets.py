@@ -71,7 +71,8 @@ def load(path: Path, documents: Path | None = None) -> EvaluationSet:
         BadSet: it is none of these, or a line of it is wrong.
     """
     if path.is_file():
-        return EvaluationSet(path.stem, tuple(_questions(path)), files=_files(documents) if documents else None)
+        files = _files(documents) if documents else None
+        return EvaluationSet(path.stem, tuple(_questions(path, files)), files=files)
     folder = path / "beir" if (path / "beir").is_dir() else path
     if not (folder / "corpus.jsonl").is_file():
         raise BadSet(f"{path}: name a file of questions, or a folder with corpus.jsonl, queries.jsonl and qrels.tsv.")
@@ -99,7 +100,8 @@ def off_topic(path: Path, most: int | None = None) -> list[Question]:
     return [Question(f"{name}-{n}", text, {}, kind="off_topic") for n, text in enumerate(texts[::step][:most], 1)]
 
 
-def _questions(file: Path) -> Iterator[Question]:
+def _questions(file: Path, files: Mapping[str, Path] | None) -> Iterator[Question]:
+    """The questions of a file; where the documents are known, those that answer must be among them."""
     known: dict[str, int] = {}
     for number, row in _rows(file, "question"):
         where = f"{file}, line {number}"
@@ -110,7 +112,10 @@ def _questions(file: Path) -> Iterator[Question]:
             first = f": line {known[name]} has it too" if isinstance(name, str) else ""
             raise BadSet(f"{where}: 'id' must be a text of its own{first}.")
         known[name] = number
-        yield _question(name, row, where)
+        question = _question(name, row, where)
+        if files is not None and (absent := question.documents.keys() - files.keys()):
+            raise BadSet(f"{where}: there is no {min(absent)!r} in the folder of documents.")
+        yield question
     if not known:
         raise BadSet(f"{file}: there is no question in it.")
 

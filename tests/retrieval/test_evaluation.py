@@ -194,6 +194,9 @@ def test_the_command_tells_a_wrong_line_and_exits_with_two(tmp_path: Path) -> No
     result = run("retrieval", file, "--documents", tmp_path)
     assert result.exit_code == 2
     assert "own.jsonl, line 1" in " ".join(result.output.split())
+    file.write_text('{"question": "Which?", "documents": ["nope.md"]}\n')
+    result = run("retrieval", file, "--documents", tmp_path)
+    assert (result.exit_code, "line 1: there is no 'nope.md'" in " ".join(result.output.split())) == (2, True)
     result = run("citations", file, "--at-least", "ndcg")
     assert (result.exit_code, "FIGURE=VALUE" in result.output) == (2, True)
     file.write_text('{"question": "Which?", "answers": ["a"]}\n')

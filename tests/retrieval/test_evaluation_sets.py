@@ -42,7 +42,9 @@ def test_a_teams_questions_are_read_with_what_their_lines_leave_out(tmp_path: Pa
         {"question": "What is rain?", "answerable": False, "kind": "off_topic"},
     )
     (tmp_path / "docs" / "sub").mkdir(parents=True)
-    (tmp_path / "docs" / "sub" / "a.md").write_text("text")
+    (tmp_path / "docs" / "sub" / "c.md").write_text("text")
+    for name in ("audit.md", "a.md", "b.md"):
+        (tmp_path / "docs" / name).write_text("text")
     found = load(file, tmp_path / "docs")
     assert [(each.id, each.text, each.kind) for each in found.questions] == [
         ("1", "How long are audit logs kept?", "answerable"),
@@ -52,7 +54,8 @@ def test_a_teams_questions_are_read_with_what_their_lines_leave_out(tmp_path: Pa
     ]
     assert found.questions[0].documents == {"audit.md": 1}
     assert found.questions[1].documents == {"a.md": 2, "b.md": 1}
-    assert found.files == {"sub/a.md": tmp_path / "docs" / "sub" / "a.md"}
+    names = ("a.md", "audit.md", "b.md", "sub/c.md")
+    assert found.files == {name: tmp_path / "docs" / name for name in names}
     assert found.name == "own"
 
 
@@ -79,6 +82,15 @@ def test_a_teams_questions_are_read_with_what_their_lines_leave_out(tmp_path: Pa
 def test_a_wrong_line_is_told_by_its_number_and_field(tmp_path: Path, line: object, message: str) -> None:
     with pytest.raises(BadSet, match=f"own.jsonl, line 2: .*{message}"):
         load(write(tmp_path, {**GOOD, "id": "first"}, line))
+
+
+def test_a_document_that_is_not_in_the_folder_is_told_by_its_line(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "audit.md").write_text("text")
+    file = write(tmp_path, GOOD, {**GOOD, "documents": {"audit.md": 2, "nope.md": 1}})
+    with pytest.raises(BadSet, match=r"own.jsonl, line 2: there is no 'nope.md' in the folder"):
+        load(file, tmp_path / "docs")
+    assert len(load(file).questions) == 2  # Which documents a service has is not known here.
 
 
 def test_what_is_no_set_is_told(tmp_path: Path) -> None:
