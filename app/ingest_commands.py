@@ -154,6 +154,11 @@ def _sync(client: Client, place: Source, wanted: Sync, *, dry_run: bool, yes: bo
     if wanted.max_deletes is None and going:
         _confirm(going, plan["unchanged"] + len(plan["modified"]), yes=yes)
         wanted = replace(wanted, max_deletes=going)
+    elif wanted.max_deletes is not None and going > wanted.max_deletes:
+        raise InvalidRequest(
+            f"{going} documents would be deleted, and --max-deletes allows {wanted.max_deletes}: "
+            f"say --max-deletes {going} if that is meant, or look at --dry-run."
+        )
     return synchronise(client, place, manifest, wanted)
 
 
