@@ -41,7 +41,13 @@ def explained() -> Iterator[None]:
 
 @contextmanager
 def whole(target: Path) -> Iterator[IO[bytes]]:
-    """Open a file beside `target` that takes its place when the block ends well, and goes when it does not."""
+    """Open a file beside `target` that takes its place when the block ends well, and goes when it does not.
+
+    Raises:
+        FileNotFoundError: there is no folder for it.
+    """
+    if not target.parent.is_dir():  # What is opened has a name that nobody gave.
+        raise FileNotFoundError(f"There is no folder {str(target.parent)!r} to write {target.name} into.")
     draft = target.with_name(f"{target.name}.partial")
     try:
         with draft.open("wb") as file:

@@ -117,7 +117,9 @@ async def test_an_export_that_is_refused_makes_no_file(service, asked, tmp_path)
     target = tmp_path / "out.jsonl"
     key = await service.new_key(scopes=("chat",))
     assert (await run(service, "export", "--out", target, key=key)).exit_code == 1
-    assert (await run(service, "export", "--out", tmp_path / "no" / "such" / "folder")).exit_code == 1
+    nowhere = await run(service, "export", "--out", tmp_path / "no" / "out.jsonl")
+    assert nowhere.exit_code == 1
+    assert f"There is no folder '{tmp_path / 'no'}' to write out.jsonl into." in nowhere.stderr
     assert not target.exists()
 
 
