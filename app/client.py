@@ -239,7 +239,9 @@ class Client:
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: httpx.HTTPError) -> ServiceFailure:
-        reason = str(error) or type(error).__name__
+        if isinstance(error, httpx.UnsupportedProtocol):
+            return ServiceFailure(f"{self.url!r} is no address of a service: it must begin with http:// or https://.")
+        reason = (str(error) or type(error).__name__).rstrip(".")
         return ServiceFailure(f"{self.url} cannot be reached: {reason}. Start it with `hallmark serve`.")
 
 

@@ -248,6 +248,13 @@ async def test_a_command_without_a_key_says_how_to_give_one(service):
     assert "--key" in result.stderr
 
 
+async def test_an_address_without_its_scheme_is_told(monkeypatch):
+    monkeypatch.setenv("HALLMARK_URL", "foo")
+    result = await run("ask", "Hello", "--key", "k")
+    assert (result.exit_code, result.stdout) == (1, "\n")
+    assert result.stderr == "error: 'foo' is no address of a service: it must begin with http:// or https://.\n"
+
+
 # --- demo ---
 
 
