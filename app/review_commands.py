@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from app.client import Client
+from app.errors import InvalidRequest
 from app.terminal import Key, Url, err, explained, out, whole
 
 review = typer.Typer(help="The review queue: define, review, export, import.", no_args_is_help=True)
@@ -185,6 +186,11 @@ def bring(
 ) -> None:
     """Take in the annotations of exported tasks: all of them, or none if one cannot be taken."""
     with explained(), Client(url, key) as client:
+        content = file.read_bytes()
+        try:
+            msgspec.json.decode(content, type=list[dict[str, Any]])
+        except (UnicodeDecodeError, msgspec.DecodeError) as error:
+            raise InvalidRequest(f"{file} is not what Label Studio exports as JSON: {error}") from None
         path = f"/v1/review/queues/{queue}/import"
-        done = client.call("POST", path, content=file.read_bytes(), headers=_JSON)
+        done = client.call("POST", path, content=content, headers=_JSON)
     out.print(f"{done['done']} done, {done['skipped']} skipped, {done['unchanged']} unchanged")

@@ -323,6 +323,10 @@ async def test_the_commands_exchange_files_and_tell_what_is_wrong(service, api, 
     file.write_text("[{}]")
     refused = await run(service, api, "import", "answers", file)
     assert (refused.exit_code, "[0].data" in refused.stderr) == (1, True)
+    for wrong in (b"{}", b"[1]", b"[{", b'[{"a": "\xff"}]'):
+        file.write_bytes(wrong)
+        refused = await run(service, api, "import", "answers", file)
+        assert (refused.exit_code, "tasks.json is not what Label Studio" in refused.stderr) == (2, True)
     assert (await run(service, api, "gold", "answers", asked, "right")).exit_code == 0
     assert (await run(service, api, "boost", "answers", "--rate", "0.5", "--reason", "drift")).exit_code == 0
     assert (await run(service, api, "show", "nowhere")).exit_code == 1
