@@ -90,7 +90,7 @@ def load_settings(**given: Any) -> Settings:
     except ValidationError as error:
         for problem in error.errors(include_url=False):
             name = ".".join(str(part) for part in problem["loc"])
-            err.print(f"[red]setting {escape(name)}:[/] {escape(problem['msg'])}")
+            err.print(f"[red]setting {escape(name)}:[/] {escape(problem['msg'].removeprefix('Value error, '))}")
     except (TOMLDecodeError, UnicodeDecodeError) as error:
         err.print(f"[red]hallmark.toml:[/] {escape(str(error))}")
     except ValueError as error:  # A variable that holds a list is no JSON.

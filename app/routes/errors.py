@@ -149,7 +149,7 @@ def invalid_fields(problems: Sequence[Any]) -> InvalidRequest:
 def _reason(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         return _UNKNOWN
-    return str(problem["msg"])
+    return str(problem["msg"]).removeprefix("Value error, ")
 
 
 def _field(problem: Any) -> str:

@@ -180,6 +180,7 @@ def test_a_wrong_setting_is_named_and_exits_with_2(tmp_path, env, said):
     result = run("serve", "--data-dir", tmp_path, env=env)
     assert result.exit_code == 2
     assert said in result.stderr
+    assert "Value error" not in result.stderr  # What pydantic says before our own words.
 
 
 def test_a_wrong_settings_file_is_told(tmp_path, monkeypatch):
