@@ -60,7 +60,10 @@ def whole(target: Path) -> Iterator[IO[bytes]]:
 def show_table(
     names: Sequence[str], rows: Sequence[Sequence[str]], *, folds: Collection[str] = (), title: str | None = None
 ) -> None:
-    """Print a table of which nothing is cut off: the columns `folds` give way, and then the lines are too long."""
+    """Print a table of which nothing is cut off: an id that is cannot be asked for, a figure that is says another.
+
+    Where there is no room the columns `folds` are folded; where that is not enough, lines are longer than the terminal.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left")
     for name, *cells in zip(names, *rows, strict=True):
         room = max(Measurement.get(out, out.options, cell).maximum for cell in (name, *cells))
