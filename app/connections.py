@@ -16,7 +16,6 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 MAX_HEAD_BYTES = 64 * 1024
 """How long a request's address and headers may be together, and what follows the chunks of a body."""
 
-
 LEAST_READ_BYTES = 64 * 1024
 """How much of what waits for it a client has to read in the time for which a connection may be idle."""
 

@@ -166,7 +166,8 @@ class Evaluator:
 
     async def _silences(self, tenant: str) -> list[Silence]:
         async with self._database.reading() as connection:
-            return await store.silences_of(connection, {tenant}, self._clock())
+            # A rule may have the name of one that is the deployment's, and is silenced along with it.
+            return await store.silences_of(connection, {tenant, DEPLOYMENT}, self._clock())
 
     async def _apply(
         self, current: "_Round", subject: Subject, timing: Timing, finding: Finding, silences: Sequence[Silence]

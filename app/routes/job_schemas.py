@@ -224,12 +224,7 @@ class SyncRequest(Wire):
 
     def manifest(self) -> list[Entry]:
         """The files that are named."""
-        return [
-            Entry(
-                each.name, each.version or "", None if each.metadata is None else dict(each.metadata), each.etag or ""
-            )
-            for each in self.documents
-        ]
+        return [Entry(each.name, each.version or "", each.metadata, each.etag or "") for each in self.documents]
 
 
 class DeletedDocument(BaseModel):

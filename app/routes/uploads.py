@@ -72,8 +72,7 @@ async def _read_form(request: Request) -> Upload:
 def _upload(asked: DocumentUpload, content: bytes, media_type: str | None) -> Upload:
     if asked.name is None:
         raise InvalidRequest("`name`: give the document a name.", param="name")
-    metadata = None if asked.metadata is None else dict(asked.metadata)
-    return Upload(asked.name, content, media_type, metadata, asked.groups, asked.etag or "")
+    return Upload(asked.name, content, media_type, asked.metadata, asked.groups, asked.etag or "")
 
 
 def _read_field(form: FormData, name: str, absent: str, kind: str) -> Any:

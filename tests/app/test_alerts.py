@@ -377,6 +377,14 @@ async def test_a_rollback_is_silenced_by_its_name_for_everybody(world: Alerting)
     assert await world.told("other") == ["firing"]
 
 
+async def test_a_rule_that_has_the_name_of_the_deployments_is_silenced_with_it(world: Alerting) -> None:
+    await world.set_rules({**REFUSED, "name": "outbox"})
+    await world.alerts.silence(TENANT, rule="outbox", release="*", seconds=100, who="anna", why="known")
+    await refuse(world, 60)
+    await world.look()
+    assert ((await world.only()).state, await world.told()) == ("firing", [])
+
+
 async def test_what_fired_and_went_in_silence_is_never_told(world: Alerting) -> None:
     await world.set_rules(REFUSED)
     made = await world.alerts.silence(TENANT, rule="*", release="hallmark@1", seconds=1_000, who="anna", why="")
