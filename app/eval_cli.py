@@ -48,8 +48,17 @@ Key = Annotated[str | None, typer.Option(envvar="HALLMARK_API_KEY", help="An API
 Model = Annotated[str, typer.Option(help="The release to ask there, by name or as `name@3`.")]
 Least = Annotated[list[str] | None, typer.Option("--at-least", help="FIGURE=VALUE or SET:FIGURE=VALUE; repeat.")]
 Most = Annotated[list[str] | None, typer.Option("--at-most", help="The same for what should be small; repeat.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Write the report as JSON.")]
-Markdown = Annotated[Path | None, typer.Option("--markdown", help="Write the report as a table.")]
+
+
+def _place(path: Path | None) -> Path | None:
+    """Refuse a place that nothing can be written to before anything is measured, which takes minutes."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise typer.BadParameter(f"There is no folder {str(path.parent)!r} to write {path.name} into.")
+    return path
+
+
+Json = Annotated[Path | None, typer.Option("--json", help="Write the report as JSON.", callback=_place)]
+Markdown = Annotated[Path | None, typer.Option("--markdown", help="Write the report as a table.", callback=_place)]
 TopK = Annotated[int, typer.Option(min=1, max=50, help="Passages that an answer may rest on.")]
 Limit = Annotated[
     int | None, typer.Option(min=1, help="Ask so many questions of each set and kind, evenly through it.")

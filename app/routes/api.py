@@ -24,6 +24,7 @@ from app.routes import (
     labels,
     lineage,
     quality,
+    reference,
     releases,
     resources,
     responses,
@@ -55,6 +56,7 @@ def create_api(version: str, services: Services | None = None, *, max_body_bytes
         version=version,
         summary="Answers from your own engine, cited, and stamped with the release that made them.",
         telemetry=telemetry,
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         max_body_size=max_body_bytes,
@@ -90,6 +92,7 @@ def create_api(version: str, services: Services | None = None, *, max_body_bytes
     for router in routers:
         api.include_router(router, dependencies=[] if router in lenient else strict)
     errors.install(api, routers)
+    reference.install(api)
     describe(api)
     return api
 

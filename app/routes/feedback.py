@@ -22,11 +22,11 @@ from app.routes.feedback_schemas import (
     FeedbackRequest,
     IdempotencyKey,
     LabelObject,
-    Moment,
     PredictionFeedback,
     SaidAt,
     milliseconds,
 )
+from app.routes.predictions import Time
 
 routes = APIRouter(tags=["feedback"])
 
@@ -35,7 +35,7 @@ MAX_SHOWN = 100
 
 Limit = Annotated[int, Query(ge=1, le=200)]
 Before = Annotated[UUID | None, Query(description="List those before this one.")]
-Since = Annotated[Moment | None, Query(description="Only what has changed since then.")]
+Since = Annotated[Time | None, Query(description="Only what has changed since then; without a time zone it is UTC.")]
 Withdrawn = Annotated[bool, Query(description="Include what was withdrawn.")]
 KeyHeader = Annotated[IdempotencyKey | None, Header(alias="Idempotency-Key")]
 FeedbackId = Annotated[UUID, Path()]

@@ -361,8 +361,10 @@ class PredictionFeedback(BaseModel):
 
 
 def milliseconds(value: datetime | None) -> int | None:
-    """A time as the tables have it."""
-    return None if value is None else int(value.timestamp() * 1000)
+    """A time as the tables have it; one without a zone is UTC."""
+    if value is None:
+        return None
+    return int((value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def _prediction(written: Written) -> Literal["stored", "not_yet"]:

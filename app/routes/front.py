@@ -14,12 +14,13 @@ from app.access import Access, Caller
 from app.errors import PayloadTooLarge, ServiceError
 from app.links import PassageLinks
 from app.predictions import uuid7
+from app.routes import reference
 from app.routes.errors import MethodNotAllowed, envelope, error_headers
 from observability.logs import Log, RequestIds, request_ids
 from observability.metrics import Metrics
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs", "/"})
-"""What anybody may ask: liveness, readiness, and the description of the API."""
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/"}) | reference.PATHS
+"""What anybody may ask: liveness, readiness, and the description of the API with the page that shows it."""
 
 CHAT_PATH = "/v1/chat/completions"
 RESPONSES_PATH = "/v1/responses"

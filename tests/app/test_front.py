@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import re
 from collections.abc import AsyncIterator
 
 import httpx
@@ -51,7 +52,16 @@ async def test_no_key_is_needed_to_ask_whether_it_is_healthy_and_ready(nobody):
 
 async def test_the_description_is_open_and_the_one_that_is_printed(nobody):
     assert (await nobody.get("/openapi.json")).json() == description()
-    assert (await nobody.get("/docs")).status_code == 200
+
+
+async def test_the_page_of_the_description_loads_nothing_from_elsewhere(nobody):
+    page = await nobody.get("/docs")
+    addresses = re.findall(r"""(?:href=|src=|url: ?)["']([^"']+)""", page.text)
+    kinds = {str((await nobody.get(address)).headers["content-type"]).partition(";")[0] for address in addresses}
+    assert page.status_code == 200
+    assert "//" not in "".join(addresses)
+    assert kinds == {"text/css", "image/png", "text/javascript", "application/json"}
+    assert (await nobody.get("/docs/__init__.py")).status_code == 401
 
 
 @pytest.mark.parametrize(

@@ -233,6 +233,8 @@ async def test_lists_are_filtered_and_paged(api):
     assert [each["rating"] for each in await listed(api, source="application")] == [True]
     assert len(await listed(api, prediction_id=UNSEEN, since=ago(100))) == 5
     assert await listed(api, since=ago(-100)) == []
+    assert len(await listed(api, prediction_id=UNSEEN, since=f"{datetime.now(UTC) - timedelta(days=1):%Y-%m-%d}")) == 5
+    assert await listed(api, since=f"{datetime.now(UTC) + timedelta(hours=1):%Y-%m-%dT%H:%M:%S}") == []
     told(await api.client.get("/v1/feedback", params={"since": "1700000000"}), 400, "invalid_request", "since")
 
 

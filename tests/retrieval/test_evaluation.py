@@ -202,6 +202,8 @@ def test_the_command_tells_a_wrong_line_and_exits_with_two(tmp_path: Path) -> No
     file.write_text('{"question": "Which?", "answers": ["a"]}\n')
     result = run("citations", file, "--url", "http://127.0.0.1:1")
     assert (result.exit_code, "--key" in result.output) == (2, True)
+    result = run("citations", file, "--json", tmp_path / "nowhere" / "out.json")
+    assert (result.exit_code, "There is no folder" in result.output) == (2, True)
 
 
 @pytest.fixture(scope="module")
