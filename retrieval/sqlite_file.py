@@ -127,6 +127,12 @@ def transaction(connection: sqlite3.Connection, kind: str = "IMMEDIATE") -> Iter
     connection.execute("COMMIT")
 
 
+def as_a_whole(connection: sqlite3.Connection, function: Callable[[sqlite3.Connection], None]) -> None:
+    """Do what a function does as a whole."""
+    with transaction(connection):
+        function(connection)
+
+
 def _close(pools: Iterable[ThreadPoolExecutor], connections: list[sqlite3.Connection]) -> None:
     for pool in pools:
         pool.shutdown(wait=True)

@@ -375,17 +375,19 @@ def cancel_job(connection: sqlite3.Connection, number: int) -> list[Item]:
 
 
 def withdraw(connection: sqlite3.Connection, scope: Scope, document_id: str, limits: Limits) -> list[Item]:
-    """End what waits for a document that is being deleted, and forget that it failed; gives the items as they were."""
+    """End what waits for a document inside the transaction that deletes it, and forget that it failed.
+
+    Gives the items as they were.
+    """
     states = "('waiting', 'running')"
     condition, parameters = visible(scope, "i")
     failure, _ = visible(scope, "failures")
     parameters["id"] = document_id
-    with transaction(connection):
-        which = f"WHERE {condition} AND i.document_id = :id AND i.state IN {states}"
-        items = select_items(connection, which, parameters)
-        for item in items:
-            end(connection, item, "cancelled", limits, states=states)
-        connection.execute(f"DELETE FROM failures WHERE {failure} AND document_id = :id", parameters)  # noqa: S608
+    which = f"WHERE {condition} AND i.document_id = :id AND i.state IN {states}"
+    items = select_items(connection, which, parameters)
+    for item in items:
+        end(connection, item, "cancelled", limits, states=states)
+    connection.execute(f"DELETE FROM failures WHERE {failure} AND document_id = :id", parameters)  # noqa: S608
     return items
 
 

@@ -34,6 +34,7 @@ from retrieval.parsers import media_type_of
 from retrieval.preparing import PREPARED, Prepared
 from retrieval.retriever import Retriever
 from retrieval.scoping import may_see
+from retrieval.sqlite_file import as_a_whole
 from retrieval.versions import IndexVersion
 
 _HOUSEKEEPING_SECONDS = 5.0
@@ -367,14 +368,20 @@ class Ingestion:
         def is_its(item: Item) -> bool:
             return item.document_id == document_id and may_see(scope, item.tenant, item.groups)
 
+        waited: list[Item] = []
+
+        def withdraw(connection: Any) -> None:
+            waited.extend(ledger.withdraw(connection, scope, document_id, self._limits))
+
         async with self._workers.without(is_its) as stopped:
-            waited = await self._file.write(ledger.withdraw, scope, document_id, self._limits)
+            try:
+                # In one transaction: a crash between two would leave the old document and lose the new one.
+                await self._ingester.delete(scope, document_id, note=withdraw)
+            except DocumentNotFound:
+                await self._file.write(as_a_whole, withdraw)
+                if not any(item.action == "put" for item in waited):
+                    raise
             await self._drop([*waited, *stopped], JobEnded("The document was deleted."))
-        try:
-            await self._ingester.delete(scope, document_id)
-        except DocumentNotFound:
-            if not any(item.action == "put" for item in waited):
-                raise
 
     async def _cancel(self, scope: Scope, number: int) -> None:
         async with self._workers.without(lambda item: item.job == number) as stopped:

@@ -219,6 +219,28 @@ async def test_a_document_that_is_deleted_does_not_come_back_from_the_queue(worl
         await world.ingestion.delete(ACME, document.id)
 
 
+async def test_a_deletion_that_does_not_happen_leaves_what_waits(world: World) -> None:
+    await world.done("tower.txt")
+    (document,) = await world.retriever.documents(ACME)
+    world.index.hold("upsert")
+    under_way = await world.add("tower.txt", b"A new tower.")
+    waits = await world.add("tower.txt", b"A newer tower.")
+    await world.index.reached["upsert"].wait()
+    file = world.retriever.store.file
+    await file.write(
+        sqlite3.Connection.execute,
+        "CREATE TRIGGER full BEFORE INSERT ON tombstones BEGIN SELECT RAISE(ABORT, 'there is no room'); END",
+    )
+    with pytest.raises(IndexUnavailable, match="there is no room"):
+        await world.ingestion.delete(ACME, document.id)
+    await file.write(sqlite3.Connection.execute, "DROP TRIGGER full")
+    world.index.gates["upsert"].set()
+    for accepted in (under_way, waits):
+        assert (await accepted.ended).outcome == "replaced"
+    assert await world.retriever.source(ACME, document.id) == "A newer tower."
+    assert world.spooled() == []
+
+
 async def test_a_document_that_only_waits_can_be_deleted(world: World) -> None:
     world.index.hold("upsert")
     accepted = await world.add("tower.txt")
