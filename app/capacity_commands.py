@@ -16,12 +16,14 @@ from app.capacity import (
     GPUS,
     LINEARS,
     METHODS,
+    TGI_SHARE,
     Architecture,
     Deployment,
     Fit,
     Request,
     Training,
     adapter_parameters,
+    check_range,
     fits,
     kv_bytes_per_token,
     largest_batch,
@@ -30,6 +32,7 @@ from app.capacity import (
     read_config,
     smallest,
     tgi_arguments,
+    tgi_cache_tokens,
     vllm_arguments,
     weight_bytes,
 )
@@ -66,7 +69,7 @@ def capacity(
     weights: Annotated[
         str | None, typer.Option(help="float16, bfloat16, fp8, int8, awq, gptq or nf4; by default as stored.")
     ] = None,
-    kv_cache: Annotated[str, typer.Option(help="auto (16 bits) or fp8.")] = "auto",
+    kv_cache: Annotated[str, typer.Option(help="auto (as the weights: 16 bits, or 32) or fp8.")] = "auto",
     gpu: Annotated[str, typer.Option(help=f"One of {', '.join(GPUS)}.")] = "a100-80gb",
     gpu_memory_gib: Annotated[float | None, typer.Option(help="Instead of --gpu.")] = None,
     gpus: Annotated[int, typer.Option(min=1, max=64, help="How many there are.")] = 1,
@@ -99,16 +102,15 @@ def capacity(
             kv_cache=kv_cache,
             requests=tuple(_request(text) for text in request or ["1000+300"]),
             utilisation=utilisation,
-            reserve_bytes=round(reserve_gib * GIB),
+            reserve_bytes=_bytes("reserve-gib", reserve_gib),
             adapters=adapters,
             adapter_rank=adapter_rank,
             adapter_targets=targets,
         )
         found = fits(model, deployment, gpus)
         chosen = smallest(found, deployment, concurrent)
-        run = Training(
-            "lora", batch, sequence_tokens, adapter_rank, targets, checkpointing, gpus, round(reserve_gib * GIB)
-        )
+        reserve_bytes = deployment.reserve_bytes
+        run = Training("lora", batch, sequence_tokens, adapter_rank, targets, checkpointing, gpus, reserve_bytes)
         plan = {
             "model": _described(model, deployment),
             "serving": {
@@ -118,6 +120,7 @@ def capacity(
                 "fits": [asdict(fit) for fit in found],
                 "tensor_parallel": chosen and chosen.tensor_parallel,
                 "replicas": gpus // chosen.tensor_parallel if chosen else 0,
+                "tgi_cache_tokens": chosen and tgi_cache_tokens(deployment, chosen),
                 "tgi": chosen and tgi_arguments(deployment, chosen, model_id),
                 "vllm": chosen and vllm_arguments(deployment, chosen, model_id),
             },
@@ -139,8 +142,9 @@ def _model(
         missing = [f"--{name}" for name in by_hand if name not in given]
         if missing:
             raise InvalidRequest(f"`{missing[0]}`: give a config.json, or all of --{', --'.join(by_hand)}.")
-        numbers = {name: int(value) for name, value in given.items()}
-        return plain(**numbers, kv_heads=kv_heads, head_size=head_size)
+        for name, value in given.items():
+            check_range(name, value)  # As they were given: infinity is no whole number.
+        return plain(**{name: int(value) for name, value in given.items()}, kv_heads=kv_heads, head_size=head_size)
     if given:
         raise InvalidRequest(f"`--{next(iter(given))}`: the config.json says that already.")
     file = config / "config.json" if config.is_dir() else config
@@ -148,7 +152,7 @@ def _model(
         read = json.loads(file.read_bytes())
     except FileNotFoundError:
         raise InvalidRequest(f"`CONFIG`: there is no {file}.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"`CONFIG`: {file} is not JSON: {error}.") from None
     if not isinstance(read, dict):
         raise InvalidRequest(f"`CONFIG`: {file} does not hold an object.")
@@ -160,9 +164,14 @@ def _stored(model: Architecture) -> str:
     return model.quantised or (model.dtype if model.dtype in ("float16", "bfloat16") else "bfloat16")
 
 
+def _bytes(option: str, gib: float, least_gib: float = 0.0) -> int:
+    check_range(option, gib, least_gib, 1e6)
+    return round(gib * GIB)
+
+
 def _gpu_bytes(name: str, gib: float | None) -> int:
     if gib is not None:
-        return round(gib * GIB)
+        return _bytes("gpu-memory-gib", gib, 0.1)
     if name.lower() not in GPUS:
         raise InvalidRequest(f"`--gpu`: {name!r} is none of {', '.join(GPUS)}; or give --gpu-memory-gib.")
     return GPUS[name.lower()]
@@ -180,7 +189,7 @@ def _described(model: Architecture, deployment: Deployment) -> dict[str, Any]:
         "parameters": model.parameters,
         "weights": deployment.weights,
         "weight_bytes": weight_bytes(model, deployment.weights),
-        "kv_bytes_per_token": kv_bytes_per_token(model, deployment.kv_cache),
+        "kv_bytes_per_token": kv_bytes_per_token(model, deployment.cache_dtype),
         "adapter_parameters": adapter_parameters(model, deployment.adapter_rank, deployment.adapter_targets),
         "context_tokens": model.context_tokens,
     }
@@ -220,10 +229,19 @@ def _show(plan: dict[str, Any], deployment: Deployment, found: list[Fit], chosen
         out.print(f"[red]does not fit[/] on {gpus} of these GPUs: {remedy}", soft_wrap=True)
         return
     out.print(f"{plan['serving']['replicas']} replica(s) on {chosen.tensor_parallel} GPU(s) each")
+    if deployment.utilisation > TGI_SHARE:
+        held = f"{plan['serving']['tgi_cache_tokens']} tokens in its cache"
+        out.print(f"TGI takes no more than {TGI_SHARE:g} of a GPU: {held}", soft_wrap=True)
     for name in ("tgi", "vllm"):
         arguments = plan["serving"][name]
-        said = shlex.join(arguments) if arguments else f"{name} has no {deployment.weights} weights"
-        out.print(escape(said), soft_wrap=True)
+        out.print(escape(shlex.join(arguments) if arguments else _unable(name, deployment)), soft_wrap=True)
+
+
+def _unable(engine: str, deployment: Deployment) -> str:
+    """Why an engine has no arguments."""
+    if engine == "tgi" and deployment.weights != "float32":
+        return "tgi has no room for the longest request"
+    return f"{engine} has no {deployment.weights} weights"
 
 
 def _serving_table(deployment: Deployment, found: list[Fit], chosen: Fit | None) -> Table:

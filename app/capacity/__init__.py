@@ -4,9 +4,9 @@ The weights and the cache are counted, and held to published sizes by tests; act
 and are named so. Nothing here reads settings or talks to an engine.
 """
 
-from app.capacity.architecture import FAMILIES, LINEARS, Architecture, plain, read_config
+from app.capacity.architecture import FAMILIES, LINEARS, Architecture, check_range, plain, read_config
 from app.capacity.formats import FORMATS, KV_BYTES, adapter_parameters, kv_bytes_per_token, weight_bytes
-from app.capacity.launching import tgi_arguments, vllm_arguments
+from app.capacity.launching import TGI_SHARE, tgi_arguments, tgi_cache_tokens, vllm_arguments
 from app.capacity.serving import GIB, GPUS, Deployment, Fit, Request, fits, smallest
 from app.capacity.training import METHODS, Need, Training, largest_batch, needs
 
@@ -18,6 +18,7 @@ __all__ = [
     "KV_BYTES",
     "LINEARS",
     "METHODS",
+    "TGI_SHARE",
     "Architecture",
     "Deployment",
     "Fit",
@@ -25,6 +26,7 @@ __all__ = [
     "Request",
     "Training",
     "adapter_parameters",
+    "check_range",
     "fits",
     "kv_bytes_per_token",
     "largest_batch",
@@ -33,6 +35,7 @@ __all__ = [
     "read_config",
     "smallest",
     "tgi_arguments",
+    "tgi_cache_tokens",
     "vllm_arguments",
     "weight_bytes",
 ]

@@ -10,6 +10,9 @@ from typing import Any
 
 from app.errors import InvalidRequest
 
+MAX_COUNT = 10**15
+"""No larger number of parameters, layers, tokens, ... is taken: what comes of them can still be divided and printed."""
+
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear layers that every engine can load an adapter on."""
 
@@ -90,7 +93,7 @@ def read_config(config: Mapping[str, Any]) -> Architecture:
     """Make an architecture of a `config.json`.
 
     Raises:
-        InvalidRequest: the family is not known, or a field is missing or no positive number; names the field.
+        InvalidRequest: the family is not known, or a field is missing or out of its range; names the field.
     """
     kind = config.get("model_type")
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
@@ -134,14 +137,13 @@ def plain(
     """An architecture of which only the totals are known; every parameter counts as one of a matrix.
 
     Raises:
-        InvalidRequest: a number is not positive, or the heads do not fit each other.
+        InvalidRequest: a number is out of its range, or the heads do not fit each other.
     """
     given = {"parameters": parameters, "layers": layers, "heads": heads, "hidden": hidden}
     given |= {"kv-heads": heads if kv_heads is None else kv_heads}
     given |= {"head-size": hidden // max(heads, 1) if head_size is None else head_size}
     for name, value in given.items():
-        if value < 1:
-            raise InvalidRequest(f"`--{name}`: {value} is not above 0.", param=name)
+        check_range(name, value)
     if heads % given["kv-heads"]:
         raise InvalidRequest(f"`--kv-heads`: {kv_heads} does not divide the {heads} heads.", param="kv-heads")
     queries, keys = heads * given["head-size"], given["kv-heads"] * given["head-size"]
@@ -158,6 +160,16 @@ def plain(
         linear_parameters=parameters,
         other_parameters=0,
     )
+
+
+def check_range(option: str, value: float, least: float = 1, most: float = MAX_COUNT) -> None:
+    """Refuse an option's value that is not between the two, or no number at all.
+
+    Raises:
+        InvalidRequest: names the option and its range.
+    """
+    if not least <= value <= most:  # So that NaN is refused.
+        raise InvalidRequest(f"`--{option}`: {value} is not from {least:g} to {most:g}.", param=option)
 
 
 def _counted(shape: Architecture, family: Family, *, biased: bool, tied: bool) -> Architecture:
@@ -184,8 +196,8 @@ def _counted(shape: Architecture, family: Family, *, biased: bool, tied: bool) -
 def _count(config: Mapping[str, Any], name: str, default: int | None = None) -> int:
     value = config.get(name)
     value = default if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        said = "is missing" if value is None else f"{value!r} is no positive whole number"
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_COUNT:
+        said = "is missing" if value is None else f"{value!r} is no whole number from 1 to {MAX_COUNT:g}"
         raise InvalidRequest(f"`{name}`: {said} in the model's config.json.", param=name)
     return value
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from app.capacity.architecture import LINEARS, Architecture
-from app.capacity.formats import KV_BYTES, adapter_parameters, kv_bytes_per_token, weight_bytes
+from app.capacity.architecture import LINEARS, Architecture, check_range
+from app.capacity.formats import adapter_parameters, kv_bytes_per_token, weight_bytes
 from app.errors import InvalidRequest
 
 GIB = 1024**3
@@ -66,6 +66,11 @@ class Deployment:
         return max(self.requests, key=lambda request: request.tokens)
 
     @property
+    def cache_dtype(self) -> str:
+        """What keys and values are kept in: `auto` is as the weights are, so 32 bits where they have 32."""
+        return "float32" if (self.kv_cache, self.weights) == ("auto", "float32") else self.kv_cache
+
+    @property
     def batch_tokens(self) -> int:
         """How many tokens are prefilled at once: the longest prompt at least, for TGI does not split one."""
         return max(BATCH_TOKENS, *(request.prompt_tokens for request in self.requests))
@@ -82,6 +87,8 @@ class Fit:
     reserve_bytes: int
     cache_bytes: int
     """What is left for the cache; negative where the rest alone does not fit."""
+    token_bytes: int
+    """What one token takes in the cache."""
     cache_tokens: int
     """How many tokens the whole group caches."""
     concurrent: tuple[int, ...]
@@ -117,7 +124,7 @@ def _fit(model: Architecture, deployment: Deployment, degree: int) -> Fit:
     allowed = int(deployment.gpu_bytes * deployment.utilisation)
     left = allowed - weights - adapters - activations - deployment.reserve_bytes
     # With more GPUs than key-value heads each holds one head whole: the cache then shrinks no further.
-    per_token = kv_bytes_per_token(model, deployment.kv_cache) * max(1, model.kv_heads // degree) // model.kv_heads
+    per_token = kv_bytes_per_token(model, deployment.cache_dtype) * max(1, model.kv_heads // degree) // model.kv_heads
     blocks = max(0, left) // (per_token * BLOCK_TOKENS)
     return Fit(
         tensor_parallel=degree,
@@ -126,6 +133,7 @@ def _fit(model: Architecture, deployment: Deployment, degree: int) -> Fit:
         activation_bytes=activations,
         reserve_bytes=deployment.reserve_bytes,
         cache_bytes=left,
+        token_bytes=per_token,
         cache_tokens=blocks * BLOCK_TOKENS,
         concurrent=tuple(blocks // -(-request.tokens // BLOCK_TOKENS) for request in deployment.requests),
     )
@@ -144,17 +152,9 @@ def activation_bytes(model: Architecture, batch_tokens: int, degree: int = 1) ->
 
 
 def _check(deployment: Deployment, gpus: int) -> None:
-    problems = {
-        "gpus": gpus < 1,
-        "gpu-memory-gib": deployment.gpu_bytes <= 0,
-        "utilisation": not 0.0 < deployment.utilisation <= 1.0,
-        "reserve-gib": deployment.reserve_bytes < 0,
-        "adapters": deployment.adapters < 0,
-        "adapter-rank": deployment.adapter_rank < 1,
-        "request": not deployment.requests
-        or any(r.prompt_tokens < 1 or r.output_tokens < 1 for r in deployment.requests),
-        "kv-cache": deployment.kv_cache not in KV_BYTES,
-    }
-    wrong = next((name for name, is_wrong in problems.items() if is_wrong), None)
-    if wrong is not None:
-        raise InvalidRequest(f"`--{wrong}`: is out of its range.", param=wrong)
+    check_range("gpus", gpus)
+    check_range("utilisation", deployment.utilisation, 0.01, 1.0)
+    check_range("adapters", deployment.adapters, 0)
+    check_range("adapter-rank", deployment.adapter_rank)
+    if not deployment.requests or any(min(each.prompt_tokens, each.output_tokens) < 1 for each in deployment.requests):
+        raise InvalidRequest("`--request`: prompt and answer have to have a token each, as 1000+300.", param="request")

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from app.capacity.architecture import LINEARS, Architecture
+from app.capacity.architecture import LINEARS, Architecture, check_range
 from app.capacity.formats import adapter_parameters, weight_bytes
 from app.capacity.serving import GIB
-from app.errors import InvalidRequest
 
 Method = Literal["lora", "qlora", "full"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -55,11 +54,10 @@ def needs(model: Architecture, run: Training) -> Need:
     """What a run needs.
 
     Raises:
-        InvalidRequest: a number is not above 0, or a target is not known.
+        InvalidRequest: a number is out of its range, or a target is not known.
     """
     for name, value in (("batch", run.batch), ("sequence-tokens", run.sequence_tokens), ("adapter-rank", run.rank)):
-        if value < 1:
-            raise InvalidRequest(f"`--{name}`: {value} is not above 0.", param=name)
+        check_range(name, value)
     if run.method == "full":
         trained, base, each = model.parameters, 0, _FULL
     else:

@@ -3,6 +3,7 @@
 import json
 import shlex
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,16 @@ def test_adapters_take_from_the_cache():
     assert without.cache_bytes - beside.cache_bytes == beside.adapter_bytes
 
 
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+def test_a_cache_that_is_not_chosen_is_kept_as_the_weights_are(weights):
+    # vLLM's `--kv-cache-dtype auto` is the type of the model.
+    deployment = Deployment(gpu_bytes=GPUS["a100-80gb"], weights=weights)
+    (fit,) = fits(model("Mistral-7B-v0.1"), deployment, 1)
+    assert fit.token_bytes == kv_bytes_per_token(model("Mistral-7B-v0.1"), weights)
+    planned = json.loads(run(*BY_HAND, "--weights", weights, "--json").stdout)
+    assert planned["model"]["kv_bytes_per_token"] == MODELS["Llama-2-7b-hf"]["kv_bytes"] * (1 + (weights == "float32"))
+
+
 # --- training ---
 
 
@@ -181,6 +192,7 @@ def test_checkpointing_keeps_less():
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
         ({"vocab_size": "many"}, "vocab_size"),
         ({"num_attention_heads": True}, "num_attention_heads"),
+        ({"intermediate_size": 10**400}, "intermediate_size"),
         ({"num_key_value_heads": 5}, "num_key_value_heads"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 3}}, "quantization_config"),
         ({"quantization_config": {"quant_method": "hqq"}}, "quantization_config"),
@@ -210,12 +222,44 @@ def test_a_quantised_checkpoint_is_planned_as_it_is_stored():
         (["--kv-cache", "int4"], "--kv-cache"),
         (["--adapter-targets", "lm_head"], "--adapter-targets"),
         (["--batch", "0"], "--batch"),
+        (["--request", "0+5"], "--request"),
     ],
 )
 def test_a_wrong_argument_is_told_by_name(arguments, named):
     done = run(*BY_HAND, *arguments)
     assert done.exit_code == 2, done.output
     assert f"`{named}`" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "values", "range_"),
+    [
+        ("--parameters", ("inf", "nan", "1e300", "0.5"), "from 1 to 1e+15"),
+        ("--layers", ("0", str(10**400)), "from 1 to 1e+15"),
+        ("--gpu-memory-gib", ("inf", "nan", "1e300", "0"), "from 0.1 to 1e+06"),
+        ("--reserve-gib", ("inf", "nan", "1e300", "-1"), "from 0 to 1e+06"),
+        ("--utilisation", ("inf", "nan", "2", "0"), "from 0.01 to 1"),
+        ("--adapters", ("-1", str(10**400)), "from 0 to 1e+15"),
+        ("--adapter-rank", ("0", str(10**400)), "from 1 to 1e+15"),
+        ("--batch", (str(10**400),), "from 1 to 1e+15"),
+        ("--sequence-tokens", (str(10**400),), "from 1 to 1e+15"),
+    ],
+)
+def test_a_number_out_of_its_range_is_told_the_range(option, values, range_):
+    for value in values:
+        done = run(*BY_HAND, option, value)
+        assert done.exit_code == 2, (value, done.output)
+        assert f"`{option}`: " in done.stderr
+        assert f"is not {range_}." in done.stderr
+
+
+def test_the_largest_numbers_that_are_taken_are_still_printed():
+    most = str(10**15)
+    numbers = {"--layers": most, "--heads": most, "--hidden": most, "--adapters": most, "--adapter-rank": most}
+    numbers |= {"--batch": most, "--sequence-tokens": most, "--parameters": "1e15", "--gpu-memory-gib": "1e6"}
+    done = run(*(part for pair in numbers.items() for part in pair))
+    assert done.exit_code == 1, done.output
+    assert "does not fit" in done.stdout
 
 
 def test_numbers_by_hand_must_be_complete():
@@ -225,10 +269,11 @@ def test_numbers_by_hand_must_be_complete():
 
 
 def test_a_config_that_is_no_json_is_told(tmp_path):
-    (tmp_path / "config.json").write_text("{")
-    done = run(tmp_path)
-    assert done.exit_code == 2
-    assert "is not JSON" in done.stderr
+    for text in ("{", '{"model_type": ' + "[" * 100_000):
+        (tmp_path / "config.json").write_text(text)
+        done = run(tmp_path)
+        assert done.exit_code == 2
+        assert "is not JSON" in done.stderr
 
 
 # --- the command and what engines are started with ---
@@ -280,6 +325,41 @@ def test_arguments_say_what_was_planned():
     assert "--max-model-len 6200" in vllm
     assert f"--max-num-seqs {fit.concurrent[1]}" in vllm
     assert "--max-loras 2 --max-lora-rank 32 --enable-lora" in vllm
+
+
+@pytest.mark.parametrize("utilisation", [0.75, 0.83, 0.9, 0.95])
+def test_tgi_has_the_cache_that_it_is_started_with(utilisation):
+    """TGI's own sum: what is free beside all but `fraction x 0.90` of the GPU, after loading and one prefill."""
+    requests = (Request(1000, 300), Request(200, 100))
+    deployment = Deployment(gpu_bytes=GPUS["l4"], weights="bfloat16", requests=requests, utilisation=utilisation)
+    (fit,) = fits(model("Meta-Llama-3-8B"), deployment, 1)
+    words = tgi_arguments(deployment, fit, "m") or []
+    given = {name: float(value) for name, value in pairwise(words) if name.startswith(("--cuda", "--max"))}
+    taken = fit.weight_bytes + fit.activation_bytes + fit.reserve_bytes
+    held = int(given["--cuda-memory-fraction"] * 0.9 * deployment.gpu_bytes - taken) // fit.token_bytes
+    assert given["--max-batch-total-tokens"] == pytest.approx(held, abs=16)
+    assert given["--max-batch-total-tokens"] <= fit.cache_tokens
+    # It does not start where these are more than that.
+    assert given["--max-batch-prefill-tokens"] <= held
+    assert given["--max-total-tokens"] <= held
+
+
+def test_tgi_is_not_started_where_it_has_no_room_for_what_vllm_holds(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(MODELS["Meta-Llama-3-8B"]["config"]))
+    small = ("--gpu-memory-gib", "18.3", "--utilisation", "0.95")
+    done = run(tmp_path, *small)
+    assert done.exit_code == 0, done.output
+    assert "TGI takes no more than 0.9 of a GPU: 0 tokens in its cache" in done.stdout
+    assert "tgi has no room for the longest request" in done.stdout
+    assert "vllm serve MODEL" in done.stdout
+    assert json.loads(run(tmp_path, *small, "--json").stdout)["serving"]["tgi_cache_tokens"] == 0
+
+
+def test_tgi_records_no_graphs_where_it_has_adapters():
+    deployment = Deployment(gpu_bytes=GPUS["a100-80gb"], weights="bfloat16", adapters=2)
+    (fit,) = fits(model("Mistral-7B-v0.1"), deployment, 1)
+    assert ("--cuda-graphs", "0") in pairwise(tgi_arguments(deployment, fit, "m") or [])
+    assert "--cuda-graphs" not in (tgi_arguments(replace(deployment, adapters=0), fit, "m") or [])
 
 
 def test_weights_an_engine_cannot_load_have_no_arguments():
