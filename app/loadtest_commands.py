@@ -17,6 +17,7 @@ from app.loadtest import (
     Point,
     Target,
     check_host,
+    check_positive,
     draw_frontier,
     drive,
     knee,
@@ -73,6 +74,9 @@ def loadtest(
         for address in (url, ready_url or url):
             check_host(address, allow_remote=allow_remote)
         target = Target(url, model, key, timeout_seconds, _object(extra))
+        limits = {"ttft-seconds": ttft_seconds, "tpot-seconds": tpot_seconds, "timeout-seconds": timeout_seconds}
+        for name, given in limits.items():
+            check_positive(name, given)
         objective = Objective(ttft_seconds, tpot_seconds, share)
         rates, callers = tuple(rate or ()), tuple(concurrency or ())
         load = Load(trace, speed, rates, callers, seconds, requests, prompt_tokens, output_tokens, in_flight, seed)
@@ -137,7 +141,7 @@ async def _sweep(target: Target, load: Load, objective: Objective, server: _Serv
 def _object(text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"`--extra`: is not JSON: {error}.", param="extra") from None
     if not isinstance(found, dict):
         raise InvalidRequest("`--extra`: is not a JSON object.", param="extra")

@@ -5,7 +5,7 @@
 
 from app.loadtest.arrivals import Arrival, at_rate, back_to_back, read_trace
 from app.loadtest.driver import Target, check_host, drive
-from app.loadtest.loads import Load
+from app.loadtest.loads import Load, check_positive
 from app.loadtest.measures import Measures, Objective, Sample, Times
 from app.loadtest.plotting import draw_frontier
 from app.loadtest.sweeping import Point, knee, recommended, started
@@ -22,6 +22,7 @@ __all__ = [
     "at_rate",
     "back_to_back",
     "check_host",
+    "check_positive",
     "draw_frontier",
     "drive",
     "knee",

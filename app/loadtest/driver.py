@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from app.errors import InvalidRequest
-from app.loadtest.arrivals import Arrival
+from app.loadtest.arrivals import MAX_TOKENS, Arrival
 from app.loadtest.measures import Measures, Objective, Sample
 
 _WORDS = ("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state")
@@ -195,14 +195,14 @@ async def _read(response: httpx.Response, due: float, late: float) -> Sample:
                 return Sample("error_in_stream", late)
             said = (event.get("usage") or {}).get("completion_tokens", said)
             text = any((choice.get("delta") or {}).get("content") for choice in event.get("choices") or ())
-        except (ValueError, AttributeError, TypeError):
+        except (ValueError, AttributeError, TypeError, RecursionError):
             return Sample("garbage", late)
         if text:
             pieces, last = pieces + 1, clock() - due
             first = last if first is None else first
     if not done or first is None:
         return Sample("cut_off" if not done else "empty", late)
-    return Sample("ok", late, first, last, said if isinstance(said, int) and said > 0 else pieces)
+    return Sample("ok", late, first, last, said if isinstance(said, int) and 0 < said <= MAX_TOKENS else pieces)
 
 
 async def _events(response: httpx.Response) -> AsyncIterator[bytes]:

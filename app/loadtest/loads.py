@@ -9,6 +9,19 @@ from pathlib import Path
 from app.errors import InvalidRequest
 from app.loadtest.arrivals import Arrival, at_rate, back_to_back, read_trace
 
+_MOST = 1e6
+"""Of requests or times a second, and of seconds: beyond it a run would not end."""
+
+
+def check_positive(option: str, value: float) -> None:
+    """Refuse an option's value that is not above 0, too large, or no number at all.
+
+    Raises:
+        InvalidRequest: names the option and its range.
+    """
+    if not 0.0 < value <= _MOST:  # So that NaN is refused.
+        raise InvalidRequest(f"`--{option}`: {value:g} is not above 0 and at most {_MOST:g}.", param=option)
+
 
 @dataclass(frozen=True)
 class Load:
@@ -29,14 +42,16 @@ class Load:
         """Read the whole trace once, so that a wrong line is told before anything is sent.
 
         Raises:
-            InvalidRequest: not one way of sending is chosen, a rate is not above 0, or the trace cannot be read.
+            InvalidRequest: not one way of sending is chosen, a number is out of its range, or the trace cannot be read.
         """
         ways = {"trace": self.trace, "rate": self.rates, "concurrency": self.concurrencies}
         chosen = [name for name, given in ways.items() if given]
         if len(chosen) != 1:
             raise InvalidRequest(f"`--{chosen[0] if chosen else 'rate'}`: give one of --trace, --rate, --concurrency.")
-        if any(rate <= 0.0 for rate in self.rates):
-            raise InvalidRequest("`--rate`: is not above 0.", param="rate")
+        for rate in self.rates:
+            check_positive("rate", rate)
+        check_positive("speed", self.speed)
+        check_positive("seconds", self.seconds)
         if self.trace is not None:
             deque(self.arrivals(1.0), maxlen=0)
 

@@ -125,6 +125,7 @@ async def test_callers_that_wait_are_timed_from_when_they_send():
         (Tokens("a", "b", cut_after=1), "cut_off"),
         (Reply(b"data: {oops\n\n", content_type="text/event-stream"), "garbage"),
         (Reply(b"data: [1]\n\n", content_type="text/event-stream"), "garbage"),
+        (Reply(b"data: " + b"[" * 100_000 + b"\n\n", content_type="text/event-stream"), "garbage"),
         (Reply(b"x" * (1 << 21), content_type="text/event-stream"), "garbage"),
         (Reply(b"data: [DONE]\n\n", content_type="text/event-stream"), "empty"),
         (Reply(b"{}"), "no_stream"),
@@ -137,6 +138,15 @@ async def test_what_goes_wrong_is_counted_by_its_kind(act, outcome):
         measures = await drive(target(tgi, timeout_seconds=0.3 if outcome == "timeout" else 30.0), due(0.0), LENIENT)
     assert measures.outcomes == {outcome: 1}
     assert measures.good == 0
+
+
+async def test_a_count_of_tokens_that_no_answer_has_is_not_believed():
+    said = {"choices": [{"delta": {"content": "a"}}], "usage": {"completion_tokens": 10**400}}
+    stream = b"data: " + json.dumps(said).encode() + b"\n\ndata: [DONE]\n\n"
+    async with FakeTGI(Reply(stream, content_type="text/event-stream")) as tgi:
+        measures = await drive(target(tgi), due(0.0), LENIENT)
+    assert measures.outcomes == {"ok": 1}
+    assert measures.tokens == 1
 
 
 async def test_a_server_that_is_gone_is_no_connection():
@@ -194,6 +204,16 @@ def test_azures_trace_is_read(tmp_path):
     assert len(list(read_trace(file, limit=1))) == 1
 
 
+def test_a_trace_that_says_its_zone_is_read(tmp_path):
+    file = tmp_path / "code2024.csv"
+    file.write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+        "2024-05-10 00:00:00.009930+00:00,2162,5\n"
+        "2024-05-10 02:00:00.509930+02:00,2399,6\n"
+    )
+    assert list(read_trace(file)) == [Arrival(0.0, 2162, 5), Arrival(pytest.approx(0.5, abs=1e-6), 2399, 6)]
+
+
 def test_mooncakes_trace_is_read(tmp_path):
     file = tmp_path / "trace.jsonl"
     lines = [
@@ -217,10 +237,12 @@ JSONL = '{"timestamp": 5, "input_length": 1, "output_length": 1}\n'
         ("a.csv", CSV + "2023-11-16 18:17:04,5,-1\n", 3, "GeneratedTokens"),
         ("a.csv", CSV + "2023-11-16 18:17:04,5\n", 3, "GeneratedTokens"),
         ("a.csv", CSV + "soon,5,5\n", 3, "TIMESTAMP"),
+        ("a.csv", CSV + "5," * 100_000 + '"' + "5" * 200_000, 3, "line"),
         ("a.csv", CSV + "2023-11-16 18:17:02,5,5\n", 3, "TIMESTAMP"),
         ("a.jsonl", "", 1, "file"),
         ("a.jsonl", JSONL + "{oops\n", 2, "line"),
         ("a.jsonl", JSONL + "[]\n", 2, "line"),
+        ("a.jsonl", JSONL + "[" * 100_000, 2, "line"),
         ("a.jsonl", JSONL + '{"timestamp": 6, "input_length": 1}\n', 2, "output_length"),
         ("a.jsonl", JSONL + '{"timestamp": 6, "input_length": 1.5, "output_length": 1}\n', 2, "input_length"),
         ("a.jsonl", JSONL + '{"timestamp": 6, "input_length": true, "output_length": 1}\n', 2, "input_length"),
@@ -309,6 +331,15 @@ def test_another_machine_is_refused_unless_it_is_meant():
         (["--rate", "1", "--command", "/no/such/program {value}", "--value", "1"], "--command"),
         (["--rate", "1", "--extra", "[]"], "--extra"),
         (["--rate", "1", "--extra", "{"], "--extra"),
+        (["--rate", "1", "--extra", "[" * 100_000], "--extra"),
+        (["--rate", "inf"], "--rate"),
+        (["--rate", "nan"], "--rate"),
+        (["--rate", "1e300"], "--rate"),  # Between two so near each other no time passes.
+        (["--rate", "1", "--seconds", "inf"], "--seconds"),
+        (["--rate", "1", "--speed", "nan"], "--speed"),
+        (["--rate", "1", "--ttft-seconds", "nan"], "--ttft-seconds"),
+        (["--rate", "1", "--tpot-seconds", "inf"], "--tpot-seconds"),
+        (["--rate", "1", "--timeout-seconds", "nan"], "--timeout-seconds"),
     ],
 )
 def test_a_wrong_argument_is_told_by_name(arguments, named):
