@@ -7,14 +7,15 @@ import shlex
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 from app.errors import InvalidRequest, ServiceError
 
-_STOP_SECONDS = 30.0
 _POLL_SECONDS = 0.2
+_STOP_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,13 @@ def knee(points: list[Point]) -> Point | None:
 
 
 @contextlib.asynccontextmanager
-async def started(template: str, value: str, ready_url: str, *, within_seconds: float = 600.0) -> AsyncIterator[None]:
+async def started(
+    template: str, value: str, ready_url: str, *, within_seconds: float = 600.0, stop_seconds: float = 30.0
+) -> AsyncIterator[None]:
     """Run the command with `{value}` filled in until the block ends; begin when `ready_url` answers with 200.
 
-    The command is not given to a shell. It gets a process group of its own, all of which is ended.
+    The command is not given to a shell. It gets a process group of its own, all of which is ended, and killed where it
+    is still there after `stop_seconds`.
 
     Raises:
         InvalidRequest: the command has no `{value}`, or cannot be started.
@@ -80,7 +84,7 @@ async def started(template: str, value: str, ready_url: str, *, within_seconds: 
         await _ready(server, ready_url, within_seconds)
         yield
     finally:
-        await asyncio.shield(_ended(server))
+        await asyncio.shield(_ended(server, stop_seconds))
 
 
 async def _ready(server: asyncio.subprocess.Process, url: str, within_seconds: float) -> None:
@@ -103,12 +107,39 @@ async def _answers(client: httpx.AsyncClient, url: str) -> bool:
         return False
 
 
-async def _ended(server: asyncio.subprocess.Process) -> None:
-    """Ask the process group to end, and end it when it does not."""
+async def _ended(server: asyncio.subprocess.Process, stop_seconds: float) -> None:
+    """Ask the process group to end, and end what of it does not.
+
+    A launcher may be gone at once and its engine, which holds the port and the GPU, only later.
+    """
     for sign in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(server.pid, sign)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_STOP_SECONDS):
+            async with asyncio.timeout(stop_seconds):
+                while await asyncio.to_thread(_runs, server.pid):  # noqa: ASYNC110 - nobody tells of others' children.
+                    await asyncio.sleep(_STOP_POLL_SECONDS)
                 await server.wait()
                 return
+
+
+def _runs(group: int) -> bool:
+    """Whether any of a process group still runs.
+
+    One that has ended is in its group until somebody waits for it, which the first process of a container may never do.
+    """
+    try:
+        os.killpg(group, 0)
+    except (ProcessLookupError, PermissionError):  # The latter on macOS, of those that have ended.
+        return False
+    processes = list(Path("/proc").glob("[0-9]*/stat"))  # None where there is no such folder.
+    return not processes or any(_runs_in(group, stat) for stat in processes)
+
+
+def _runs_in(group: int, stat: Path) -> bool:
+    """Whether a process, by its `/proc/PID/stat`, belongs to a group and has not ended."""
+    try:
+        state, _, of_group = stat.read_text(errors="replace").rpartition(")")[2].split()[:3]
+    except OSError:  # It is gone.
+        return False
+    return int(of_group) == group and state != "Z"

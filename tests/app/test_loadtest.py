@@ -411,6 +411,42 @@ async def test_a_command_is_started_with_the_value_and_ended(tmp_path, free_port
     assert started_with.read_text() == "8 16 "
 
 
+LAUNCHER = """
+import os, signal, subprocess, sys
+child = subprocess.Popen([sys.executable, *sys.argv[1:]])
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # Without waiting for the child.
+child.wait()
+"""
+LINGERS = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+TIDIES = """
+import pathlib, signal, sys
+def tidy(*_):
+    pathlib.Path(sys.argv[1]).open("a").write("ended ")
+    raise SystemExit
+signal.signal(signal.SIGTERM, tidy)
+"""
+
+
+@pytest.mark.parametrize(
+    ("child", "stop_seconds", "left"),
+    [(LINGERS, 0.2, "8 16 "), (TIDIES, 30.0, "8 ended 16 ended ")],
+    ids=["lingers", "tidies"],
+)
+async def test_the_children_of_a_launcher_that_is_gone_at_once_are_ended(
+    tmp_path, free_port, child, stop_seconds, left
+):
+    written, launcher, server = (tmp_path / name for name in ("values", "launcher.py", "server.py"))
+    launcher.write_text(LAUNCHER)
+    server.write_text(child + SERVER)
+    template = f"{sys.executable} {launcher} {server} {written} {{value}} {free_port}"
+    for value in ("8", "16"):
+        async with started(template, value, f"http://127.0.0.1:{free_port}/", stop_seconds=stop_seconds):
+            pass
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", free_port)
+    assert written.read_text() == left
+
+
 async def test_a_command_that_ends_early_is_told(free_port):
     with pytest.raises(ServiceError, match="ended with 3"):
         async with started(f"{sys.executable} -c 'raise SystemExit({{value}})'", "3", f"http://127.0.0.1:{free_port}/"):
