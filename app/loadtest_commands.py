@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Column, Table
 
-from app.errors import InvalidRequest
+from app.errors import InvalidRequest, ServiceError
 from app.loadtest import (
+    Failure,
     Load,
     Objective,
     Point,
     Target,
+    check_drawing,
     check_host,
     check_positive,
     draw_frontier,
@@ -24,7 +27,7 @@ from app.loadtest import (
     recommended,
     started,
 )
-from app.terminal import err, explained, out
+from app.terminal import err, explained, out, whole
 
 _BUSY = 0.7
 """The share of one processor above which the driver is taken to be part of what it measures."""
@@ -62,7 +65,7 @@ def loadtest(
     timeout_seconds: Annotated[float, typer.Option(min=0.1, help="An answer that takes longer has failed.")] = 120.0,
     extra: Annotated[str, typer.Option(help="Further fields of the body, as a JSON object.")] = "{}",
     seed: Annotated[int, typer.Option(help="Of arrivals and prompts.")] = 0,
-    png: Annotated[Path | None, typer.Option(help="Draw the frontier here.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Draw the frontier here.", dir_okay=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="All figures as JSON.")] = False,
     allow_remote: Annotated[bool, typer.Option("--allow-remote", help="The target is another machine's.")] = False,
 ) -> None:
@@ -82,11 +85,14 @@ def loadtest(
         load = Load(trace, speed, rates, callers, seconds, requests, prompt_tokens, output_tokens, in_flight, seed)
         load.check()
         server = _server(load, command, value, setting, ready_url or f"{url.rstrip('/')}/models")
-        points = asyncio.run(_sweep(target, load, objective, server))
-        name, best, bend = server.setting if server else load.swept[0], recommended(points), knee(points)
         if png is not None:
-            draw_frontier(png, points, name, objective, best)
-    _show(points, name, objective, best, bend, as_json=as_json)
+            check_drawing()
+        with whole(png) if png is not None else nullcontext() as file:
+            points, failures = asyncio.run(_sweep(target, load, objective, server))
+            name, best = server.setting if server else load.swept[0], recommended(points)
+            _show(points, failures, name, objective, best, as_json=as_json)  # First of all: it was dear.
+            if file is not None:
+                draw_frontier(file, points, name, objective, best)
     if best is None:
         raise typer.Exit(1)
 
@@ -117,25 +123,38 @@ def _server(
     return _Server(command, setting, values, ready_url)
 
 
-async def _sweep(target: Target, load: Load, objective: Objective, server: _Server | None) -> list[Point]:
-    """Run the load once for each value."""
+async def _sweep(
+    target: Target, load: Load, objective: Objective, server: _Server | None
+) -> tuple[list[Point], list[Failure]]:
+    """Run the load once for each value; one that its server does not take leaves the others measured.
+
+    Raises:
+        ServiceError: no value could be measured; the first one's.
+    """
     name, values = (server.setting, server.values) if server else load.swept
-    points = []
+    points, failures, first = [], [], None
     for value in values:
         err.print(f"{name} {value:g} ...")
         sent = value if server is None else load.swept[1][0]
         start = started(server.command, f"{value:g}", server.ready_url) if server else nullcontext()
-        async with start:
-            measures = await drive(
-                target,
-                load.arrivals(sent),
-                objective,
-                in_flight=load.places(sent),
-                paced=load.is_paced,
-                seed=load.seed,
-            )
-        points.append(Point(value, measures.described()))
-    return points
+        try:
+            async with start:
+                measures = await drive(
+                    target,
+                    load.arrivals(sent),
+                    objective,
+                    in_flight=load.places(sent),
+                    paced=load.is_paced,
+                    seed=load.seed,
+                )
+        except ServiceError as error:
+            first = first or error
+            failures.append(Failure(value, error.message))
+        else:
+            points.append(Point(value, measures.described()))
+    if first is not None and not points:
+        raise first
+    return points, failures
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -149,19 +168,34 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def _show(
-    points: list[Point], name: str, objective: Objective, best: Point | None, bend: Point | None, *, as_json: bool
+    points: list[Point], failures: list[Failure], name: str, objective: Objective, best: Point | None, *, as_json: bool
 ) -> None:
+    bend = knee(points)
     if as_json:
         out.print_json(
             data={
                 "setting": name,
                 "objective": vars(objective),
                 "points": [{"value": point.value, **point.figures} for point in points],
+                "failed": [vars(failure) for failure in failures],
                 "recommended": best and best.value,
                 "knee": bend and bend.value,
             }
         )
         return
+    _show_points(points, name, best)
+    for failure in failures:
+        said = escape(failure.error)
+        out.print(f"[red]not measured[/] at {name} {failure.value:g}: {said}", soft_wrap=True)
+    wanted = f"ttft <= {objective.ttft_seconds:g} s and tpot <= {objective.tpot_seconds:g} s"
+    out.print(f"good: {wanted}; wanted of {objective.share * 100:g} % of all requests", soft_wrap=True)
+    if bend is not None:
+        out.print(f"knee: {name} {bend.value:g}")
+    out.print(f"recommended: {name} {best.value:g}" if best else "[red]no value meets the objective[/]")
+
+
+def _show_points(points: list[Point], name: str, best: Point | None) -> None:
+    """A line of the table for each, and what makes its figures doubtful."""
     headers = (name, "ok/s", "good/s", "good", "ttft p50", "p95", "tpot p50", "p95", "late")
     table = Table(
         *(Column(header, justify="right", no_wrap=True) for header in headers), box=None, padding=(0, 1), pad_edge=False
@@ -190,11 +224,6 @@ def _show(
         if failed:
             counts = ", ".join(f"{count} {outcome}" for outcome, count in failed.items())
             out.print(f"[red]not answered[/] at {name} {point.value:g}: {counts}", soft_wrap=True)
-    wanted = f"ttft <= {objective.ttft_seconds:g} s and tpot <= {objective.tpot_seconds:g} s"
-    out.print(f"good: {wanted}; wanted of {objective.share * 100:g} % of all requests", soft_wrap=True)
-    if bend is not None:
-        out.print(f"knee: {name} {bend.value:g}")
-    out.print(f"recommended: {name} {best.value:g}" if best else "[red]no value meets the objective[/]")
 
 
 def _time(seconds: float | None) -> str:

@@ -7,11 +7,12 @@ from app.loadtest.arrivals import Arrival, at_rate, back_to_back, read_trace
 from app.loadtest.driver import Target, check_host, drive
 from app.loadtest.loads import Load, check_positive
 from app.loadtest.measures import Measures, Objective, Sample, Times
-from app.loadtest.plotting import draw_frontier
-from app.loadtest.sweeping import Point, knee, recommended, started
+from app.loadtest.plotting import check_drawing, draw_frontier
+from app.loadtest.sweeping import Failure, Point, knee, recommended, started
 
 __all__ = [
     "Arrival",
+    "Failure",
     "Load",
     "Measures",
     "Objective",
@@ -21,6 +22,7 @@ __all__ = [
     "Times",
     "at_rate",
     "back_to_back",
+    "check_drawing",
     "check_host",
     "check_positive",
     "draw_frontier",

@@ -1,22 +1,28 @@
 """The frontier as a picture."""
 
-from pathlib import Path
+from typing import IO
 
 from app.errors import InvalidRequest
 from app.loadtest.measures import Objective
 from app.loadtest.sweeping import Point
 
 
-def draw_frontier(file: Path, points: list[Point], setting: str, objective: Objective, best: Point | None) -> None:
-    """Draw 95 % latency over throughput, each point with its value, and mark the recommended one.
+def check_drawing() -> None:
+    """See that a picture can be drawn, before there is anything to lose.
 
     Raises:
         InvalidRequest: matplotlib is not installed.
     """
     try:
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401
     except ImportError:
         raise InvalidRequest("`--png`: needs matplotlib: pip install 'hallmark[plot]'.", param="png") from None
+
+
+def draw_frontier(file: IO[bytes], points: list[Point], setting: str, objective: Objective, best: Point | None) -> None:
+    """Draw 95 % latency over throughput as PNG, each point with its value, and mark the recommended one."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 5), layout="constrained")
     first, each = figure.subplots(1, 2)
     for axes, name, limit in (

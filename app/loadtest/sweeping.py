@@ -27,6 +27,14 @@ class Point:
     """As `Measures.described` gives them."""
 
 
+@dataclass(frozen=True)
+class Failure:
+    """Why a value of the setting was not measured; the others were."""
+
+    value: float
+    error: str
+
+
 def recommended(points: list[Point]) -> Point | None:
     """The value with the highest goodput of those that meet the objective; of equal ones the first."""
     meeting = [point for point in points if point.figures["meets_objective"]]
@@ -65,7 +73,7 @@ async def started(
     is still there after `stop_seconds`.
 
     Raises:
-        InvalidRequest: the command has no `{value}`, or cannot be started.
+        InvalidRequest: the command has no `{value}`, or cannot be read or started.
         ServiceError: it ended, or was not ready in time.
     """
     if "{value}" not in template:
@@ -75,7 +83,10 @@ async def started(
             raise InvalidRequest(
                 f"`--command`: something answers at {ready_url} already; end it first.", param="command"
             )
-    parts = [part.replace("{value}", value) for part in shlex.split(template)]
+    try:
+        parts = [part.replace("{value}", value) for part in shlex.split(template)]
+    except ValueError as error:
+        raise InvalidRequest(f"`--command`: cannot be read: {error}.", param="command") from None
     try:
         server = await asyncio.create_subprocess_exec(*parts, start_new_session=True, stdin=asyncio.subprocess.DEVNULL)
     except OSError as error:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import socket
+import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
@@ -329,6 +330,7 @@ def test_another_machine_is_refused_unless_it_is_meant():
         (["--rate", "1", "--rate", "2", "--command", "x {value}", "--value", "1"], "--rate"),
         (["--rate", "1", "--command", "true", "--value", "1"], "--command"),
         (["--rate", "1", "--command", "/no/such/program {value}", "--value", "1"], "--command"),
+        (["--rate", "1", "--command", "x '{value}", "--value", "1"], "--command"),
         (["--rate", "1", "--extra", "[]"], "--extra"),
         (["--rate", "1", "--extra", "{"], "--extra"),
         (["--rate", "1", "--extra", "[" * 100_000], "--extra"),
@@ -366,6 +368,41 @@ async def test_a_sweep_recommends_and_draws(tmp_path):
     assert 0.0 < report["points"][0]["driver_busy_share"] < 1.1
     assert report["recommended"] in (1.0, 2.0)
     assert png.read_bytes().startswith(b"\x89PNG")
+
+
+async def test_a_picture_that_cannot_be_written_is_told_before_anything_is_sent(tmp_path):
+    async with FakeTGI() as tgi:
+        done = await served(tgi, "--concurrency", "1", "--png", tmp_path / "no" / "frontier.png")
+        assert tgi.bodies == []
+    assert done.exit_code == 1
+    assert f"There is no folder '{tmp_path / 'no'}' to write frontier.png into." in done.stderr
+    assert run("--concurrency", "1", "--png", tmp_path).exit_code == 2
+
+
+def test_without_matplotlib_a_picture_is_refused_before_anything_is_sent(tmp_path):
+    program = (
+        "import sys; sys.modules['matplotlib'] = None; from app.cli import app; "
+        "app(['loadtest', '--url', 'http://127.0.0.1:1/v1', '--concurrency', '1', '--png', sys.argv[1]])"
+    )
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "x"], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 2, done.stderr
+    assert "pip install 'hallmark[plot]'" in done.stderr
+    assert "concurrency 1 ..." not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_figures_are_shown_also_where_they_cannot_be_drawn_in_the_end(tmp_path):
+    png, gate = tmp_path / "frontier.png", asyncio.Event()
+    async with FakeTGI(default=Tokens("a", gate=gate)) as tgi:
+        testing = asyncio.create_task(served(tgi, "--concurrency", "1", "--requests", "1", "--png", png, "--json"))
+        await tgi.until(lambda: len(tgi.bodies) == 1)
+        png.mkdir()  # Somebody else's, while the server was measured.
+        gate.set()
+        done = await testing
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["points"][0]["outcomes"] == {"ok": 1}
+    assert str(png) in done.stderr
+    assert list(tmp_path.iterdir()) == [png]
 
 
 async def test_a_trace_is_replayed_and_an_objective_missed_exits_with_1(tmp_path):
@@ -409,6 +446,42 @@ async def test_a_command_is_started_with_the_value_and_ended(tmp_path, free_port
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", free_port)
     assert started_with.read_text() == "8 16 "
+
+
+TAKES_NO_16 = """
+import http.server, sys
+if sys.argv[1] == "16": raise SystemExit(3)
+class Streams(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.answer(b"")
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.answer(b'data: {"choices": [{"delta": {"content": "a"}}]}\\n\\ndata: [DONE]\\n\\n')
+    def answer(self, body):
+        self.send_response(200); self.send_header("content-type", "text/event-stream")
+        self.send_header("content-length", str(len(body))); self.end_headers(); self.wfile.write(body)
+    def log_message(self, *_): pass
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[2])), Streams).serve_forever()
+"""
+
+
+def test_a_value_that_the_server_does_not_take_leaves_the_others_measured(tmp_path, free_port):
+    (tmp_path / "server.py").write_text(TAKES_NO_16)
+    load = ("--url", f"http://127.0.0.1:{free_port}/v1", "--concurrency", "1", "--requests", "2")
+    command = ("--command", f"{sys.executable} {tmp_path / 'server.py'} {{value}} {free_port}", "--ttft-seconds", "60")
+    done = run(*load, *command, "--value", "16", "--value", "8", "--json")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert [(each["value"], each["outcomes"]) for each in report["points"]] == [(8.0, {"ok": 2})]
+    said = f"the command ended with 3 before http://127.0.0.1:{free_port}/v1/models answered."
+    assert report["failed"] == [{"value": 16.0, "error": said}]
+    done = run(*load, *command, "--value", "8", "--value", "16")
+    assert f"not measured at setting 16: {said}" in done.stdout
+    assert "recommended: setting 8" in done.stdout
+    done = run(*load, *command, "--value", "16")
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    assert said in done.stderr
 
 
 LAUNCHER = """
