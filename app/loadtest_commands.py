@@ -26,6 +26,7 @@ from app.loadtest import (
     knee,
     recommended,
     started,
+    written,
 )
 from app.terminal import err, explained, out, whole
 
@@ -134,9 +135,9 @@ async def _sweep(
     name, values = (server.setting, server.values) if server else load.swept
     points, failures, first = [], [], None
     for value in values:
-        err.print(f"{name} {value:g} ...")
+        err.print(f"{name} {written(value)} ...")
         sent = value if server is None else load.swept[1][0]
-        start = started(server.command, f"{value:g}", server.ready_url) if server else nullcontext()
+        start = started(server.command, written(value), server.ready_url) if server else nullcontext()
         try:
             async with start:
                 measures = await drive(
@@ -186,12 +187,12 @@ def _show(
     _show_points(points, name, best)
     for failure in failures:
         said = escape(failure.error)
-        out.print(f"[red]not measured[/] at {name} {failure.value:g}: {said}", soft_wrap=True)
+        out.print(f"[red]not measured[/] at {name} {written(failure.value)}: {said}", soft_wrap=True)
     wanted = f"ttft <= {objective.ttft_seconds:g} s and tpot <= {objective.tpot_seconds:g} s"
     out.print(f"good: {wanted}; wanted of {objective.share * 100:g} % of all requests", soft_wrap=True)
     if bend is not None:
-        out.print(f"knee: {name} {bend.value:g}")
-    out.print(f"recommended: {name} {best.value:g}" if best else "[red]no value meets the objective[/]")
+        out.print(f"knee: {name} {written(bend.value)}")
+    out.print(f"recommended: {name} {written(best.value)}" if best else "[red]no value meets the objective[/]")
 
 
 def _show_points(points: list[Point], name: str, best: Point | None) -> None:
@@ -204,7 +205,7 @@ def _show_points(points: list[Point], name: str, best: Point | None) -> None:
         figures = point.figures
         times = [figures[kind][at] for kind in ("ttft_seconds", "tpot_seconds") for at in ("p50", "p95")]
         table.add_row(
-            f"{point.value:g}",
+            written(point.value),
             f"{figures['requests_per_second']:.2f}",
             f"{figures['goodput_per_second']:.2f}",
             f"{figures['good_share'] * 100:.1f} %",
@@ -217,13 +218,13 @@ def _show_points(points: list[Point], name: str, best: Point | None) -> None:
         if point.figures["driver_busy_share"] > _BUSY:
             busy = f"{point.figures['driver_busy_share'] * 100:.0f} %"
             out.print(
-                f"[yellow]warning:[/] at {name} {point.value:g} this driver was busy for {busy} of the time: times are "
-                "partly its own. Send less, or from several machines.",
+                f"[yellow]warning:[/] at {name} {written(point.value)} this driver was busy for {busy} of the time: "
+                "times are partly its own. Send less, or from several machines.",
                 soft_wrap=True,
             )
         if failed:
             counts = ", ".join(f"{count} {outcome}" for outcome, count in failed.items())
-            out.print(f"[red]not answered[/] at {name} {point.value:g}: {counts}", soft_wrap=True)
+            out.print(f"[red]not answered[/] at {name} {written(point.value)}: {counts}", soft_wrap=True)
 
 
 def _time(seconds: float | None) -> str:

@@ -8,7 +8,7 @@ from app.loadtest.driver import Target, check_host, drive
 from app.loadtest.loads import Load, check_positive
 from app.loadtest.measures import Measures, Objective, Sample, Times
 from app.loadtest.plotting import check_drawing, draw_frontier
-from app.loadtest.sweeping import Failure, Point, knee, recommended, started
+from app.loadtest.sweeping import Failure, Point, knee, recommended, started, written
 
 __all__ = [
     "Arrival",
@@ -31,4 +31,5 @@ __all__ = [
     "read_trace",
     "recommended",
     "started",
+    "written",
 ]

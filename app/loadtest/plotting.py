@@ -4,7 +4,7 @@ from typing import IO
 
 from app.errors import InvalidRequest
 from app.loadtest.measures import Objective
-from app.loadtest.sweeping import Point
+from app.loadtest.sweeping import Point, written
 
 
 def check_drawing() -> None:
@@ -34,9 +34,11 @@ def draw_frontier(file: IO[bytes], points: list[Point], setting: str, objective:
         up = [point.figures[name]["p95"] for point in known]
         axes.plot(across, up, marker="o")
         for point, x, y in zip(known, across, up, strict=True):
-            axes.annotate(f"{point.value:g}", (x, y), textcoords="offset points", xytext=(4, 4))
+            axes.annotate(written(point.value), (x, y), textcoords="offset points", xytext=(4, 4))
             if point is best:
-                axes.plot([x], [y], marker="*", markersize=16, linestyle="none", label=f"recommended: {point.value:g}")
+                axes.plot(
+                    [x], [y], marker="*", markersize=16, linestyle="none", label=f"recommended: {written(point.value)}"
+                )
         axes.axhline(limit, linestyle=":", color="grey", label="objective")
         axes.set(xlabel="answers per second", ylabel=f"{name.split('_')[0]}, 95 %, seconds", ylim=(0, None))
         axes.legend()

@@ -35,6 +35,11 @@ class Failure:
     error: str
 
 
+def written(value: float) -> str:
+    """A value as one gives it: 1048576, of which six digits would make 1.04858e+06."""
+    return f"{value:.15g}"
+
+
 def recommended(points: list[Point]) -> Point | None:
     """The value with the highest goodput of those that meet the objective; of equal ones the first."""
     meeting = [point for point in points if point.figures["meets_objective"]]

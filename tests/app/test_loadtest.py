@@ -448,9 +448,9 @@ async def test_a_command_is_started_with_the_value_and_ended(tmp_path, free_port
     assert started_with.read_text() == "8 16 "
 
 
-TAKES_NO_16 = """
+TAKES_A_MEBI = """
 import http.server, sys
-if sys.argv[1] == "16": raise SystemExit(3)
+if sys.argv[1] != "1048576": raise SystemExit(3)
 class Streams(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.answer(b"")
@@ -466,18 +466,18 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[2])), Streams).serve_forever()
 
 
 def test_a_value_that_the_server_does_not_take_leaves_the_others_measured(tmp_path, free_port):
-    (tmp_path / "server.py").write_text(TAKES_NO_16)
+    (tmp_path / "server.py").write_text(TAKES_A_MEBI)
     load = ("--url", f"http://127.0.0.1:{free_port}/v1", "--concurrency", "1", "--requests", "2")
     command = ("--command", f"{sys.executable} {tmp_path / 'server.py'} {{value}} {free_port}", "--ttft-seconds", "60")
-    done = run(*load, *command, "--value", "16", "--value", "8", "--json")
+    done = run(*load, *command, "--value", "16", "--value", "1048576", "--json")
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
-    assert [(each["value"], each["outcomes"]) for each in report["points"]] == [(8.0, {"ok": 2})]
+    assert [(each["value"], each["outcomes"]) for each in report["points"]] == [(1048576.0, {"ok": 2})]
     said = f"the command ended with 3 before http://127.0.0.1:{free_port}/v1/models answered."
     assert report["failed"] == [{"value": 16.0, "error": said}]
-    done = run(*load, *command, "--value", "8", "--value", "16")
+    done = run(*load, *command, "--value", "1048576", "--value", "16")
     assert f"not measured at setting 16: {said}" in done.stdout
-    assert "recommended: setting 8" in done.stdout
+    assert "recommended: setting 1048576" in done.stdout
     done = run(*load, *command, "--value", "16")
     assert done.exit_code == 1
     assert done.stdout == ""
