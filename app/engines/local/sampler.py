@@ -13,6 +13,8 @@ import torch
 class SamplingOptions:
     """How one request wants its tokens picked; `temperature` 0 is greedy, a `seed` of None is a random one.
 
+    A temperature below `COLDEST` is 0.
+
     `top_logprobs` of None asks for no log-probabilities, 0 for the chosen token's only.
     The penalties are OpenAI's: subtracted from the logits of what was already generated.
     `choices` are the answers there may be, as tokens with their end; probabilities are then of what may come next.
@@ -36,8 +38,8 @@ class Picked:
     rivals: tuple[tuple[int, float], ...] = ()
 
 
-NOT_A_NUMBER = Picked(-1)
-"""No token: the model's scores are no numbers, and whatever were picked of them would look like an answer."""
+COLDEST = 1e-5
+"""Below it, nothing but the largest logit has a chance, and dividing by it soon exceeds what a float can hold."""
 
 
 class Sampler:
@@ -49,6 +51,7 @@ class Sampler:
         self._choices = options.choices
         self._step = 0
         self._penalised = bool(options.frequency_penalty or options.presence_penalty)
+        self._is_greedy = options.temperature < COLDEST
         self._generator = torch.Generator()
         if options.seed is None:
             self._generator.seed()
@@ -59,17 +62,25 @@ class Sampler:
     def is_argmax(self) -> bool:
         """Whether the pick is the largest logit and nothing more is asked."""
         options = self.options
-        return options.temperature == 0 and options.top_logprobs is None and not self._penalised and not self._choices
+        return self._is_greedy and options.top_logprobs is None and not self._penalised and not self._choices
 
-    def pick(self, logits: torch.Tensor) -> Picked:
-        """Pick from one row of logits."""
+    def pick(self, logits: torch.Tensor, leader: int | None) -> Picked:
+        """Pick from one row of logits, of which `leaders` has told the leader.
+
+        Raises:
+            FloatingPointError: they are no numbers: whatever were picked of them would look like an answer.
+        """
+        if leader is None:
+            raise FloatingPointError("the model's scores are no numbers")
+        if self.is_argmax:
+            return Picked(leader)
         options = self.options
         if self._penalised:
             logits = self._penalise(logits)
         allowed = len(logits)
         if self._choices:
             logits, allowed = self._narrow(logits)
-        token = int(logits.argmax()) if options.temperature == 0 else self._draw(logits / options.temperature)
+        token = int(logits.argmax()) if self._is_greedy else self._draw(logits)
         self._seen[token] += 1
         if self._choices:
             self._choices = tuple(choice for choice in self._choices if choice[self._step : self._step + 1] == (token,))
@@ -96,7 +107,8 @@ class Sampler:
         return logits
 
     def _draw(self, logits: torch.Tensor) -> int:
-        probabilities = logits.softmax(-1)
+        # The largest becomes 0: what is divided by a small temperature falls to minus infinity, which is no chance.
+        probabilities = ((logits - logits.max()) / self.options.temperature).softmax(-1)
         if self.options.top_p >= 1:
             return int(torch.multinomial(probabilities, 1, generator=self._generator))
         values, ids = _nucleus(probabilities, self.options.top_p)
@@ -115,14 +127,8 @@ def _nucleus(probabilities: torch.Tensor, top_p: float) -> tuple[torch.Tensor, t
         size = min(size * 16, len(probabilities))
 
 
-def pick_all(samplers: list[Sampler], logits: torch.Tensor) -> list[Picked]:
-    """Pick one token per row, the plain greedy rows in one go."""
+def leaders(logits: torch.Tensor) -> list[int | None]:
+    """Return each row's token of the largest logit, all in one go; None for a row that is no numbers."""
     scores, largest = logits.max(-1)
-    tokens, are_numbers = largest.tolist(), scores.isfinite().tolist()
-    return [_pick(sampler, logits[row], tokens[row], are_numbers[row]) for row, sampler in enumerate(samplers)]
-
-
-def _pick(sampler: Sampler, logits: torch.Tensor, largest: int, is_number: bool) -> Picked:
-    if not is_number:  # The largest of numbers among which one is NaN is NaN.
-        return NOT_A_NUMBER
-    return Picked(largest) if sampler.is_argmax else sampler.pick(logits)
+    are_numbers = scores.isfinite().tolist()  # The largest of numbers among which one is NaN is NaN.
+    return [token if is_number else None for token, is_number in zip(largest.tolist(), are_numbers, strict=True)]

@@ -20,7 +20,7 @@ from app.engines.local.metrics import Metrics
 from app.engines.local.model import Batch, Prefill
 from app.engines.local.protocol import Fault
 from app.engines.local.reader import Reader
-from app.engines.local.sampler import NOT_A_NUMBER, Picked, Sampler, SamplingOptions, pick_all
+from app.engines.local.sampler import Picked, Sampler, SamplingOptions, leaders
 from app.engines.local.text import TextStream
 
 log = logging.getLogger(__name__)
@@ -217,14 +217,16 @@ class Scheduler:
             before = prefill.done_tokens
             try:
                 logits = prefill.advance(budget)
-            except RuntimeError as error:  # Most likely memory, for a long prompt: the others need not fail with it.
+            except Exception as error:  # noqa: BLE001 - most likely memory, for a long prompt: the others need not fail.
                 self._prefill = None
                 self._fail([job], error)
                 return
             budget -= prefill.done_tokens - before
             if logits is not None:
-                self._prefill = None
                 self._begin(job, prefill, logits)
+                self._prefill = (
+                    None  # Only now: what fails before finds the job here, and nobody waits for it for ever.
+                )
 
     def _rate_slice(self) -> None:
         """Spend one slice's tokens on texts to be rated."""
@@ -236,7 +238,7 @@ class Scheduler:
         if not rating.rated.cancelled():
             try:
                 rating.scores += self._reader.rate(rating.next_slice(PREFILL_SLICE_TOKENS))
-            except RuntimeError as error:
+            except Exception as error:
                 log.exception("a forward pass failed")
                 fault = Fault.generation(type(error).__name__)
             if not fault and len(rating.scores) < len(rating.prompts):
@@ -256,7 +258,7 @@ class Scheduler:
         return True
 
     def _begin(self, job: Job, prefill: Prefill, logits: torch.Tensor) -> None:
-        if self._advance(job, pick_all([job.sampler], logits[:1])[0]):
+        if self._advance(job, logits[0], leaders(logits)[0]):
             return
         batch, jobs = self._batches.setdefault(id(job.model), (Batch(job.model), []))
         batch.join(prefill)
@@ -265,8 +267,8 @@ class Scheduler:
     def _decode(self, key: int) -> None:
         batch, jobs = self._batches[key]
         logits = batch.step([job.next_token for job in jobs])
-        picks = pick_all([job.sampler for job in jobs], logits)
-        if done := [job for job, picked in zip(jobs, picks, strict=True) if self._advance(job, picked)]:
+        rows = zip(jobs, logits, leaders(logits), strict=True)
+        if done := [job for job, row, leader in rows if self._advance(job, row, leader)]:
             self._shrink(key, done)
 
     def _shrink(self, key: int, gone: list[Job]) -> None:
@@ -275,14 +277,22 @@ class Scheduler:
         if not rows:
             del self._batches[key]
             return
+        jobs[:] = [jobs[row] for row in rows]  # First: who has left must not leave again if the batch fails.
         batch.keep(rows)
-        jobs[:] = [jobs[row] for row in rows]
 
-    def _advance(self, job: Job, picked: Picked) -> bool:
-        """Account for a new token and post its text; return whether the job is done."""
-        if picked is NOT_A_NUMBER:
-            self._fail([job], FloatingPointError("the model's scores are no numbers"))
+    def _advance(self, job: Job, logits: torch.Tensor, leader: int | None) -> bool:
+        """Pick a job's next token, post its text, and return whether the job is done; it alone fails if this does."""
+        try:
+            reason = self._add(job, job.sampler.pick(logits, leader))
+        except Exception as error:  # noqa: BLE001 - what torch or the tokenizer raises here concerns no other job.
+            self._fail([job], error)
             return True
+        if reason:
+            self._leave(job, None)
+        return reason is not None
+
+    def _add(self, job: Job, picked: Picked) -> str | None:
+        """Account for a new token and post its text; return why the job is done, if it is."""
         job.tokens += 1
         job.next_token = picked.token
         if job.options.top_logprobs is not None:
@@ -301,9 +311,7 @@ class Scheduler:
         if text or reason:
             self._post(job, Delta(text, tuple(job.unsent), reason, job.tokens))
             job.unsent.clear()
-        if reason:
-            self._leave(job, None)
-        return reason is not None
+        return reason
 
     def _fail_all(self, error: Exception) -> None:
         jobs = [job for _, batch in self._batches.values() for job in batch]
@@ -313,7 +321,7 @@ class Scheduler:
         self._fail(jobs, error)
 
     def _fail(self, jobs: list[Job], error: Exception) -> None:
-        log.error("a forward pass failed: %s", type(error).__name__, exc_info=error)
+        log.error("a request failed in the engine: %s", type(error).__name__, exc_info=error)
         for job in jobs:
             self._post(job, Delta(completion_tokens=job.tokens, fault=Fault.generation(type(error).__name__)))
             self._leave(job, "generation")

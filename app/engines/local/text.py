@@ -50,6 +50,7 @@ class TextStream:
     def __init__(self, vocabulary: Any, stops: Sequence[str]) -> None:
         self._vocabulary = vocabulary
         self._decoder = DecodeStream(skip_special_tokens=True)
+        self._pending: list[int] = []
         self._guard = StopGuard(stops)
 
     @property
@@ -59,8 +60,24 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """Take a token and return the text it makes showable; bytes of an unfinished character wait."""
-        text = self._decoder.step(self._vocabulary, token)
-        return self._guard.push(text) if text else ""
+        self._pending.append(token)
+        try:
+            text = self._decoder.step(self._vocabulary, token)
+        except Exception:  # noqa: BLE001 - the tokenizer raises nothing narrower.
+            text = self._decode_anew()
+        if not text:
+            return ""
+        self._pending.clear()
+        return self._guard.push(text)
+
+    def _decode_anew(self) -> str:
+        """Begin again with the tokens that have shown no text yet.
+
+        A vocabulary with tokens for single bytes reads a run of them as one: after a byte that cannot follow, the
+        characters before it are read in another way, which no longer begins with what was shown.
+        """
+        self._decoder = DecodeStream(skip_special_tokens=True)
+        return "".join(self._decoder.step(self._vocabulary, token) or "" for token in self._pending)
 
     def flush(self) -> str:
         """Return what was held back for stop strings; an unfinished character is dropped."""

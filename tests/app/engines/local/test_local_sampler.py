@@ -5,14 +5,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.engines.local.sampler import NOT_A_NUMBER, Sampler, SamplingOptions, pick_all
+from app.engines.local.sampler import COLDEST, Picked, Sampler, SamplingOptions, leaders
 
 LOGITS = torch.randn(3000, generator=torch.Generator().manual_seed(3)) * 3
 
 
+def pick(sampler: Sampler, logits: torch.Tensor) -> Picked:
+    return sampler.pick(logits, leaders(logits.unsqueeze(0))[0])
+
+
+def pick_all(samplers: list[Sampler], rows: torch.Tensor) -> list[Picked]:
+    return [sampler.pick(row, leader) for sampler, row, leader in zip(samplers, rows, leaders(rows), strict=True)]
+
+
 def draws(count: int, **options: object) -> list[int]:
     sampler = Sampler(SamplingOptions(**options))  # type: ignore[arg-type]
-    return [sampler.pick(LOGITS).token for _ in range(count)]
+    return [pick(sampler, LOGITS).token for _ in range(count)]
 
 
 def test_the_same_seed_draws_the_same_tokens() -> None:
@@ -31,7 +39,7 @@ def test_temperature_zero_takes_the_largest() -> None:
 def test_draws_follow_the_distribution() -> None:
     logits = torch.tensor([0.0, 1.0, 2.0]).log()
     sampler = Sampler(SamplingOptions(seed=1))
-    drawn = [sampler.pick(logits).token for _ in range(3000)]
+    drawn = [pick(sampler, logits).token for _ in range(3000)]
     assert drawn.count(0) == 0
     assert drawn.count(2) / 3000 == pytest.approx(2 / 3, abs=0.04)
 
@@ -47,17 +55,17 @@ def test_the_nucleus_is_the_fewest_tokens_that_reach_top_p(top_p: float, seed: i
 def test_a_frequency_penalty_grows_with_each_use() -> None:
     logits = torch.tensor([3.0, 1.9, 0.0])
     sampler = Sampler(SamplingOptions(temperature=0, frequency_penalty=1.0))
-    assert [sampler.pick(logits).token for _ in range(5)] == [0, 0, 1, 0, 1]
+    assert [pick(sampler, logits).token for _ in range(5)] == [0, 0, 1, 0, 1]
 
 
 def test_a_presence_penalty_counts_once() -> None:
     logits = torch.tensor([3.0, 1.9, 0.0])
     sampler = Sampler(SamplingOptions(temperature=0, presence_penalty=1.5))
-    assert [sampler.pick(logits).token for _ in range(4)] == [0, 1, 0, 0]
+    assert [pick(sampler, logits).token for _ in range(4)] == [0, 1, 0, 0]
 
 
 def test_logprobs_are_those_of_the_token_and_its_rivals() -> None:
-    picked = Sampler(SamplingOptions(temperature=0, top_logprobs=2)).pick(torch.tensor([0.0, 2.0, 1.0]))
+    picked = pick(Sampler(SamplingOptions(temperature=0, top_logprobs=2)), torch.tensor([0.0, 2.0, 1.0]))
     expected = torch.tensor([0.0, 2.0, 1.0]).log_softmax(-1)
     assert picked.logprob == pytest.approx(float(expected[1]))
     assert [token for token, _ in picked.rivals] == [1, 2]
@@ -67,7 +75,7 @@ def test_a_row_is_picked_alike_alone_and_among_others() -> None:
     options = [SamplingOptions(temperature=0), SamplingOptions(seed=9), SamplingOptions(seed=4, top_p=0.5)]
     rows = torch.randn(3, 3000, generator=torch.Generator().manual_seed(8))
     together = pick_all([Sampler(option) for option in options], rows)
-    alone = [Sampler(option).pick(row) for option, row in zip(options, rows, strict=True)]
+    alone = [pick(Sampler(option), row) for option, row in zip(options, rows, strict=True)]
     assert together == alone
 
 
@@ -85,17 +93,17 @@ def test_of_choices_exactly_one_is_said_and_ended(choices: list[list[int]], temp
     rows = torch.randn(5, 20, generator=torch.Generator().manual_seed(seed))
     said: list[int] = []
     while not said or said[-1] != 1:
-        said.append(sampler.pick(rows[len(said)]).token)
+        said.append(pick(sampler, rows[len(said)]).token)
     assert tuple(said) in ended
 
 
 def test_each_token_of_a_choice_is_the_likeliest_that_goes_on_with_one() -> None:
     sampler = Sampler(SamplingOptions(temperature=0, choices=CHOICES, top_logprobs=5))
     logits = torch.arange(20.0)  # Without choices it would be 19; the end, 1, is the unlikeliest of what may follow.
-    picks = [sampler.pick(logits) for _ in range(3)]
+    picks = [pick(sampler, logits) for _ in range(3)]
     assert [pick.token for pick in picks] == [9, 9, 1]
     sampler = Sampler(SamplingOptions(temperature=0, choices=CHOICES[:3], top_logprobs=5))
-    picks = [sampler.pick(logits) for _ in range(4)]
+    picks = [pick(sampler, logits) for _ in range(4)]
     assert [pick.token for pick in picks] == [5, 6, 7, 1]
     assert [token for token, _ in picks[1].rivals] == [6, 1]
     assert sum(math.exp(logprob) for _, logprob in picks[1].rivals) == pytest.approx(1)
@@ -113,9 +121,20 @@ def test_choices_of_one_request_are_none_of_its_neighbours() -> None:
 def test_scores_that_are_no_numbers_give_no_token_and_their_neighbours_are_picked(
     temperature: float, scores: list[float]
 ) -> None:
-    options = SamplingOptions(temperature=temperature, seed=1)
-    picks = pick_all(
-        [Sampler(options), Sampler(SamplingOptions(temperature=0.0))], torch.tensor([scores, [0.0, 9.0, 1.0]])
-    )
-    assert picks[0] is NOT_A_NUMBER
-    assert picks[1].token == 1
+    rows = torch.tensor([scores, [0.0, 9.0, 1.0]])
+    first, second = leaders(rows)
+    with pytest.raises(FloatingPointError, match="no numbers"):
+        Sampler(SamplingOptions(temperature=temperature, seed=1)).pick(rows[0], first)
+    assert Sampler(SamplingOptions(temperature=0.0)).pick(rows[1], second).token == 1
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e-9, COLDEST, 1e-4])
+@pytest.mark.parametrize("more", [{}, {"top_p": 0.5}, {"frequency_penalty": 0.1, "top_logprobs": 1}])
+def test_a_tiny_temperature_takes_the_largest(temperature: float, more: dict[str, float]) -> None:
+    logits = torch.tensor([-90.0, 5.0, 90.0, 40.0])
+    assert pick(Sampler(SamplingOptions(temperature=temperature, **more)), logits).token == 2  # type: ignore[arg-type]
+
+
+def test_a_tiny_temperature_takes_the_likeliest_choice() -> None:
+    sampler = Sampler(SamplingOptions(temperature=1e-40, choices=CHOICES[:3]))
+    assert [pick(sampler, torch.arange(20.0)).token for _ in range(4)] == [5, 6, 7, 1]

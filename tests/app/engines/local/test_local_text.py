@@ -1,5 +1,7 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
 
 from app.engines.local.model import LoadedModel
 from app.engines.local.text import StopGuard, TextStream
@@ -59,3 +61,47 @@ def test_special_tokens_are_left_out(tiny: LoadedModel) -> None:
     ids = tiny.vocabulary.encode("a<|im_start|>b", add_special_tokens=False).ids
     stream = TextStream(tiny.vocabulary, [])
     assert "".join(stream.push(token) for token in ids) == "ab"
+
+
+LETTERS = ["a", "b", "▁", "▁b", "é", "日"]
+
+
+@pytest.fixture(scope="module")
+def of_bytes() -> Tokenizer:
+    """A vocabulary as Llama 2's, Mistral's and Gemma's: what it has no token for is written in bytes."""
+    vocabulary = {"<unk>": 0} | {f"<0x{byte:02X}>": byte + 1 for byte in range(256)}
+    vocabulary |= {letter: 257 + n for n, letter in enumerate(LETTERS)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<unk>"))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return tokenizer
+
+
+def as_tokens(*parts: str | int) -> list[int]:
+    return [part + 1 if isinstance(part, int) else 257 + LETTERS.index(part) for part in parts]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "pieces"),
+    [
+        (as_tokens("a", 0xC3, 0xA9, "b"), ["a", "", "é", "b"]),
+        (as_tokens(0xC3, 0xA9, 0xFF, "b"), ["", "é", "", "\ufffdb"]),
+        (as_tokens(0xC3, 0xA9, 0xFF, "▁b", "a"), ["", "é", "", "\ufffd b", "a"]),
+        (as_tokens(0xC3, 0xA9, 0xC3, "b", 0xC3, 0xA9), ["", "é", "", "\ufffdb", "", "é"]),
+    ],
+)
+def test_a_byte_that_cannot_follow_is_shown_as_none_and_takes_nothing_back(
+    of_bytes: Tokenizer, tokens: list[int], pieces: list[str]
+) -> None:
+    stream = TextStream(of_bytes, [])
+    assert [stream.push(token) for token in tokens] == pieces
+
+
+@given(st.lists(st.one_of(st.sampled_from(LETTERS), st.integers(0x70, 0xFF)), max_size=40))
+def test_any_tokens_are_text_and_every_letter_of_it_is_there(of_bytes: Tokenizer, parts: list[str | int]) -> None:
+    stream = TextStream(of_bytes, [])
+    shown = "".join(stream.push(token) for token in as_tokens(*parts, "a"))
+    written = [part.replace("▁", "") for part in (*parts, "a") if isinstance(part, str)]
+    rest = iter(shown)
+    assert all(letter in rest for letter in "".join(written))
