@@ -55,9 +55,13 @@ FEATURES_ALONE = (
 )
 """By this a question is asked for which no passage was found, where a template has a place for them."""
 
-_FENCE = re.compile(r"<(?=\s*/?\s*sources\b)", re.IGNORECASE)
+# Many engines read the marks of their chat template wherever they stand: with them a text ends the turn it stands in.
+_CONTROL_TOKENS = (
+    r"|<(?=[|｜][^\s<>]{1,64}[|｜]>|/?s>|[be]os>|(?:start|end)_of_turn>)|\[(?=/?(?:INST|SYSTEM_PROMPT|TOOL_RESULTS)\])"
+)
+_FENCE = re.compile(r"<(?=\s*/?\s*sources\b)" + _CONTROL_TOKENS, re.IGNORECASE)
 _FEATURES_FENCE = re.compile(r"<(?=\s*/?\s*features\b)", re.IGNORECASE)
-_FENCES = re.compile(r"<(?=\s*/?\s*(sources|features)\b)", re.IGNORECASE)
+_FENCES = re.compile(r"<(?=\s*/?\s*(sources|features)\b)" + _CONTROL_TOKENS, re.IGNORECASE)
 _SLOT = re.compile(r"\{(question|sources|fence|features|labels|schema)\}")
 # Words by which a question points back at the conversation.
 _ANAPHORA = frozenset(
@@ -160,10 +164,12 @@ def _without_fence(message: Message) -> Message:
 
 
 def _render(n: int, passage: Passage, fence: re.Pattern[str]) -> str:
-    """One source: its number, where it stands, its text with our fences' words taken apart."""
+    """One source: its number, where it stands, its text with our fences' words and control tokens taken apart."""
     head = " > ".join(part for part in dict.fromkeys((passage.document_title, *passage.heading_path)) if part)
-    text = f"[{n}] {head}\n{passage.text.strip()}" if head else f"[{n}] {passage.text.strip()}"
-    return fence.sub("‹", text)
+    text = f"{head}\n{passage.text.strip()}" if head else passage.text.strip()
+    if "<" in text or "[" in text:
+        text = fence.sub("‹", text)
+    return f"[{n}] {text}"
 
 
 def prompt_bytes(messages: Sequence[Message]) -> int:

@@ -22,9 +22,12 @@ FEATURES_ALONE = (
 """What the service asks by where a template has a place for sources and there are none."""
 
 _SLOT = re.compile(r"\{(question|sources|fence|features|labels|schema)\}")
-_FENCE = re.compile(r"<(?=\s*/?\s*sources\b)", re.IGNORECASE)
+_CONTROL_TOKENS = (
+    r"|<(?=[|｜][^\s<>]{1,64}[|｜]>|/?s>|[be]os>|(?:start|end)_of_turn>)|\[(?=/?(?:INST|SYSTEM_PROMPT|TOOL_RESULTS)\])"
+)
+_FENCE = re.compile(r"<(?=\s*/?\s*sources\b)" + _CONTROL_TOKENS, re.IGNORECASE)
 _FEATURES_FENCE = re.compile(r"<(?=\s*/?\s*features\b)", re.IGNORECASE)
-_FENCES = re.compile(r"<(?=\s*/?\s*(sources|features)\b)", re.IGNORECASE)
+_FENCES = re.compile(r"<(?=\s*/?\s*(sources|features)\b)" + _CONTROL_TOKENS, re.IGNORECASE)
 
 
 def asked(row: Row, template: str | None, manifest: Manifest, *, bare: bool = False) -> tuple[Message, ...]:
@@ -74,5 +77,4 @@ def _features(features: Sequence[Feature]) -> str:
 def _render(n: int, passage: Passage, fence: re.Pattern[str]) -> str:
     head = " > ".join(part for part in dict.fromkeys((passage.title, *passage.heading_path)) if part)
     body = (passage.text or "").strip()
-    text = f"[{n}] {head}\n{body}" if head else f"[{n}] {body}"
-    return fence.sub("‹", text)
+    return f"[{n}] " + fence.sub("‹", f"{head}\n{body}" if head else body)

@@ -7,6 +7,7 @@ the batch, and a near tie may fall the other way.
 """
 
 import logging
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -73,6 +74,13 @@ def load(weights: Weights, dtype: Dtype) -> LoadedModel:
         context_tokens=int(getattr(model.config, "max_position_embeddings", 2048)),
         end_token_ids=_end_tokens(model, tokenizer),
     )
+
+
+def control_tokens(vocabulary: Any) -> re.Pattern[str]:
+    """Match what a vocabulary reads as a control token wherever it stands, such as the mark that ends a turn."""
+    added = [token.content for token in vocabulary.get_added_tokens_decoder().values() if token.special]
+    longest_first = sorted((content for content in added if len(content) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
 def faster_dtype() -> Literal["bf16", "fp32"]:

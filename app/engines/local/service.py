@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.engines.local import EngineSettings
 from app.engines.local.adapters import Adapters
 from app.engines.local.metrics import Metrics
-from app.engines.local.model import LoadedModel
+from app.engines.local.model import LoadedModel, control_tokens
 from app.engines.local.protocol import (
     BASE_MODEL_NAME,
     DONE,
@@ -62,6 +62,7 @@ class EngineService:
     def __init__(self, base: LoadedModel, settings: EngineSettings, reader: Reader | None = None) -> None:
         self._base = base
         self._settings = settings
+        self._control_tokens = control_tokens(base.vocabulary)
         self._max_total_tokens = min(settings.max_total_tokens, base.context_tokens)
         self._fingerprint = f"{version('hallmark')}-embedded"
         self._metrics = Metrics()
@@ -157,7 +158,7 @@ class EngineService:
 
     def _render(self, body: ChatBody) -> tuple[str, list[int]]:
         """Write the messages as the model's prompt; a last message of the assistant's is continued."""
-        messages = [_plain(message) for message in body.messages]
+        messages: list[Any] = [self._spelt(_plain(message)) for message in body.messages]
         continued = bool(messages) and messages[-1]["role"] == "assistant"
         try:
             text = self._base.tokenizer.apply_chat_template(
@@ -166,6 +167,16 @@ class EngineService:
         except (TemplateError, ValueError, TypeError, KeyError, IndexError) as error:
             raise Fault(422, "template_error", f"Template error: {error}") from error
         return text, self._base.vocabulary.encode(text, add_special_tokens=False).ids
+
+    def _spelt(self, value: Any) -> Any:
+        """Break the control tokens in what a message says: only the template ends a turn and begins one."""
+        if isinstance(value, str):
+            return self._control_tokens.sub(lambda token: f"{token[0][0]} {token[0][1:]}", value)
+        if isinstance(value, list):
+            return [self._spelt(each) for each in value]
+        if isinstance(value, dict):
+            return {self._spelt(key): self._spelt(each) for key, each in value.items()}
+        return value
 
     async def _rerank(self, request: Request) -> Response:
         """Rate documents by how likely each answers the query, the likeliest first; always by the base model."""
