@@ -11,12 +11,13 @@ import json
 import logging
 import re
 from collections import OrderedDict
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from app.engines.local.model import LoadedModel
-from app.engines.local.protocol import Fault
+from app.engines.local.protocol import BASE_MODEL_NAME, Fault
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Adapters:
             Fault: 400 when the name is taken (and not to be replaced) or the folder is no fitting adapter.
         """
         async with self._one_at_a_time:
-            if name == self._base.model_id:
+            if name in (BASE_MODEL_NAME, self._base.model_id):
                 raise _bad(f"lora_name: {name!r} is the base model's name; choose another")
             if name in self._loaded and not replace:
                 raise _bad(f"lora_name: {name!r} is already loaded; unload it first or send load_inplace: true")
@@ -95,26 +96,40 @@ def merged_copy(base: LoadedModel, folder: Path) -> Any:
     Raises:
         Fault: 400 when the folder is not a LoRA adapter for this base model.
     """
-    _check(base, folder)
+    try:
+        saved = _check(base, folder)
+    except OSError as error:  # Such as a path longer than a file system takes.
+        raise _bad(f"lora_path: the adapter cannot be read: {error.strerror}") from error
     import torch
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
 
     try:
         with torch.no_grad():
             peft = PeftModel.from_pretrained(copy.deepcopy(base.model), str(folder), torch_device="cpu")
+            expected = _lora_keys(get_peft_model_state_dict(peft, save_embedding_layers=False))
             merged = peft.merge_and_unload(safe_merge=True)
-    except (ValueError, RuntimeError, TypeError, KeyError, OSError) as error:
+    except Exception as error:
         raise _bad(f"lora_path: the adapter in {folder} does not fit {base.model_id}: {error}") from error
+    if differing := sorted(saved ^ expected):  # peft leaves out what it does not know, and invents what it misses.
+        raise _bad(
+            f"lora_path: {WEIGHTS_FILE} in {folder} is not what {CONFIG_FILE} says: "
+            f"{len(expected - saved)} tensors are missing and {len(saved - expected)} too many, such as {differing[0]}"
+        )
     return merged.eval().requires_grad_(requires_grad=False)
 
 
-def _check(base: LoadedModel, folder: Path) -> None:
+def _lora_keys(names: Iterable[str]) -> set[str]:
+    return {name for name in names if ".lora_" in name}
+
+
+def _check(base: LoadedModel, folder: Path) -> set[str]:
+    """Look at the files before anything is built of them; return the names of the adapter's tensors."""
     if not (folder / CONFIG_FILE).is_file():
         raise _bad(f"lora_path: {folder} has no {CONFIG_FILE}; name the folder PEFT saved the adapter to")
     try:
         config = json.loads((folder / CONFIG_FILE).read_text())
         kind, rank, targets = config["peft_type"], config["r"], config["target_modules"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _bad(f"lora_path: {CONFIG_FILE} in {folder} is not PEFT's: {error!r}") from error
     if kind != "LORA" or not isinstance(rank, int) or rank < 1 or not targets:
         raise _bad(f"lora_path: {folder} needs peft_type LORA, r of at least 1 and target_modules; retrain it as LoRA")
@@ -125,7 +140,7 @@ def _check(base: LoadedModel, folder: Path) -> None:
     trained_on = str(config.get("base_model_name_or_path") or "")
     if _names_another_model(trained_on, base.model_id):
         raise _bad(f"lora_path: the adapter was trained on {trained_on}, this engine serves {base.model_id}")
-    _check_shapes(base, folder)
+    return _check_shapes(base, folder)
 
 
 def _names_another_model(trained_on: str, model_id: str) -> bool:
@@ -136,21 +151,20 @@ def _names_another_model(trained_on: str, model_id: str) -> bool:
     return theirs not in ours and ours not in theirs
 
 
-def _check_shapes(base: LoadedModel, folder: Path) -> None:
+def _check_shapes(base: LoadedModel, folder: Path) -> set[str]:
     from safetensors import SafetensorError, safe_open
 
     layers = {name: getattr(module, "weight", None) for name, module in base.model.named_modules()}
-    found = 0
     try:
         with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - a handle on a file, not a mapping.
+            found = _lora_keys(file.keys())
+            for key in found:
                 match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", key)
                 if not match:
                     continue
-                found += 1
-                weight = layers.get(match[1])
+                weight, shape = layers.get(match[1]), file.get_slice(key).get_shape()
                 side = 1 if match[2] == "A" else 0
-                if weight is None or weight.shape[side] != file.get_slice(key).get_shape()[side]:
+                if weight is None or len(shape) != 2 or weight.shape[side] != shape[side]:
                     raise _bad(
                         f"lora_path: {match[1]} of the adapter does not fit {base.model_id}: another base model?"
                     )
@@ -158,6 +172,7 @@ def _check_shapes(base: LoadedModel, folder: Path) -> None:
         raise _bad(f"lora_path: {WEIGHTS_FILE} in {folder} cannot be read: {error}") from error
     if not found:
         raise _bad(f"lora_path: {WEIGHTS_FILE} in {folder} holds no LoRA weights")
+    return found
 
 
 def _bad(message: str) -> Fault:

@@ -158,13 +158,13 @@ class EngineService:
 
     def _render(self, body: ChatBody) -> tuple[str, list[int]]:
         """Write the messages as the model's prompt; a last message of the assistant's is continued."""
-        messages: list[Any] = [self._spelt(_plain(message)) for message in body.messages]
-        continued = bool(messages) and messages[-1]["role"] == "assistant"
+        continued = bool(body.messages) and body.messages[-1].role == "assistant"
         try:
+            messages: list[Any] = [self._spelt(_plain(message)) for message in body.messages]
             text = self._base.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=not continued, continue_final_message=continued
             )
-        except (TemplateError, ValueError, TypeError, KeyError, IndexError) as error:
+        except (TemplateError, ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
             raise Fault(422, "template_error", f"Template error: {error}") from error
         return text, self._base.vocabulary.encode(text, add_special_tokens=False).ids
 
@@ -285,7 +285,7 @@ async def _decode(request: Request, shape: type[Body]) -> Body:
         return msgspec.json.decode(raw, type=shape)
     except msgspec.ValidationError as error:
         raise Fault(422, "validation", f"{target}: {error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Fault(400, "validation", f"{target}: {error}") from error
 
 

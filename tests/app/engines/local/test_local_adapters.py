@@ -13,7 +13,10 @@ import pytest
 from tests.app.engines.local.tiny_engine import chat, text_of
 
 # peft asks transformers by a name that transformers has deprecated: nothing of ours to mend.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Found missing adapter keys:UserWarning"),  # It is no more than warned of.
+]
 
 SaveAdapter = Callable[..., Path]
 
@@ -128,6 +131,13 @@ def rewrite(folder: Path, **changes: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
+def reweigh(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "adapter_model.safetensors"
+    save_file(change(load_file(file)), file)
+
+
 @pytest.mark.parametrize(
     ("spoil", "word"),
     [
@@ -145,6 +155,33 @@ def rewrite(folder: Path, **changes: Any) -> None:
             lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"no weights"),
             "cannot be read",
             id="broken weights",
+        ),
+        pytest.param(
+            lambda folder: (folder / "adapter_config.json").write_text("[" * 100_000),
+            "adapter_config.json",
+            id="config is deep",
+        ),
+        pytest.param(
+            lambda folder: reweigh(folder, lambda weights: {name: each.flatten() for name, each in weights.items()}),
+            "does not fit",
+            id="weights in one dimension",
+        ),
+        pytest.param(
+            lambda folder: reweigh(folder, lambda weights: dict(sorted(weights.items())[:2])),
+            "10 tensors are missing and 0 too many",
+            id="most weights missing",
+        ),
+        pytest.param(
+            lambda folder: rewrite(folder, target_modules=["q_proj"]),
+            "0 tensors are missing and 8 too many",
+            id="weights of layers that are not named",
+        ),
+        pytest.param(lambda folder: rewrite(folder, rank_pattern="x"), "does not fit", id="ranks are a word"),
+        pytest.param(lambda folder: rewrite(folder, target_modules=5), "does not fit", id="layers are a number"),
+        pytest.param(
+            lambda folder: rewrite(folder, base_model_name_or_path="org/" + "x" * 5_000),
+            "too long",
+            id="an endless base",
         ),
         pytest.param(lambda folder: rewrite(folder, peft_type="IA3"), "LORA", id="not LoRA"),
         pytest.param(lambda folder: rewrite(folder, r=0), "r of at least 1", id="rank 0"),
@@ -186,5 +223,17 @@ def test_an_adapter_for_a_model_of_another_size_is_a_400(engine: httpx.Client, t
     assert "q_proj" in response.json()["error"]
 
 
-def test_the_base_models_name_is_taken(engine: httpx.Client, adapter: Path) -> None:
-    assert load(engine, "tiny-llama", adapter).status_code == 400
+@pytest.mark.parametrize("name", ["tiny-llama", "tgi"])
+def test_the_base_models_names_are_taken(engine: httpx.Client, adapter: Path, name: str) -> None:
+    refused = load(engine, name, adapter)
+    assert (refused.status_code, refused.json()["error_type"]) == (400, "adapter")
+    assert name in refused.json()["error"]
+    assert set(served(engine)) == {"tiny-llama"}
+
+
+def test_a_path_longer_than_any_is_a_400(engine: httpx.Client) -> None:
+    refused = load(engine, "far", Path("/" + "x" * 5_000))
+    assert (refused.status_code, refused.json()["error"]) == (
+        400,
+        "lora_path: the adapter cannot be read: File name too long",
+    )

@@ -303,6 +303,18 @@ def test_what_is_no_json_is_a_400(engine: httpx.Client) -> None:
     assert response.json()["error_type"] == "validation"
 
 
+@pytest.mark.parametrize("levels", [400, 900, 5_000, 200_000])
+@pytest.mark.parametrize("field", ['"tools":%s', '"messages":[{"role":"assistant","tool_calls":[{"a":%s}]}]'])
+def test_a_body_nested_without_end_is_refused(engine: httpx.Client, levels: int, field: str) -> None:
+    content = (
+        '{"messages":[{"role":"user","content":"a"}],"max_tokens":2,' + field % ("[" * levels + "]" * levels) + "}"
+    )
+    response = engine.post("/v1/chat/completions", content=content.encode())
+    assert response.status_code in (200, 400, 422), response.text
+    assert response.status_code == 200 or response.json()["error_type"] in ("validation", "template_error")
+    assert response.status_code == 400 or levels < 200_000  # How deep a Python reads differs.
+
+
 def test_a_body_over_the_limit_is_a_413(engine: httpx.Client) -> None:
     assert engine.post("/tokenize", json={"inputs": "x" * 2_000_001}).status_code == 413
 
