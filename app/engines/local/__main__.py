@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from app.engines.local import EngineSettings
@@ -18,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         serve(settings_from(arguments))
-    except WeightsUnavailable as error:
+    except (WeightsUnavailable, OSError) as error:
         logging.getLogger(__name__).error("%s", error)  # noqa: TRY400 - the message is the advice; a trace would bury it.
         return 1
     return 0
@@ -30,13 +31,19 @@ def settings_from(arguments: list[str] | None) -> EngineSettings:
     parser = argparse.ArgumentParser("hallmark engine", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--model", default=defaults.model, help="built-in name, folder, .gguf file or hub id")
     parser.add_argument("--host", default=defaults.host)
-    parser.add_argument("--port", type=int, default=defaults.port, help="0 lets the system choose; the log tells which")
-    parser.add_argument("--threads", type=int, help="torch threads; one less than the cores if not given")
+    parser.add_argument(
+        "--port", type=_number(0, 65535), default=defaults.port, help="0 lets the system choose; the log tells which"
+    )
+    parser.add_argument("--threads", type=_number(1), help="torch threads; one less than the cores if not given")
     parser.add_argument("--dtype", choices=("auto", "bf16", "fp32"), default=defaults.dtype, help="auto measures")
-    parser.add_argument("--max-queue", type=int, default=defaults.max_queue, help="requests waiting before 429")
-    parser.add_argument("--max-batch", type=int, default=defaults.max_batch, help="requests running together")
-    parser.add_argument("--max-total-tokens", type=int, default=defaults.max_total_tokens, help="prompt plus answer")
-    parser.add_argument("--max-adapters", type=int, default=defaults.max_adapters, help="LoRA adapters held at once")
+    parser.add_argument("--max-queue", type=_number(0), default=defaults.max_queue, help="requests waiting before 429")
+    parser.add_argument("--max-batch", type=_number(1), default=defaults.max_batch, help="requests running together")
+    parser.add_argument(
+        "--max-total-tokens", type=_number(2), default=defaults.max_total_tokens, help="prompt plus answer"
+    )
+    parser.add_argument(
+        "--max-adapters", type=_number(1), default=defaults.max_adapters, help="LoRA adapters held at once"
+    )
     parser.add_argument("--cache-dir", type=Path, default=defaults.cache_dir, help="where converted weights are kept")
     parser.add_argument("--adapter", type=_named_folder, action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--token", help="bearer token requests must carry; - reads it from stdin's first line")
@@ -45,6 +52,15 @@ def settings_from(arguments: list[str] | None) -> EngineSettings:
     if given["token"] == FROM_STDIN:
         given["token"] = sys.stdin.readline().strip()
     return EngineSettings(adapters=tuple(given.pop("adapter")), **given)
+
+
+def _number(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} to {most}")
+        return int(text)
+
+    return read
 
 
 def _named_folder(text: str) -> tuple[str, Path]:

@@ -11,7 +11,7 @@ import json
 import logging
 import re
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,23 @@ CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 
 class Adapters:
-    """The adapters served, least recently used first; its methods are called on the event loop."""
+    """The adapters served, least recently used first; its methods are called on the event loop.
 
-    def __init__(self, base: LoadedModel, max_adapters: int) -> None:
+    Those `given`, as (name, folder) pairs, are there from the start.
+
+    Raises:
+        Fault: 400 as `load`, for one of them.
+    """
+
+    def __init__(self, base: LoadedModel, max_adapters: int, given: Sequence[tuple[str, Path]] = ()) -> None:
         self._base = base
         self._max_adapters = max_adapters
         self._loaded: OrderedDict[str, Any] = OrderedDict()
         self._builder = ThreadPoolExecutor(1, thread_name_prefix="adapter")
         self._one_at_a_time = asyncio.Lock()
+        for name, folder in given:
+            self._refuse_taken(name, replace=False)
+            self._put(name, merged_copy(base, folder))
 
     @property
     def names(self) -> list[str]:
@@ -59,19 +68,24 @@ class Adapters:
             Fault: 400 when the name is taken (and not to be replaced) or the folder is no fitting adapter.
         """
         async with self._one_at_a_time:
-            if name in (BASE_MODEL_NAME, self._base.model_id):
-                raise _bad(f"lora_name: {name!r} is the base model's name; choose another")
-            if name in self._loaded and not replace:
-                raise _bad(f"lora_name: {name!r} is already loaded; unload it first or send load_inplace: true")
-            self._loaded[name] = await asyncio.get_running_loop().run_in_executor(
-                self._builder, merged_copy, self._base, folder
-            )
-            self._loaded.move_to_end(name)
-            dropped = []
-            while len(self._loaded) > self._max_adapters:
-                dropped.append(self._loaded.popitem(last=False)[0])
-            log.info("loaded adapter %s; dropped %s", name, dropped or "none")
-            return dropped
+            self._refuse_taken(name, replace=replace)
+            loop = asyncio.get_running_loop()
+            return self._put(name, await loop.run_in_executor(self._builder, merged_copy, self._base, folder))
+
+    def _refuse_taken(self, name: str, *, replace: bool) -> None:
+        if name in (BASE_MODEL_NAME, self._base.model_id):
+            raise _bad(f"lora_name: {name!r} is the base model's name; choose another")
+        if name in self._loaded and not replace:
+            raise _bad(f"lora_name: {name!r} is already loaded; unload it first or send load_inplace: true")
+
+    def _put(self, name: str, merged: Any) -> list[str]:
+        self._loaded[name] = merged
+        self._loaded.move_to_end(name)
+        dropped = []
+        while len(self._loaded) > self._max_adapters:
+            dropped.append(self._loaded.popitem(last=False)[0])
+        log.info("loaded adapter %s; dropped %s", name, dropped or "none")
+        return dropped
 
     async def unload(self, name: str) -> None:
         """Stop serving `name`.

@@ -57,7 +57,7 @@ def load(weights: Weights, dtype: Dtype) -> LoadedModel:
     try:
         tokenizer = AutoTokenizer.from_pretrained(weights.location)
         model = AutoModelForCausalLM.from_pretrained(weights.location, dtype=_DTYPES[name])
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
         raise WeightsUnavailable(f"model: {weights.location} cannot be loaded: {error}") from error
     if getattr(tokenizer, "backend_tokenizer", None) is None or not tokenizer.chat_template:
         raise WeightsUnavailable(f"model: {weights.model_id} lacks a tokenizer.json or a chat template; choose another")

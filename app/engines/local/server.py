@@ -14,7 +14,7 @@ import time
 import uvicorn
 
 from app.engines.local import EngineSettings
-from app.engines.local.weights import find_weights, is_hub_id
+from app.engines.local.weights import WeightsUnavailable, find_weights, is_hub_id
 from retrieval.children import usable_cores
 
 __all__ = ["EngineSettings", "serve", "thread_environment"]
@@ -30,7 +30,7 @@ def serve(settings: EngineSettings) -> None:
     """Load the model and serve it until SIGTERM, SIGINT or the parent's death.
 
     Raises:
-        WeightsUnavailable: there is no model to serve; the message says what to do.
+        WeightsUnavailable: the model or an adapter of the settings cannot be served; the message says what to do.
     """
     if settings.parent_pid is not None:
         threading.Thread(target=_end_with_parent, args=(settings.parent_pid,), name="parent", daemon=True).start()
@@ -41,12 +41,16 @@ def serve(settings: EngineSettings) -> None:
     import torch
 
     from app.engines.local.model import load
+    from app.engines.local.protocol import Fault
     from app.engines.local.reader import Reader
     from app.engines.local.service import EngineService
 
     torch.set_num_threads(threads)
     base = load(weights, settings.dtype)
-    service = EngineService(base, settings, Reader.of(base))
+    try:
+        service = EngineService(base, settings, Reader.of(base))
+    except Fault as fault:
+        raise WeightsUnavailable(f"--adapter: {fault.message}") from fault
     config = uvicorn.Config(
         service.app,
         host=settings.host,

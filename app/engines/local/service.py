@@ -57,7 +57,11 @@ Result = TypeVar("Result")
 
 
 class EngineService:
-    """One loaded model behind HTTP; `app` is the ASGI application. `reader` rates texts, where there is one."""
+    """One loaded model behind HTTP; `app` is the ASGI application. `reader` rates texts, where there is one.
+
+    Raises:
+        Fault: an adapter of the settings cannot be served.
+    """
 
     def __init__(self, base: LoadedModel, settings: EngineSettings, reader: Reader | None = None) -> None:
         self._base = base
@@ -66,7 +70,7 @@ class EngineService:
         self._max_total_tokens = min(settings.max_total_tokens, base.context_tokens)
         self._fingerprint = f"{version('hallmark')}-embedded"
         self._metrics = Metrics()
-        self._adapters = Adapters(base, settings.max_adapters)
+        self._adapters = Adapters(base, settings.max_adapters, settings.adapters)
         self._reader = reader
         self._scheduler = Scheduler(
             end_token_ids=base.end_token_ids,
@@ -97,8 +101,6 @@ class EngineService:
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         self._scheduler.start(asyncio.get_running_loop())
         try:
-            for name, folder in self._settings.adapters:
-                await self._adapters.load(name, folder)
             yield
         finally:
             self._scheduler.stop()

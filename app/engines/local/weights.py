@@ -6,7 +6,6 @@ half of one. The folder appears by one rename under a lock, so it is there whole
 
 import hashlib
 import importlib.util
-import json
 import logging
 import shutil
 import subprocess
@@ -17,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from app.engines.local import DEFAULT_MODEL
 
@@ -35,6 +36,13 @@ PROVENANCE = "hallmark.json"
 
 class WeightsUnavailable(Exception):
     """The weights cannot be had; the message says what was tried and what to do."""
+
+
+class Provenance(msgspec.Struct, frozen=True):
+    """What a converted folder was made of, as its `hallmark.json` says."""
+
+    model_id: str
+    gguf_sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +86,13 @@ def _from_folder(folder: Path) -> Weights:
         raise WeightsUnavailable(f"model: {folder} has no config.json; name a folder in Hugging Face's layout")
     provenance = folder / PROVENANCE
     if provenance.is_file():
-        facts = json.loads(provenance.read_text())
-        return Weights(str(folder), facts["model_id"], facts["gguf_sha256"])
+        try:
+            facts = msgspec.json.decode(provenance.read_bytes(), type=Provenance)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise WeightsUnavailable(
+                f"model: {provenance} is not as this engine writes it; remove or rename it to load the folder"
+            ) from error
+        return Weights(str(folder), facts.model_id, facts.gguf_sha256)
     return Weights(str(folder), folder.resolve().name)
 
 
@@ -105,9 +118,12 @@ def _convert(model_id: str, gguf_sha256: str, folder: Path, find_gguf: Callable[
         if _sha256(gguf) != gguf_sha256:
             raise WeightsUnavailable(f"model: {gguf.name} is not the pinned file (its sha256 differs); fetch it anew")
         log.info("converting %s to a bf16 folder: about 20 CPU-seconds", gguf.name)
-        _save_as_bf16(gguf, partial)
-    facts = {"model_id": model_id, "gguf_sha256": gguf_sha256}
-    (partial / PROVENANCE).write_text(json.dumps(facts, indent=2) + "\n")
+        try:
+            _save_as_bf16(gguf, partial)
+        except Exception as error:
+            raise WeightsUnavailable(f"model: {gguf.name} cannot be converted: {error}") from error
+    facts = msgspec.json.format(msgspec.json.encode(Provenance(model_id, gguf_sha256)))
+    (partial / PROVENANCE).write_bytes(facts + b"\n")
     partial.rename(folder)
     log.info("converted; later starts load %s", folder)
 

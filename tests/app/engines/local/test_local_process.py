@@ -83,6 +83,26 @@ def test_a_model_that_is_not_there_is_told_in_one_line() -> None:
 
 
 @pytest.mark.slow
+def test_an_adapter_that_is_not_there_is_told_in_one_line(arguments: list[str]) -> None:
+    command = [*ENGINE, *arguments, "--adapter", "tone=/nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("ERROR --adapter: lora_path: /nowhere has no adapter_config.json")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["--threads -1", "--threads 0", "--max-batch 0", "--max-queue -1", "--max-adapters 0", "--port 65536", "--port x"],
+)
+def test_a_number_that_cannot_be_is_told_with_its_option(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        settings_from([given.replace(" ", "=")])
+    assert ended.value.code == 2
+    assert f"argument {given.split()[0]}: " in capsys.readouterr().err
+
+
+@pytest.mark.slow
 async def test_a_supervised_engine_answers_those_who_have_its_token(tiny_folder: Path) -> None:
     settings = EngineSettings(model=str(tiny_folder), dtype="fp32", threads=1)
     async with LocalEngineSupervisor(settings) as supervisor:
