@@ -31,7 +31,7 @@ from app.quality_commands import quality
 from app.release_commands import releases, rollouts
 from app.retrain_commands import retrain
 from app.review_commands import review
-from app.settings import Settings, unknown_variables
+from app.settings import EmbeddedSettings, Settings, unknown_variables
 from app.terminal import Key, Url, err, explained, out, show_sources
 
 if TYPE_CHECKING:
@@ -129,8 +129,15 @@ def serve(
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def engine(context: typer.Context) -> None:
-    """Run the embedded engine by itself; `hallmark engine --help` lists its options."""
-    os.execv(sys.executable, [sys.executable, "-m", "app.engines.local", *context.args])  # noqa: S606 - our own module.
+    """Run the embedded engine by itself; `hallmark engine --help` lists its options, which go before the settings."""
+    command = [sys.executable, "-m", "app.engines.local", *engine_options(load_settings().embedded), *context.args]
+    os.execv(sys.executable, command)  # noqa: S606 - our own module.
+
+
+def engine_options(embedded: EmbeddedSettings) -> list[str]:
+    """Write the embedded engine's settings, as far as they are set, as options of its command."""
+    given = embedded.model_dump(exclude={"enabled"}, exclude_unset=True, exclude_none=True)
+    return [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
 
 
 @app.command()

@@ -17,8 +17,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from app.access import create_key, list_keys
-from app.cli import app
+from app.cli import app, engine_options
 from app.database import own_directory
+from app.engines.local import EngineSettings
+from app.engines.local.__main__ import settings_from
+from app.settings import EmbeddedSettings
 from tests.migrated import migrated
 from tests.service import description
 
@@ -202,6 +205,34 @@ def test_the_environment_goes_before_the_file(tmp_path, monkeypatch):
     result = run("keys", "create", "x", env={"HALLMARK_PORT": "8081"})
     assert result.exit_code == 0
     assert (tmp_path / "from-file" / "hallmark.db").exists()
+
+
+# --- engine ---
+
+
+def test_the_engine_by_itself_goes_by_the_settings_and_its_options_before_them(tmp_path):
+    (tmp_path / "hallmark.toml").write_text('[embedded]\nmodel = "/nowhere/file"\n')
+    variable = {"HALLMARK_EMBEDDED_MODEL": "/nowhere/variable"}
+    for options, env, said in (
+        ((), {}, "/nowhere/file"),
+        ((), variable, "/nowhere/variable"),
+        (("--model", "/nowhere/option"), variable, "/nowhere/option"),
+    ):
+        done = process("engine", *options, cwd=tmp_path, env=env)
+        assert done.returncode == 1
+        assert f"there is no folder {said};" in done.stderr
+    refused = process("engine", cwd=tmp_path, env={"HALLMARK_EMBEDDED_MAX_BATCH": "0"})
+    assert refused.returncode == 2
+    assert "setting embedded.max_batch:" in refused.stderr
+
+
+def test_every_setting_of_the_embedded_engine_is_one_of_its_options():
+    given = dict.fromkeys(EmbeddedSettings.model_fields, 7) | {"enabled": True, "model": "-m", "dtype": "fp32"}
+    engine = settings_from(engine_options(EmbeddedSettings(**given)))
+    assert {name: getattr(engine, name) for name in given if name != "enabled"} == {
+        name: value for name, value in given.items() if name != "enabled"
+    }
+    assert settings_from(engine_options(EmbeddedSettings())) == EngineSettings()
 
 
 # --- serve ---
