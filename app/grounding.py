@@ -26,8 +26,11 @@ from retrieval.variety import Variety
 
 GroundsOutcome = Literal["used", "empty", "irrelevant", "unavailable"]
 
-TEMPLATE_TOKENS = 8
-"""What a chat template may add around one message, generously."""
+TEMPLATE_TOKENS = 24
+"""What a chat template may add to a conversation: SmolLM2's and Qwen's have a system turn of their own."""
+
+TURN_TOKENS = 8
+"""What it may add around one message, generously."""
 
 
 class Search(Protocol):
@@ -266,7 +269,7 @@ async def fit_prompt(
     composed = compose(messages, passages, prompt, task, features, fence_key=fence_key)
     if limit_tokens is None:
         return composed
-    room = limit_tokens - answer_tokens - TEMPLATE_TOKENS * len(composed)
+    room = limit_tokens - answer_tokens - TEMPLATE_TOKENS - TURN_TOKENS * len(composed)
     while prompt_bytes(composed) > room:
         tokens = await count_tokens("\n".join(message.text for message in composed))
         if tokens <= room:

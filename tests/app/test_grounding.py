@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from app.chat import ChatRequest, RetrievalOptions
 from app.errors import ContextTooLong, EngineUnavailable, InvalidRequest, RetrievalUnavailable
-from app.grounding import TEMPLATE_TOKENS, Ratings, find_grounds, fit_prompt, plan_for
+from app.grounding import TEMPLATE_TOKENS, TURN_TOKENS, Ratings, find_grounds, fit_prompt, plan_for
 from app.messages import Message
 from app.prompts import prompt_bytes
 from app.releases import Prompt, RetrievalPlan
@@ -243,7 +243,7 @@ WORDS = st.integers(1, 40).map(lambda count: " ".join(["word"] * count))
 async def test_as_many_passages_as_fit_are_shown_the_best_first(texts, limit, answer):
     hits = [hit(text, n) for n, text in enumerate(texts, start=1)]
     every, _ = await fitted(hits, limit=None)
-    room = limit - answer - TEMPLATE_TOKENS * len(every)
+    room = limit - answer - TEMPLATE_TOKENS - TURN_TOKENS * len(every)
     prompts = {k: (await fitted(hits[:k], limit=None))[0] for k in range(1, len(hits) + 1)}
 
     async def fits(k: int) -> bool:
@@ -259,6 +259,18 @@ async def test_as_many_passages_as_fit_are_shown_the_best_first(texts, limit, an
         assert raised.value.param == "messages"
 
 
+@given(texts=st.lists(WORDS, min_size=1, max_size=6), limit=st.integers(1, 400))
+async def test_what_is_shown_fits_with_a_system_turn_that_the_template_brings(texts, limit):
+    """SmolLM2's template turns one message of n tokens into n + 30."""
+    hits = [hit(text, n) for n, text in enumerate(texts, start=1)]
+    asked = [Message(role="user", content=QUESTION)]
+    try:
+        (message,) = await fit_prompt(asked, hits, PROMPT, limit_tokens=limit, answer_tokens=10, count_tokens=Counter())
+    except ContextTooLong:
+        return
+    assert len(message.text.split()) + 30 + 10 <= limit
+
+
 async def test_the_fence_is_made_of_the_passages_that_there_was_room_for():
     prompt, hits = Prompt("t", "{fence} {sources} {question}"), [hit("word " * 20, 1), hit("word " * 20, 2)]
     asked = [Message(role="user", content=QUESTION)]
@@ -269,8 +281,9 @@ async def test_the_fence_is_made_of_the_passages_that_there_was_room_for():
         )
         return message.text
 
-    assert await given(hits, 45) == await given(hits[:1], None)
-    assert await given(hits, 45) != await given(hits[:1], None, key=b"l")
+    limit = 37 + TEMPLATE_TOKENS + TURN_TOKENS
+    assert await given(hits, limit) == await given(hits[:1], None)
+    assert await given(hits, limit) != await given(hits[:1], None, key=b"l")
 
 
 async def test_a_prompt_that_fits_by_its_bytes_is_not_counted():
