@@ -2,8 +2,9 @@
 
 Main rule: as TGI does, except where TGI is wrong. An unknown adapter is a 404 instead of the base model; `top_p: 1`,
 a bare-string `stop` and explicit nulls are accepted; the penalties are OpenAI's; stop strings are left out of the
-text; an error before the first token has its own status even when a stream was asked for; a body that cannot be read is
-refused in the same JSON shape as any other error, where TGI writes plain text.
+text; an error before the first token has its own status even when a stream was asked for; a body that cannot be read
+is refused in the same JSON shape as any other error, where TGI writes plain text; what a message says is letters, also
+where it looks like a control token.
 """
 
 import time
