@@ -224,9 +224,8 @@ class Scheduler:
             budget -= prefill.done_tokens - before
             if logits is not None:
                 self._begin(job, prefill, logits)
-                self._prefill = (
-                    None  # Only now: what fails before finds the job here, and nobody waits for it for ever.
-                )
+                # Only now: what fails before finds the job here, and nobody waits for it for ever.
+                self._prefill = None
 
     def _rate_slice(self) -> None:
         """Spend one slice's tokens on texts to be rated."""
