@@ -4,12 +4,15 @@ The main rule: whatever an engine might fetch is refused here. An image's URL ma
 from inside the network the service stands in, so that images come with the request unless a setting says otherwise.
 """
 
+import re
 from typing import Any
 
 from app.errors import InvalidRequest
 from app.messages import Message
 
 _DEPRECATED_ID = "call_function_{}"
+# Nothing may stand behind the data: TGI writes a URL into its prompt, where a bracket would end it and begin another.
+_DATA_URL = re.compile(r"(?i:data:[a-z0-9.+-]+/[a-z0-9.+-]+;base64),[A-Za-z0-9+/]+={0,2}")
 
 
 def check_turns(messages: list[Message], *, remote_images: bool) -> None:
@@ -61,12 +64,7 @@ def _check_parts(parts: list[dict[str, Any]], index: int, *, remote_images: bool
             case {"type": "refusal", "refusal": str(refusal)}:
                 parts[at] = {"type": "text", "text": refusal}
             case {"type": "image_url", "image_url": {"url": str(url)}}:
-                if not remote_images and not url[:5].lower() == "data:":
-                    raise InvalidRequest(
-                        f"`{where}.image_url.url` must be a `data:` URL: images are not fetched (setting "
-                        "`limits.remote_images`).",
-                        param=f"{where}.image_url.url",
-                    )
+                check_image(url, f"{where}.image_url.url", remote_images=remote_images)
             case {"type": "image_url"}:
                 raise InvalidRequest(
                     f"`{where}.image_url` must be an object with a string `url`.", param=f"{where}.image_url"
@@ -75,3 +73,17 @@ def _check_parts(parts: list[dict[str, Any]], index: int, *, remote_images: bool
                 raise InvalidRequest(
                     f"`{where}.type` is {part.get('type')!r}; `text` and `image_url` are read.", param=where
                 )
+
+
+def check_image(url: str, where: str, *, remote_images: bool) -> None:
+    """Check that an image came with the request, unless images may be fetched.
+
+    Raises:
+        InvalidRequest: names the field, which is `where`, and what it should be.
+    """
+    if not remote_images and _DATA_URL.fullmatch(url) is None:
+        raise InvalidRequest(
+            f"`{where}` must be a `data:` URL, as `data:image/png;base64,` and the image: images are not fetched "
+            "(setting `limits.remote_images`).",
+            param=where,
+        )

@@ -8,16 +8,19 @@ field's name. Nulls are never sent.
 import re
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from app.errors import InvalidRequest
 from app.messages import Generation, Message
 
+T = TypeVar("T")
+
 # What servers take in place of 0: it keeps the likeliest token alone, which is what 0 means.
 _SMALLEST_TOP_P = 1e-6
-_IMAGE_MARK, _NO_IMAGE_MARK = "![](", "![ ]("
+_IMAGE_MARK = "![]("
+_MARK_AS_JSON, _NO_MARK_AS_JSON = b"![](", b"![ ]("
 _U64 = (1 << 64) - 1
 # Nothing else is escaped: not every engine's regular expressions know an escaped space.
 _MEANINGFUL, _ESCAPED = re.compile(r"[\\.+*?()|\[\]{}^$]"), r"\\\g<0>"
@@ -198,24 +201,42 @@ def _without_image_marks(message: Message) -> Message:
     """Write what TGI would take for an image so that it stays text.
 
     In front of a vision model TGI turns an image part into `![](url)`, and then fetches whatever stands in such marks
-    anywhere in the prompt, a passage's text and a user's included. Texts side by side are joined, so that no mark is
-    made of two of them.
+    anywhere in the prompt: a passage's text, a user's, a call of a tool. Texts side by side are joined, so that no mark
+    is made of two of them.
     """
     content = message.content
-    if content is None or (isinstance(content, str) and _IMAGE_MARK not in content):
-        return message
-    safe: str | list[dict[str, Any]]
-    if isinstance(content, str):
-        safe = content.replace(_IMAGE_MARK, _NO_IMAGE_MARK)
-    else:
-        safe = []
+    if isinstance(content, list):
+        safe: list[dict[str, Any]] = []
         for is_text, parts in groupby(content, key=lambda part: part.get("type") == "text"):
             if is_text:
-                text = "\n".join(part["text"] for part in parts)
-                safe.append({"type": "text", "text": text.replace(_IMAGE_MARK, _NO_IMAGE_MARK)})
+                safe.append({"type": "text", "text": "\n".join(part["text"] for part in parts)})
             else:
-                safe += parts
-    return Message(message.role, safe, message.name, message.tool_calls, message.tool_call_id)
+                safe += [_in_one_mark(part) for part in parts]
+        message = Message(message.role, safe, message.name, message.tool_calls, message.tool_call_id)
+    elif (content is None or _IMAGE_MARK not in content) and not (
+        message.tool_calls or message.name or message.tool_call_id
+    ):
+        return message  # As by far the most turns.
+    return _as_text(message)
+
+
+def _in_one_mark(part: dict[str, Any]) -> dict[str, Any]:
+    """Refuse the image whose URL would end the mark that TGI makes of it, and go on behind it."""
+    url = part["image_url"]["url"]
+    if "(" in url or ")" in url:
+        raise InvalidRequest(
+            "`messages`: the URL of an image has a bracket, which this engine misreads: write `%28` and `%29`.",
+            param="messages",
+        )
+    return part
+
+
+def _as_text(value: T) -> T:
+    """Write the mark so that it stays text wherever a value has it, be it the name of a field."""
+    encoded = msgspec.json.encode(value)
+    if _MARK_AS_JSON not in encoded:
+        return value
+    return msgspec.json.decode(encoded.replace(_MARK_AS_JSON, _NO_MARK_AS_JSON), type=type(value))
 
 
 def _tools(dialect: Dialect, generation: Generation) -> dict[str, Any]:
@@ -225,7 +246,8 @@ def _tools(dialect: Dialect, generation: Generation) -> dict[str, Any]:
     if generation.parallel_tool_calls is not None and not dialect.is_tgi:
         # TGI calls one tool at most, and is not told of the rest.
         tools["parallel_tool_calls"] = generation.parallel_tool_calls
-    return tools
+    # TGI writes the tools into the prompt.
+    return _as_text(tools) if dialect.is_tgi else tools
 
 
 def _stops(dialect: Dialect, stops: tuple[str, ...]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from app.errors import InvalidRequest
 from app.messages import Message
-from app.turns import check_turns
+from app.turns import check_image, check_turns
 
 MAX_TURNS = 2048
 
@@ -63,12 +63,7 @@ def _part(part: Any, where: str, *, remote_images: bool) -> Item:
         case {"type": "refusal", "refusal": str(text)}:
             return {"type": "text", "text": text}
         case {"type": "input_image", "image_url": str(url)}:
-            if not remote_images and url[:5].lower() != "data:":
-                raise InvalidRequest(
-                    f"`{where}.image_url` must be a `data:` URL: images are not fetched (setting "
-                    "`limits.remote_images`).",
-                    param=f"{where}.image_url",
-                )
+            check_image(url, f"{where}.image_url", remote_images=remote_images)
             return {"type": "image_url", "image_url": {"url": url}}
         case {"type": "input_file"}:
             raise InvalidRequest(f"`{where}`: send files to `/v1/documents`; they are searched.", param=where)

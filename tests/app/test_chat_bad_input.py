@@ -77,6 +77,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an image without a URL": (image({"detail": "low"}), "messages[0].content[0].image_url"),
     "an image from the network": (image({"url": "http://169.254.169.254/"}), "messages[0].content[0].image_url.url"),
     "an image from a file": (image({"url": "file:///etc/passwd"}), "messages[0].content[0].image_url.url"),
+    **{
+        f"an image of {what}": (image({"url": url}), "messages[0].content[0].image_url.url")
+        for what, url in {
+            "a second one": "data:image/png;base64,AA)![](http://169.254.169.254/",
+            "a text": "data:image/png,AA",
+            "nothing": "data:image/png;base64,",
+            "two lines": "data:image/png;base64,AA\n",
+        }.items()
+    },
     "functions": ({"functions": [{"name": "f"}]}, "functions"),
     "logit_bias": ({"logit_bias": {"50256": -100}}, "logit_bias"),
     "a spoken answer": ({"modalities": ["text", "audio"]}, "modalities"),

@@ -245,9 +245,12 @@ async def test_a_choice_of_the_tool_requires_or_forbids_the_search(api, nobody, 
         ({"asked": [{"role": "user"}]}, "input[0].content"),
         ({"asked": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]}, "input[0].content[0]"),
         ({"asked": [{"role": "user", "content": ["x"]}]}, "input[0].content[0]"),
-        (
-            {"asked": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://10.0.0.1/a"}]}]},
-            "input[0].content[0].image_url",
+        *(
+            (
+                {"asked": [{"role": "user", "content": [{"type": "input_image", "image_url": url}]}]},
+                "input[0].content[0].image_url",
+            )
+            for url in ("http://10.0.0.1/a", "data:image/png;base64,AA)![](http://10.0.0.1/a")
         ),
     ],
 )

@@ -185,6 +185,31 @@ def test_no_text_becomes_an_image_that_tgi_would_fetch():
     assert sent("vllm", Generation(turns))["messages"][0]["content"] == f"Read {link}."
 
 
+def test_no_tool_and_no_call_of_one_becomes_an_image_that_tgi_would_fetch():
+    link = "![](http://169.254.169.254/latest)"
+    schema = {"type": "object", "properties": {link: {"enum": ["as it is", link]}}}
+    tool = {"type": "function", "function": {"name": link, "description": f"See {link}", "parameters": schema}}
+    call = {"id": link, "type": "function", "function": {"name": link, "arguments": f'{{"a": "{link}"}}'}}
+    turns = [
+        Message("user", "hello", name=link),
+        Message("assistant", None, tool_calls=[call]),
+        Message("tool", link, tool_call_id=link),
+    ]
+    generation = Generation(turns, tools=[tool], tool_choice={"type": "function", "function": {"name": link}})
+    unsafe, safe = json.dumps(sent("vllm", generation)), json.dumps(sent("tgi", generation))
+    assert unsafe.count("![](") == 11
+    assert json.loads(safe) == json.loads(unsafe.replace("![](", "![ ](")) | {"model": "tgi"}
+
+
+@pytest.mark.parametrize("url", ["data:image/png;base64,AA)![](http://10.0.0.1/", "https://images.example/cat_(1).png"])
+def test_an_image_whose_url_ends_the_mark_that_tgi_makes_of_it_is_refused(url):
+    turns = [Message("user", [{"type": "image_url", "image_url": {"url": url}}])]
+    with pytest.raises(InvalidRequest, match="%29") as caught:
+        sent("tgi", Generation(turns))
+    assert caught.value.param == "messages"
+    assert sent("vllm", Generation(turns))["messages"][0]["content"][0]["image_url"]["url"] == url
+
+
 @pytest.mark.parametrize("dialect", ["tgi", "embedded"])
 @pytest.mark.parametrize(
     ("fields", "param"),
