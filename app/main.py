@@ -252,11 +252,13 @@ async def open_service(
             remote_images=remote_images,
             pseudonym=privacy.pseudonym,
         )
-        largest_body_bytes = settings.limits.max_document_bytes * 2  # In base64, or in a form, a document grows.
+        limits = settings.limits
         front = Front(
-            create_api(VERSION, services, max_body_bytes=largest_body_bytes),
+            create_api(VERSION, services),
             lanes={CHAT_PATH: chat, RESPONSES_PATH: chat.speaking(responses)},
-            max_body_bytes=largest_body_bytes,
+            max_body_bytes=limits.max_body_bytes,
+            # In base64, or in a form, a document grows.
+            max_file_bytes=max(limits.max_body_bytes, limits.max_document_bytes * 2),
             access=access,
             links=links,
             metrics=metrics,

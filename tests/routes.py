@@ -166,6 +166,16 @@ SCOPES = {
     "": ["GET /v1/me"],
 }
 """The routes by the scope that they ask for."""
+TAKE_FILES = {
+    "POST /v1/documents",
+    "POST /v1/documents/sync",
+    "POST /v1/datasets/{dataset}/imports",
+    "POST /v1/drift/references",
+    "POST /v1/features/{view}/rows",
+    "POST /v1/lineage/datasets",
+    "POST /v1/review/queues/{queue}/import",
+}
+"""What takes more than the largest body; it stands here again, so that opening another path is noticed."""
 WANT_MORE = {"POST /v1/datasets/{dataset}/builds"}
 """Where a scope is not enough: whoever builds sees what it is built of."""
 NOBODYS = "01900000-0000-7000-8000-000000000000"

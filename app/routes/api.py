@@ -37,7 +37,7 @@ from app.routes.description import describe
 from app.routes.predictions import routes as prediction_routes
 
 
-def create_api(version: str, services: Services | None = None, *, max_body_bytes: int | None = None) -> FastAPI:
+def create_api(version: str, services: Services | None = None) -> FastAPI:
     """Make the FastAPI application: every route but the chat route's own lane, and the description of all.
 
     Without services it can only be described: that is how the API's file is written.
@@ -59,7 +59,6 @@ def create_api(version: str, services: Services | None = None, *, max_body_bytes
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        max_body_size=max_body_bytes,
     )
     api.state.services = services
     # What others defined takes what they add to it.

@@ -20,6 +20,7 @@ from app.routes.completions import ChatCompletion, ChatCompletionChunk
 from app.routes.datasets import BuildRequest, ImportRequest
 from app.routes.dependencies import errors
 from app.routes.documents import UPLOAD_SCHEMAS
+from app.routes.drift import REFERENCE_SCHEMAS
 from app.routes.feature_schemas import FeatureRowsRequest
 from app.routes.front import CHAT_PATH, OPEN_PATHS, RESPONSES_PATH
 from app.routes.jobs import SYNC_SCHEMAS
@@ -73,7 +74,7 @@ def _complete(description: dict[str, Any]) -> dict[str, Any]:
         ref_template=_REF,
     )
     schemas.update(found, **_release_schemas(), **_lineage_schemas())
-    for model in (*UPLOAD_SCHEMAS, *SYNC_SCHEMAS):
+    for model in (*UPLOAD_SCHEMAS, *SYNC_SCHEMAS, *REFERENCE_SCHEMAS):
         schema = model.model_json_schema(ref_template=_REF.replace("{name}", "{model}"))
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema

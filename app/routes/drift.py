@@ -1,13 +1,24 @@
 """Drift over HTTP: what the worker has found, and other references."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
+from fastapi.concurrency import run_in_threadpool
 
 from app.releases import LABEL_PATTERN
+from app.routes.bodies import read_as
 from app.routes.dependencies import CallerDep, ServicesDep, errors
 from app.routes.drift_schemas import DriftReport, ReferenceObject, ReferenceRequest, ReleaseDrift
 from app.routes.releases import author
+
+REFERENCE_SCHEMAS = (ReferenceRequest,)
+"""What `_REFERENCE_BODY` refers to and FastAPI cannot see."""
+_REFERENCE_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ReferenceRequest"}}},
+    }
+}
 
 routes = APIRouter()
 
@@ -33,21 +44,23 @@ async def get_drift(
     tags=["quality"],
     status_code=201,
     responses=errors(404, 409, 413, 503),
+    openapi_extra=_REFERENCE_BODY,
 )
-async def create_drift_reference(services: ServicesDep, caller: CallerDep, body: ReferenceRequest) -> ReferenceObject:
+async def create_drift_reference(services: ServicesDep, caller: CallerDep, request: Request) -> ReferenceObject:
     """Have a release's next windows compared with something else: traffic of a time, a dataset, or questions.
 
     The reference gets the next version; an alarm that was raised with the last one ends with the next window.
     """
     caller.require("releases:write")
-    kind, who = body.kind(), author(caller)
-    await services.registry.get(body.release)
+    asked = await run_in_threadpool(read_as, ReferenceRequest, await request.body())
+    kind, who = asked.kind(), author(caller)
+    await services.registry.get(asked.release)
     references, tenant = services.drift_references, caller.tenant
-    if kind == "traffic" and body.since and body.until:
-        made = await references.from_traffic(tenant, body.release, since=body.since, until=body.until, who=who)
-    elif body.questions:
-        packed = body.questions.packed()
-        made = await references.from_questions(tenant, body.release, packed, name=body.questions.name, who=who)
+    if kind == "traffic" and asked.since and asked.until:
+        made = await references.from_traffic(tenant, asked.release, since=asked.since, until=asked.until, who=who)
+    elif asked.questions:
+        packed = await run_in_threadpool(asked.questions.packed)
+        made = await references.from_questions(tenant, asked.release, packed, name=asked.questions.name, who=who)
     else:
-        made = await references.from_dataset(tenant, body.release, body.dataset or "", who=who)
+        made = await references.from_dataset(tenant, asked.release, asked.dataset or "", who=who)
     return ReferenceObject.of(made)

@@ -177,7 +177,7 @@ def _from_http(error: HTTPException) -> ServiceError:
         case 404:
             return NotFound("There is no such path; `/openapi.json` lists those there are.")
         case 413:
-            return PayloadTooLarge("The body is larger than this route accepts.")
+            return PayloadTooLarge(str(error.detail))
         case 415:
             return UnsupportedMedia(str(error.detail))
         case status if status < 500:

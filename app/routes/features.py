@@ -2,15 +2,15 @@
 
 from typing import Annotated, Any
 
-import msgspec
 from anyio import to_thread
 from fastapi import APIRouter, Path, Request, Response
 
-from app.errors import InvalidRequest, invalid_field
+from app.errors import InvalidRequest
 from app.features import BadRow, FeatureRow, FeatureView, rows_of
 from app.features.asking import Asked, ask
 from app.features.views import CREATED_TIME, EVENT_TIME
 from app.releases import FEATURE_NAME_PATTERN
+from app.routes.bodies import decode_as
 from app.routes.dependencies import CallerDep, ServicesDep, errors
 from app.routes.feature_schemas import (
     FeatureRowRequest,
@@ -124,12 +124,7 @@ async def get_feature_values(services: ServicesDep, caller: CallerDep, body: Fea
 
 def _read_rows(view: FeatureView, content: bytes, now: int) -> list[FeatureRow]:
     """Read the body; raises InvalidRequest naming the rows that cannot be taken."""
-    try:
-        given = msgspec.json.decode(content, type=FeatureRowsRequest)
-    except msgspec.ValidationError as error:
-        raise invalid_field(error) from None
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
+    given = decode_as(FeatureRowsRequest, content)
     return rows_of(view, [(f"rows[{n}]", _flat(view, row)) for n, row in enumerate(given.rows)], now=now)
 
 

@@ -5,9 +5,11 @@ routes that answer can do so at the cost the hot path allows (see docs/decisions
 by their method, which documents them all the same.
 """
 
+import re
 from collections.abc import Awaitable, Iterable, Mapping
 from time import perf_counter
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.access import Access, Caller
@@ -25,6 +27,19 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/"}) | referenc
 CHAT_PATH = "/v1/chat/completions"
 RESPONSES_PATH = "/v1/responses"
 
+FILE_PATHS = (
+    "/v1/documents",
+    "/v1/documents/sync",
+    "/v1/datasets/{dataset}/imports",
+    "/v1/drift/references",
+    "/v1/features/{view}/rows",
+    "/v1/lineage/datasets",
+    "/v1/review/queues/{queue}/import",
+)
+"""What takes files, or as much as one: such a route asks for its scope before it reads, and reads off the loop."""
+
+_IS_OF_FILES = re.compile("|".join(re.sub(r"\{\w+\}", "[^/]+", path) for path in FILE_PATHS)).fullmatch
+
 
 class Front:
     """Authenticates, sends the routes that answer their requests, and FastAPI the rest."""
@@ -39,9 +54,10 @@ class Front:
         metrics: Metrics,
         log: Log,
         max_body_bytes: int,
+        max_file_bytes: int,
         open_paths: Iterable[str] = (),
     ) -> None:
-        """`lanes` answer POSTs, by path; `max_body_bytes` is for every other route; `open_paths` need no key either."""
+        """`lanes` answer POSTs, by path; what is largest is for every other route; `open_paths` need no key either."""
         self._app = app
         self._lanes = lanes
         self._access = access
@@ -49,6 +65,7 @@ class Front:
         self._metrics = metrics
         self._log = log
         self._max_body_bytes = max_body_bytes
+        self._max_file_bytes = max_file_bytes
         self._open = OPEN_PATHS | frozenset(open_paths)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -83,8 +100,7 @@ class Front:
                 caller = state["caller"] = await self._identify(scope)
             if scope["path"] in self._lanes:
                 raise MethodNotAllowed("POST")
-            self._check_length(scope)
-            await self._app(scope, receive, noting)
+            await self._app(scope, self._limited(scope, receive), noting)
         except ServiceError as error:
             await respond(noting, error, request_id)
         finally:
@@ -94,11 +110,27 @@ class Front:
             tenant = caller.tenant if caller else ""
             self._log.access(method, route, status, seconds, request_id=request_id, tenant=tenant)
 
-    def _check_length(self, scope: Scope) -> None:
-        """Refuse a body by its own word; one that does not say its length is cut off by FastAPI's limit."""
+    def _limited(self, scope: Scope, receive: Receive) -> Receive:
+        """Refuse a body by its own word, and give what cuts off one that does not say its length."""
+        largest, setting = self._max_body_bytes, "max_body_bytes"
+        if _IS_OF_FILES(scope["path"]):
+            largest, setting = self._max_file_bytes, "max_document_bytes"
+        message = f"A body may have {largest} bytes here (setting `limits.{setting}`)."
         length = header(scope, b"content-length")
-        if length is not None and length.isdigit() and int(length) > self._max_body_bytes:
-            raise PayloadTooLarge(f"A body may have {self._max_body_bytes} bytes here.")
+        if length is not None and length.isdigit() and int(length) > largest:
+            raise PayloadTooLarge(message)
+        size = 0
+
+        async def counting() -> Message:
+            nonlocal size
+            event = await receive()
+            size += len(event.get("body", b""))
+            if size > largest:
+                # Of what it meets while it reads a body FastAPI lets only this pass.
+                raise HTTPException(413, message)
+            return event
+
+        return counting
 
     async def _identify(self, scope: Scope) -> Caller:
         headers = dict(scope["headers"])

@@ -4,11 +4,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from pydantic import ValidationError
 
 from app.errors import InvalidRequest
+from app.routes.bodies import read_as
 from app.routes.dependencies import CallerDep, ServicesDep, errors
-from app.routes.errors import invalid_fields
 from app.routes.job_schemas import (
     FailedDocument,
     FailedDocumentList,
@@ -137,10 +136,7 @@ async def complete_job(services: ServicesDep, caller: CallerDep, job_id: JobId) 
 
 
 def _read(body: bytes) -> SyncRequest:
-    try:
-        asked = SyncRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise invalid_fields(error.errors(include_url=False, include_input=False)) from None
+    asked = read_as(SyncRequest, body)
     seen: set[str] = set()
     for each in asked.documents:
         if each.name in seen:

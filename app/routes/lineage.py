@@ -8,8 +8,9 @@ import msgspec
 from anyio import to_thread
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from app.errors import InvalidRequest, NotFound, PayloadTooLarge, invalid_field
+from app.errors import NotFound, PayloadTooLarge
 from app.lineage import Dataset, TrainingRun
+from app.routes.bodies import decode_as
 from app.routes.dependencies import CallerDep, ServicesDep, errors
 from app.routes.predictions import prediction_of
 from app.routes.registry_schemas import moment
@@ -209,12 +210,7 @@ async def _body(request: Request, kind: type[T]) -> T:
     content = await request.body()
     if len(content) > MAX_DATASET_BYTES:
         raise PayloadTooLarge(f"What is registered may have {MAX_DATASET_BYTES} bytes.")
-    try:
-        return await to_thread.run_sync(lambda: msgspec.json.decode(content, type=kind))
-    except msgspec.ValidationError as error:
-        raise invalid_field(error) from None
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
+    return await to_thread.run_sync(decode_as, kind, content)
 
 
 def _json(answer: msgspec.Struct, *, status: int = 200) -> Response:

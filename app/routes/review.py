@@ -5,13 +5,16 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import msgspec
-from fastapi import APIRouter, Body, Path, Query, Response
+from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from app.errors import InvalidRequest
 from app.predictions import Where
 from app.releases import NAME_PATTERN
 from app.review import ItemState, Policy
+from app.review.labelstudio import MAX_TASKS
+from app.routes.bodies import decode_as
 from app.routes.dependencies import CallerDep, ServicesDep, errors
 from app.routes.feedback import Limit, speaker
 from app.routes.releases import author
@@ -50,6 +53,14 @@ QueueName = Annotated[str, Path(pattern=NAME_PATTERN, description="A name of you
 ReviewId = Annotated[UUID, Path()]
 Before = Annotated[UUID | None, Query(description="List those before this one.")]
 _REFUSALS = errors(404, 409, 429, 503)
+_TASKS = {
+    "description": "Tasks as Label Studio exports them.",
+    "items": {"additionalProperties": True, "type": "object"},
+    "maxItems": MAX_TASKS,
+    "title": "Body",
+    "type": "array",
+}
+_TASKS_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/json": {"schema": _TASKS}}}}
 
 
 @routes.put(
@@ -294,12 +305,14 @@ async def export_review_tasks(
     )
 
 
-@routes.post("/v1/review/queues/{queue}/import", operation_id="import_review_tasks", responses=errors(404, 503))
+@routes.post(
+    "/v1/review/queues/{queue}/import",
+    operation_id="import_review_tasks",
+    responses=errors(404, 413, 503),
+    openapi_extra=_TASKS_BODY,
+)
 async def import_review_tasks(
-    services: ServicesDep,
-    caller: CallerDep,
-    queue: QueueName,
-    body: Annotated[list[dict[str, Any]], Body(max_length=2_000, description="Tasks as Label Studio exports them.")],
+    services: ServicesDep, caller: CallerDep, queue: QueueName, request: Request
 ) -> ImportResult:
     """Take in the annotations of tasks that were exported: all of them, or none if one cannot be taken.
 
@@ -307,7 +320,8 @@ async def import_review_tasks(
     nothing.
     """
     caller.require("review:manage")
-    done = await services.review.exchange.bring(caller.tenant, queue, body, key_id=caller.key_id)
+    tasks = await run_in_threadpool(decode_as, list[dict[str, Any]], await request.body())
+    done = await services.review.exchange.bring(caller.tenant, queue, tasks, key_id=caller.key_id)
     for _ in range(done.done):
         services.metrics.said("review_queue", "label")
     return ImportResult.model_validate(done)

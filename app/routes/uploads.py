@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from app.errors import InvalidRequest, PayloadTooLarge, UnsupportedMedia
+from app.routes.bodies import read_as
 from app.routes.errors import invalid_fields
 from app.routes.schemas import MOST_NAME_CHARACTERS
 from app.routes.upload_schemas import DocumentUpload
@@ -84,10 +85,7 @@ def _read_field(form: FormData, name: str, absent: str, kind: str) -> Any:
 
 
 def _read_json(body: bytes) -> Upload:
-    try:
-        asked = DocumentUpload.model_validate_json(body)
-    except ValidationError as error:
-        raise invalid_fields(error.errors(include_url=False, include_input=False)) from None
+    asked = read_as(DocumentUpload, body)
     if sum(each is not None for each in (asked.text, asked.content_base64, asked.url)) != 1:
         raise InvalidRequest("Send the document as `text`, `content_base64` or `url`, one of them.", param="text")
     if asked.url is not None:

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fake_tgi import FakeTGI
-from tests.routes import OPEN, assert_envelope
+from tests.routes import OPEN, ROUTES, TAKE_FILES, UNKNOWN, assert_envelope, call
 from tests.service import CHAT, Api, Service, description, live_service, until
 
 
@@ -23,7 +23,7 @@ def log_lines() -> io.BytesIO:
 @pytest.fixture(scope="module")
 async def service(tmp_path_factory, log_lines) -> AsyncIterator[Service]:
     directory = tmp_path_factory.mktemp("front")
-    limits = {"max_document_bytes": 2_000, "max_body_bytes": 4_000}
+    limits = {"max_document_bytes": 8_000, "max_body_bytes": 4_000}
     async with (
         FakeTGI() as tgi,
         live_service(
@@ -145,8 +145,51 @@ async def test_a_body_over_the_limit_is_a_413_everywhere(api):
         body = b'{"query": "' + b"a" * 20_000 + b'"}'
         assert_envelope(await api.client.post(path, content=body, headers=headers), 413, "payload_too_large")
     assert_envelope(
-        await api.client.post("/v1/documents", json={"name": "a.md", "text": "a" * 2_001}), 413, "payload_too_large"
+        await api.client.post("/v1/documents", json={"name": "a.md", "text": "a" * 8_001}), 413, "payload_too_large"
     )
+
+
+JSON = {"content-type": "application/json"}
+BODIES = [route for route in ROUTES if route.startswith(("POST", "PUT", "PATCH"))]
+
+
+async def test_a_body_over_the_limit_is_a_413_wherever_no_file_is_taken(api):
+    for route in BODIES:
+        method, path = route.split(" ")
+        response = await api.client.request(method, path.format(**UNKNOWN), content=b"[" + b"0," * 3_000, headers=JSON)
+        if route in TAKE_FILES:
+            assert response.status_code in (400, 404, 415), route
+        else:
+            error = assert_envelope(response, 413, "payload_too_large")
+            assert "`limits.max_body_bytes`" in error["message"]
+
+
+async def test_a_body_that_does_not_say_its_length_is_cut_off_at_the_limit(api):
+    async def parts(opening: bytes, thousands: int) -> AsyncIterator[bytes]:
+        yield opening
+        for _ in range(thousands):
+            yield b"0," * 500
+
+    await call(api.client, "PUT /v1/features/{view}", UNKNOWN)  # Its rows are read where it is there.
+    for route in BODIES:
+        method, path = route.split(" ")
+        if "requestBody" in description()["paths"][path][method.lower()]:
+            thousands = 16 if route in TAKE_FILES else 4
+            headers, opening = JSON, b"["
+            if path.endswith("/imports"):
+                headers = {"content-type": "multipart/form-data; boundary=x"}
+                opening = b'--x\r\ncontent-disposition: form-data; name="files"; filename="a"\r\n\r\n'
+            content = parts(opening, thousands)
+            response = await api.client.request(method, path.format(**UNKNOWN), content=content, headers=headers)
+            error = assert_envelope(response, 413, "payload_too_large")
+            assert f"{thousands}000 bytes" in error["message"]
+
+
+async def test_what_takes_files_asks_for_its_scope_before_it_reads_one(service, api):
+    key = await service.new_key(tenant=api.name, scopes=("chat",))
+    for route in TAKE_FILES:
+        path, headers = route.removeprefix("POST ").format(**UNKNOWN), {"authorization": f"Bearer {key}", **JSON}
+        assert_envelope(await api.client.post(path, content=b"{", headers=headers), 403, "insufficient_scope")
 
 
 LISTS = [
