@@ -249,6 +249,7 @@ async def open_service(
             predictions,
             history,
             collection=settings.qdrant.collection,
+            max_body_bytes=settings.limits.max_body_bytes,
             remote_images=remote_images,
             pseudonym=privacy.pseudonym,
         )

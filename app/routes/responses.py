@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 
 from app.access import Caller
 from app.chat import ChatRequest, CitationStyle
-from app.errors import NotFound, ServiceError
+from app.errors import NotFound, PayloadTooLarge, ServiceError
 from app.gateway import Answering
 from app.messages import Usage
 from app.predictions import Prediction
@@ -52,29 +52,44 @@ class Record(Protocol):
 class ResponsesForm:
     """OpenAI's responses; `records` are asked in turn for the one that a request goes on from.
 
-    `pseudonym` gives the name that a user of a tenant is kept by.
+    `max_body_bytes` is the largest conversation that is gone on from, with what is asked; `pseudonym` gives the name
+    that a user of a tenant is kept by.
     """
 
     path = RESPONSES_PATH
 
     def __init__(
-        self, *records: Record, collection: str, remote_images: bool = False, pseudonym: Pseudonym | None = None
+        self,
+        *records: Record,
+        collection: str,
+        max_body_bytes: int,
+        remote_images: bool = False,
+        pseudonym: Pseudonym | None = None,
     ) -> None:
         self._records = records
         self._collection = collection
+        self._max_body_bytes = max_body_bytes
         self._remote_images = remote_images
         self._pseudonym = pseudonym
 
-    async def read(self, body: bytes, caller: Caller) -> Read:
+    async def read(self, sent: bytes, caller: Caller) -> Read:
         """Read a request; what goes on record is the chat request that it is answered as."""
-        request = decode_response_request(body)
+        request = decode_response_request(sent)
         previous = None
         if request.previous_response_id is not None:
             previous = await self._previous(request.previous_response_id, caller)
         before = turns_after(previous) if previous is not None else []
         asked = as_chat(request, before, collection=self._collection, remote_images=self._remote_images)
-        conversation = previous.conversation if previous is not None else None
-        return asked, msgspec.json.encode(asked), conversation
+        body = msgspec.json.encode(asked)
+        # Each response of a chain records all turns, so that without a limit n of them record the square of n.
+        if previous is not None and len(body) > self._max_body_bytes:
+            raise PayloadTooLarge(
+                f"`previous_response_id`: with the turns before, this conversation has {len(body)} bytes, and may "
+                f"have {self._max_body_bytes} (setting `limits.max_body_bytes`). Begin a new one: send what it needs "
+                "of them in `input`.",
+                param="previous_response_id",
+            )
+        return asked, body, previous.conversation if previous is not None else None
 
     async def _previous(self, response_id: str, caller: Caller) -> Prediction:
         for record in self._records if _is_id(response_id) else ():

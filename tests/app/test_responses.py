@@ -298,6 +298,15 @@ async def test_a_response_goes_on_from_a_chat_completion(api, tgi):
     assert second["status"] == "completed"
 
 
+async def test_a_chain_may_be_as_large_as_one_request(nobody, tgi):
+    turns = [{"role": "user", "content": "hot kettles " * 90_000}, {"role": "user", "content": SPEED}]
+    first = await told(nobody, turns, tools=[SEARCH], tool_choice="required")
+    param, message = await refused(nobody, 413, turns, previous_response_id=first["id"])
+    assert param == "previous_response_id"
+    assert "2000000 (setting `limits.max_body_bytes`)" in message
+    assert [each["id"] for each in await nobody.records()] == [first["id"]]
+
+
 async def test_what_is_not_kept_cannot_be_gone_on_from_nor_read_again(api, tgi):
     first = await told(api, store=False)
     assert first["store"] is False
