@@ -294,8 +294,8 @@ def _tgi_grammar(response_format: dict[str, Any] | None) -> dict[str, Any] | Non
         )
     if not isinstance(schema, dict) or "properties" not in schema:
         raise InvalidRequest(
-            "this engine needs a schema with `properties`: "
-            'send {"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}',
+            "`response_format`: this engine needs a schema with `properties`. Send the type `json_schema`, with a "
+            "`name` and a `schema`.",
             param="response_format",
         )
     return {"type": "json", "value": schema}

@@ -122,7 +122,7 @@ class ChatRoute:
             await self._serve(scope, headers, receive, answering, reply)
         except ServiceError as failure:
             error = failure
-            self._form.explain(failure)
+            self._form.explain(failure, answering.request if answering else None)
             await reply.fail(failure, answering.prediction.id if answering else trace.trace_id)
         except Exception:
             error = ServiceError("Something went wrong on our side; the request id helps us find it.")

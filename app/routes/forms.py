@@ -71,8 +71,8 @@ class Form(Protocol):
         """Begin to render an answer."""
         ...
 
-    def explain(self, error: ServiceError, /) -> None:
-        """Make an error name the fields as this form does."""
+    def explain(self, error: ServiceError, request: ChatRequest | None, /) -> None:
+        """Make an error name the fields as this form does, and as the request has them if it was read."""
         ...
 
 
@@ -100,5 +100,5 @@ class ChatForm:
         """Begin to render an answer."""
         return Completion(answering.request, answering.prediction, link=link, style=style)
 
-    def explain(self, error: ServiceError) -> None:
+    def explain(self, error: ServiceError, request: ChatRequest | None) -> None:
         """Leave an error as it is: its fields are those of this form."""

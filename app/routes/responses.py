@@ -116,9 +116,12 @@ class ResponsesForm:
         """Begin to render an answer."""
         return ResponseRendering(cast("AskedResponse", answering.request), answering, link)
 
-    def explain(self, error: ServiceError) -> None:
-        """Make an error name the fields as they are called here."""
+    def explain(self, error: ServiceError, request: ChatRequest | None) -> None:
+        """Make an error name the fields as they are called here, and a filter as that of the tool if it came by it."""
         error.message, error.param = in_our_words(error.message), our_field(error.param)
+        extras = request.responses if isinstance(request, AskedResponse) else None
+        if error.param == "retrieval.filter" and extras and any(tool.get("filters") for tool in extras.tools):
+            error.param = "tools[0].filters"
 
 
 def _is_id(text: str) -> bool:

@@ -442,6 +442,19 @@ async def test_json_is_asked_of_the_engine_as_chat_asks_for_it(nobody, tgi):
     assert first == tgi.bodies[1].get("response_format") is not None
 
 
+async def test_what_the_engine_refuses_of_a_format_is_told_in_the_form_of_a_response(nobody, tgi):
+    param, message = await refused(nobody, text={"format": {"type": "json_object"}})
+    assert param == "text.format"
+    assert message.startswith("`text.format`: ")
+    assert '"json_schema":' not in message  # It is chat's form, which is refused here.
+
+
+async def test_a_filter_that_the_index_refuses_is_named_as_it_was_sent(api, tgi):
+    filters = {"type": "eq", "key": "", "value": 1}
+    assert (await refused(api, tools=[{**SEARCH, "filters": filters}]))[0] == "tools[0].filters"
+    assert (await refused(api, tools=[SEARCH], retrieval={"filter": {"": 1}}))[0] == "retrieval.filter"
+
+
 async def test_metrics_know_the_route(nobody, tgi):
     await told(nobody)
     metrics = (await nobody.client.get("/metrics")).text
