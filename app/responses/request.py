@@ -152,8 +152,13 @@ def recorded(prediction: Prediction) -> AskedResponse:
     """Read what a prediction was asked, be it by a response or by a chat request.
 
     Raises:
-        NotFound: it is not kept.
+        NotFound: it is not kept, or its answer is the call of a tool, which a response here has no item for.
     """
+    if prediction.tool_calls:
+        raise NotFound(
+            f"{prediction.id!r} called tools of the caller's, which no response here tells: read "
+            f"`/v1/predictions/{prediction.id}`."
+        )
     if prediction.request is None or prediction.kept not in (None, "full", "redacted"):
         raise NotFound(
             f"The content of {prediction.id!r} is not kept, by `store`, by the service's policy, or no longer: "
@@ -169,13 +174,18 @@ def turns_after(prediction: Prediction) -> list[Message]:
     """Give the turns that a response goes on from: those that a prediction was asked with, and its answer.
 
     Raises:
-        InvalidRequest: it has no whole answer, or its words are not kept as they were said.
+        InvalidRequest: it has no whole answer, or waits for what tools return, or is not kept as it was said.
         NotFound: its content is not kept.
     """
     field = "previous_response_id"
     if prediction.outcome != "finished":
         raise InvalidRequest(
             f"`{field}`: that response is {prediction.outcome}, and has no whole answer to go on from.", param=field
+        )
+    if prediction.tool_calls:
+        raise InvalidRequest(
+            f"`{field}`: that answer called tools, and what they return is taken by `/v1/chat/completions` alone.",
+            param=field,
         )
     if prediction.kept == "redacted":
         raise InvalidRequest(
@@ -187,7 +197,7 @@ def turns_after(prediction: Prediction) -> list[Message]:
     except NotFound as error:
         raise NotFound(f"`{field}`: {error.message} Send the turns in `input`.", param=field) from None
     is_instructed = asked.responses is not None and asked.responses.instructed
-    answer = Message(role="assistant", content=prediction.answer or "", tool_calls=prediction.tool_calls)
+    answer = Message(role="assistant", content=prediction.answer or "")
     return [*asked.messages[is_instructed:], answer]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from app.errors import InvalidRequest
 from app.responses.tools import equality_of
-from tests.fake_tgi import FakeTGI, Refuse, Tokens
+from tests.fake_tgi import FakeTGI, Refuse, Tokens, ToolCall
 from tests.service import NO_TLS, Api, Service, live_service
 from tests.wire import read_events
 
@@ -305,6 +305,18 @@ async def test_a_chain_may_be_as_large_as_one_request(nobody, tgi):
     assert param == "previous_response_id"
     assert "2000000 (setting `limits.max_body_bytes`)" in message
     assert [each["id"] for each in await nobody.records()] == [first["id"]]
+
+
+async def test_an_answer_that_called_tools_is_not_told_as_a_response_nor_gone_on_from(api, tgi):
+    tgi.script(ToolCall("f", '{"a": 1}'))
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+    called = await api.answer("Call f.", tools=tools)
+    assert called["choices"][0]["finish_reason"] == "tool_calls"
+    param, message = await refused(api, previous_response_id=called["id"])
+    assert (param, "`/v1/chat/completions`" in message) == ("previous_response_id", True)
+    again = await api.client.get(f"/v1/responses/{called['id']}")
+    assert (again.status_code, again.json()["error"]["code"]) == (404, "not_found")
+    assert "/v1/predictions/" in again.json()["error"]["message"]
 
 
 async def test_what_is_not_kept_cannot_be_gone_on_from_nor_read_again(api, tgi):
