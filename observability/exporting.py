@@ -5,11 +5,12 @@ events, the oldest first, and never a request.
 """
 
 import logging
+import re
 import threading
 from collections.abc import Callable, Mapping
 from os import environ  # noqa: TID251 - OTEL_* belongs to OpenTelemetry, whose SDK reads the same variables.
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from opentelemetry.context import Context
 from opentelemetry.sdk._logs import LoggerProvider, LogRecordProcessor
@@ -36,14 +37,19 @@ from opentelemetry.util.types import AttributeValue
 
 from observability.spans import ChosenIds, start_span
 
+E = TypeVar("E")
+P = TypeVar("P")
+
 logger = logging.getLogger(__name__)
 
 REDACTED: Final = "REDACTED"
 _TRACE_ID_LIMIT: Final = TraceIdRatioBased.TRACE_ID_LIMIT
+_ARGUMENTS: Final = re.compile(r"\b(max_queue_size|max_export_batch_size|schedule_delay)(?:_millis)?\b")
+"""What the SDK calls in its errors what a variable says."""
 
 
 class ExporterMisconfigured(ValueError):
-    """An OTEL_* variable asks for what this service does not export; the message names it and the fix."""
+    """An OTEL_* variable asks for what is not exported, or not so; the message names it and the fix."""
 
 
 class _Closable(Protocol):
@@ -69,7 +75,7 @@ class Exporting:
         With `keep_failures` a server span that the sampler left out is exported if it ends as an error.
 
         Raises:
-            ExporterMisconfigured: an OTEL_* variable asks for an exporter or protocol that is not supported.
+            ExporterMisconfigured: an OTEL_* variable asks for an exporter, protocol or queue that is not supported.
         """
         resource = _resource(service_name, service_version, instance_id)
         self.tracing: TracerProvider | None = None
@@ -145,7 +151,7 @@ class Exporting:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
         self._exporters.append(exporter := OTLPSpanExporter())
-        return BatchSpanProcessor(exporter)
+        return _batching(BatchSpanProcessor, exporter, "OTEL_BSP")
 
     def _metrics_over_otlp(self) -> MetricReader:
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
@@ -157,7 +163,16 @@ class Exporting:
         from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 
         self._exporters.append(exporter := OTLPLogExporter())
-        return BatchLogRecordProcessor(exporter)
+        return _batching(BatchLogRecordProcessor, exporter, "OTEL_BLRP")
+
+
+def _batching(processor: Callable[[E], P], exporter: E, variables: str) -> P:
+    """Put the SDK's queue in front of an exporter; its own error names arguments, for which nobody here asked."""
+    try:
+        return processor(exporter)
+    except ValueError as error:
+        said = _ARGUMENTS.sub(lambda found: f"{variables}_{found[1].upper()}", str(error))
+        raise ExporterMisconfigured(f"{said} Unset, a batch is of 512, and the queue of 2048.") from error
 
 
 def _bound_of(sampler: Sampler) -> int | None:

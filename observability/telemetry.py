@@ -61,7 +61,7 @@ class Telemetry:
         in any case. OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win over the names given here.
 
         Raises:
-            ExporterMisconfigured: an OTEL_* variable asks for an exporter or protocol that is not supported.
+            ExporterMisconfigured: an OTEL_* variable asks for an exporter, protocol or queue that is not supported.
         """
         self._export = Exporting(
             service_name=service_name,

@@ -185,6 +185,25 @@ def test_an_exporter_that_is_not_supported_is_refused_at_start_by_name(
         Telemetry(service_version="1")
 
 
+@pytest.mark.parametrize("signal", ["BSP", "BLRP"])
+@pytest.mark.parametrize(
+    ("name", "value", "named"),
+    [
+        ("MAX_QUEUE_SIZE", "256", "{0}_MAX_EXPORT_BATCH_SIZE must be less than or equal to {0}_MAX_QUEUE_SIZE"),
+        ("MAX_QUEUE_SIZE", "0", "{0}_MAX_QUEUE_SIZE must"),
+        ("MAX_EXPORT_BATCH_SIZE", "4096", "{0}_MAX_EXPORT_BATCH_SIZE must"),
+        ("SCHEDULE_DELAY", "-1", "{0}_SCHEDULE_DELAY must"),
+    ],
+)
+def test_a_queue_that_cannot_be_is_refused_at_start_by_its_variables(
+    signal: str, name: str, value: str, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    monkeypatch.setenv(f"OTEL_{signal}_{name}", value)
+    with pytest.raises(ExporterMisconfigured, match=named.format(f"OTEL_{signal}")):
+        Telemetry(service_version="1")
+
+
 def test_an_explicit_http_protobuf_protocol_is_accepted(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
