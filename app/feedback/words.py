@@ -55,7 +55,7 @@ class Words:
         kept = dict(says)
         for name in columns:
             if kept.get(name) is not None:
-                kept[name] = self._redacted(kept[name]) if level == "redacted" else None
+                kept[name] = self._policy.redact_all(kept[name]) if level == "redacted" else None
         return kept
 
     async def sealed(self, call: Call, columns: Iterable[str]) -> Call:
@@ -116,15 +116,6 @@ class Words:
                 in_place["said"] = msgspec.json.encode(both).decode()
             shown.append({**row, **in_place})
         return shown
-
-    def _redacted(self, content: Any) -> Any:
-        if isinstance(content, str):
-            return self._policy.redact(content)
-        if isinstance(content, list | tuple):
-            return [self._redacted(each) for each in content]
-        if isinstance(content, Mapping):
-            return {key: self._redacted(each) for key, each in content.items()}
-        return content
 
 
 _MAY_BE = "sealed:"

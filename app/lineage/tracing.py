@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
+from operator import eq
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +34,7 @@ from app.lineage.provenance import (
 )
 from app.predictions import History, Mention, Prediction
 from app.predictions.documents import uses_of
+from app.privacy.policies import is_redacted_from
 from app.releases import Release
 from app.vetting import folder_digest
 from retrieval.documents import Document, Scope
@@ -194,9 +196,7 @@ class Tracer:
         found = []
         for use in uses_of(prediction.id, prediction.passages, prediction.citations):
             quoted = quotes.get((use.document_id, use.document_version), [])
-            verified, problems = await self._check_quotes(
-                prediction.tenant, use.document_id, use.document_version, quoted
-            )
+            verified, problems = await self._check_quotes(prediction, use.document_id, use.document_version, quoted)
             link = DocumentLink(
                 document_id=use.document_id,
                 document_version=use.document_version,
@@ -209,11 +209,12 @@ class Tracer:
         return tuple(found)
 
     async def _check_quotes(
-        self, tenant: str, document_id: str, version: str, quoted: Sequence[Mapping[str, Any]]
+        self, prediction: Prediction, document_id: str, version: str, quoted: Sequence[Mapping[str, Any]]
     ) -> tuple[bool | None, list[str]]:
         if self._documents is None:
             return None, ["Documents cannot be looked up here."]
-        scope = Scope.whole(tenant)
+        scope = Scope.whole(prediction.tenant)
+        is_quoted = is_redacted_from if prediction.kept == "redacted" else eq
         try:
             document = await self._documents.document(scope, document_id)
             if document.version != version:
@@ -229,7 +230,7 @@ class Tracer:
         problems = [
             f"Its characters {each['source_start']} to {each['source_end']} are not what was quoted as [{each['n']}]."
             for each in quoted
-            if text[each["source_start"] : each["source_end"]] != each["quote"]
+            if not is_quoted(each["quote"], text[each["source_start"] : each["source_end"]])
         ]
         return not problems, problems
 

@@ -103,7 +103,7 @@ class Keeper:
         kept.kept = level = self.policy.level_of(prediction.tenant, session, wish)
         kept.store = level != "metadata"
         if level != "full" and kept.metadata is not None:
-            kept.metadata = self._redacted(kept.metadata)
+            kept.metadata = self.policy.redact_all(kept.metadata)
         if level == "redacted":
             self._redact(kept)
         if pseudonym is not None and user is not None:
@@ -122,29 +122,23 @@ class Keeper:
         """Take personal data and secrets out of all that was said; the citations follow the answer's new offsets."""
         for name in ("request", "messages", "tool_calls"):
             if (content := getattr(kept, name)) is not None:
-                setattr(kept, name, self._redacted(_plain(content)))
+                setattr(kept, name, self.policy.redact_all(_plain(content)))
         if kept.features:
             kept.features = [
-                {name: self._redacted(said) if name in _SAID else said for name, said in each.items()}
+                {name: self.policy.redact_all(said) if name in _SAID else said for name, said in each.items()}
                 for each in kept.features
             ]
-        kept.question = kept.question and self._redacted(kept.question)
+        kept.question = kept.question and self.policy.redact(kept.question)
         kept.question_embedding = None  # It was made of the question as it was said.
-        if kept.answer:
-            findings = self.policy.find(kept.answer)
-            kept.answer = replaced(kept.answer, findings)
-            if findings and kept.citations:
-                kept.citations = [_moved(citation, findings) for citation in kept.citations]
+        findings = self.policy.find(kept.answer) if kept.answer else []
+        kept.answer = kept.answer and replaced(kept.answer, findings)
+        if kept.citations:
+            kept.citations = [self._quoting(_moved(citation, findings)) for citation in kept.citations]
 
-    def _redacted(self, content: Any) -> Any:
-        """The same structure with every string in it redacted; keys are names and stay."""
-        if isinstance(content, str):
-            return self.policy.redact(content)
-        if isinstance(content, list):
-            return [self._redacted(each) for each in content]
-        if isinstance(content, dict):
-            return {key: self._redacted(each) for key, each in content.items()}
-        return content
+    def _quoting(self, citation: dict[str, Any]) -> dict[str, Any]:
+        """A citation with what it quotes redacted, which need not stand in the answer."""
+        quote = citation.get("quote")
+        return citation if quote is None else citation | {"quote": self.policy.redact(quote)}
 
     def _rename(self, kept: Prediction, user: str, name: str) -> None:
         kept.user = name

@@ -4,9 +4,10 @@ The main rule: of several wishes the strictest holds. A request can have less ke
 never more.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -55,6 +56,19 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         """Take it out."""
         return replaced(text, self.find(text))
 
+    def redact_all(self, content: Any) -> Any:
+        """The same structure with each text and each whole number in it redacted; keys are names and stay."""
+        if isinstance(content, str):
+            return self.redact(content)
+        if isinstance(content, list | tuple):
+            return [self.redact_all(each) for each in content]
+        if isinstance(content, Mapping):
+            return {key: self.redact_all(each) for key, each in content.items()}
+        if isinstance(content, int):
+            written = self.redact(as_said := str(content))
+            return content if written == as_said else written
+        return content
+
     def level_for(self, tenant: str) -> Level:
         """Say how much of a tenant's content is kept at most."""
         return self.tenants.get(tenant, self.level)
@@ -84,6 +98,24 @@ def read_level(wish: str) -> Level:
 def strictest(*levels: Level) -> Level:
     """The one of these that keeps least."""
     return max(levels, key=LEVELS.index)
+
+
+def is_redacted_from(kept: str, said: str) -> bool:
+    """Whether `kept` is `said` with something else in place of each `[email]`, `[card]` ... in it, if anything."""
+    first, *others = _PLACEHOLDER.split(kept)
+    if not others:
+        return kept == said
+    *middle, last = others
+    at = len(first)
+    for part in middle:
+        found = said.find(part, at)
+        if found < 0:
+            return False
+        at = found + len(part)
+    return said.startswith(first) and said.endswith(last) and at <= len(said) - len(last)
+
+
+_PLACEHOLDER = re.compile(r"\[[a-z_]{2,20}\]")
 
 
 def _lot(tenant: str, session: str) -> float:

@@ -16,7 +16,7 @@ from retrieval.errors import IndexUnavailable
 from retrieval.links import LinkFilter
 from tests.fake_tgi import FakeTGI, Tokens
 from tests.properties import examples
-from tests.service import NO_TLS, Api, Service, live_gateway, live_service
+from tests.service import CHAT, NO_TLS, Api, Service, live_gateway, live_service
 
 KETTLE = """# Aurora kettle
 
@@ -508,3 +508,21 @@ async def test_without_its_index_auto_answers_and_says_so_and_required_refuses(t
         refused, answered = await live.records(2)
         assert (refused.outcome, refused.error_code) == ("failed", "retrieval_unavailable")
         assert (answered.outcome, answered.retrieval_outcome) == ("finished", "unavailable")
+
+
+# --- What is kept of them.
+
+
+async def test_a_quote_is_kept_redacted_like_the_answer_that_it_is_in_and_still_verifies(nobody, tgi):
+    told = "The support desk of Aurora is reached by mail at desk@example.com"
+    await nobody.add("support.md", f"# Support\n\n{told}.\n", kind="support")
+    tgi.script(words(f"{told}."))
+    body = nobody.body("How is the support desk of Aurora reached by mail?")
+    answer = (await nobody.client.post(CHAT, json=body, headers={"x-hallmark-keep": "redacted"})).json()
+    assert [each["quote"] for each in answer["citations"]] == [f"{told}."]
+    kept = (await nobody.client.get(f"/v1/predictions/{answer['id']}")).json()
+    assert kept["kept"] == "redacted"
+    assert [each["quote"] for each in kept["citations"]] == [f"{told}.".replace("desk@example.com", "[email]")]
+    assert "desk@" not in str(kept)
+    trace = (await nobody.client.get(f"/v1/predictions/{answer['id']}/lineage")).json()
+    assert [each["verified"] for each in trace["documents"]] == [True]

@@ -92,7 +92,8 @@ def test_where_somebodys_content_is_not_kept_everybody_is_asked_for(policy):
 
 
 def test_redacted_content_has_nothing_personal_in_it_and_its_citations_where_they_were():
-    prediction = _prediction(question_embedding=b"as it was said")
+    citation = _prediction().citations[0] | {"quote": "sapphire of anna@mail.example"}
+    prediction = _prediction(question_embedding=b"as it was said", citations=[citation])
     kept = Keeper(Policy(level="redacted")).keep(prediction)
     assert kept.question_embedding is None
     written = msgspec.json.encode(kept.as_dict() | {"user": None, "request": None})
@@ -104,6 +105,23 @@ def test_redacted_content_has_nothing_personal_in_it_and_its_citations_where_the
     assert said == "sapphire is refused"[: len(said)]
     assert kept.answer[after["answer_start"] : after["answer_end"]] == said
     assert "anna@mail.example" in prediction.answer  # What the caller gets is as it was.
+
+
+@pytest.mark.parametrize("answer", ["Nothing personal [1].", None])
+def test_a_quote_is_redacted_also_where_the_answer_says_nothing_personal(answer):
+    citation = {"n": 1, "answer_start": 0, "answer_end": 7, "quote": "Ask anna@mail.example."}
+    kept = Keeper(Policy(level="redacted")).keep(_prediction(answer=answer, citations=[citation]))
+    assert kept.citations == [citation | {"quote": "Ask [email]."}]
+
+
+@pytest.mark.parametrize("level", ["redacted", "metadata"])
+def test_numbers_are_looked_through_as_texts_are(level):
+    metadata = {"card": 4716424521511864, "cards": [[4716424521511864]], "age": 47, "is_new": True, "at": 1732795200000}
+    kept = Keeper(Policy(level=level)).keep(_prediction(metadata=metadata))
+    assert kept.metadata == metadata | {"card": "[card]", "cards": [["[card]"]]}
+    if level == "redacted":
+        request = msgspec.json.encode({"metadata": metadata})
+        assert Keeper(Policy(level=level)).keep(_prediction(request=request)).request == {"metadata": kept.metadata}
 
 
 @given(st.lists(st.sampled_from(["anna@mail.example", "10.0.0.1", "4716424521511864", "word ", "é ", ", "])), st.data())

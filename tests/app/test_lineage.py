@@ -251,6 +251,21 @@ async def test_a_quote_is_looked_up_where_its_document_still_has_that_version(wo
     assert (await world.tracer.trace(citing(world))).documents[0].problems == ("It cannot be looked up at present.",)
 
 
+async def test_a_quote_that_was_kept_redacted_is_looked_up_by_what_is_left_of_it(world):
+    world = World(world.database, world.adapters, documents=Shelf(d1=("v1", "Ask a@b.example or c@d.example now.")))
+
+    async def verified(quote: str, **facts: Any) -> bool | None:
+        prediction = citing(world, quote=quote)
+        prediction.citations = [{**prediction.citations[0], "source_end": 35}]
+        return (await world.tracer.trace(msgspec.structs.replace(prediction, **facts))).documents[0].verified
+
+    assert await verified("[email] or [email] now.", kept="redacted")
+    assert await verified("a@b.example or c@d.example now.", kept="redacted")
+    for other in ("[email] and [email] now.", "[email] or [email] then.", "Or [email] now.", "[email] now. now."):
+        assert await verified(other, kept="redacted") is False
+    assert await verified("[email] or [email] now.", kept="full") is False
+
+
 # --- back ---
 
 
