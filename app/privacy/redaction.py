@@ -12,7 +12,6 @@ leaps to such a character three times as fast as it tries a lookbehind at each.
 import re
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_address
-from string import ascii_uppercase
 from typing import Literal, NamedTuple, get_args
 
 Kind = Literal["private_key", "jwt", "api_key", "email", "iban", "card", "national_id", "ip", "phone"]
@@ -88,7 +87,7 @@ def _private_keys(text: str) -> Iterator[Finding]:
         yield Finding("private_key", begin.start(), at)
 
 
-_JWT = re.compile(r"(?<![\w-])eyJ[\w-]{5,}+\.[\w-]{5,}+\.[\w-]*+", re.ASCII)
+_JWT = re.compile(r"(?<![A-Za-z0-9])eyJ[\w-]{5,}+\.[\w-]{5,}+\.[\w-]*+", re.ASCII)
 
 
 def _jwts(text: str) -> Iterator[Finding]:
@@ -99,14 +98,15 @@ def _jwts(text: str) -> Iterator[Finding]:
 # By the prefixes that their makers give them. The tails are what GitHub, OpenAI, Anthropic, AWS, Google, Slack, Stripe,
 # GitLab, Hugging Face, npm, PyPI and SendGrid document, with room for their next lengths.
 _TOKEN = re.compile(
-    r"""(?<![A-Za-z0-9_])(?:
-        sk-[\w-]{16,}+ | (?:ghp|gho|ghu|ghs|ghr)_\w{30,}+ | github_pat_\w{30,}+ | (?:AKIA|ASIA)[A-Z0-9]{16}(?!\w)
-        | AIza[\w-]{35} | xox[abeoprs]-[\w-]{10,}+ | [sr]k_(?:live|test)_\w{16,}+ | glpat-[\w-]{20,}+
-        | hf_[A-Za-z0-9]{30,}+ | npm_\w{36,}+ | pypi-[\w-]{50,}+ | SG\.[\w-]{20,}+\.[\w-]{20,}+ | hm_[\w-]{20,}+
+    r"""(?<![A-Za-z0-9])(?:
+        sk-[\w-]{16,}+ | (?:ghp|gho|ghu|ghs|ghr)_\w{30,}+ | github_pat_\w{30,}+
+        | (?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9]) | AIza[\w-]{35} | xox[abeoprs]-[\w-]{10,}+
+        | [sr]k_(?:live|test)_\w{16,}+ | glpat-[\w-]{20,}+ | hf_[A-Za-z0-9]{30,}+ | npm_\w{36,}+
+        | pypi-[\w-]{50,}+ | SG\.[\w-]{20,}+\.[\w-]{20,}+ | hm_[\w-]{20,}+
     )""",
     re.ASCII | re.VERBOSE,
 )
-_BEARER = re.compile(r"[bB](?<!\w.)(?i:earer)[ ]{1,3}([\w.~+/=-]{16,}+)")
+_BEARER = re.compile(r"[bB](?<![^\W_].)(?i:earer)[ ]{1,3}([\w.~+/=-]{16,}+)")
 # A value that its name calls a secret: eight characters or more, with no space in them.
 _ASSIGNS = re.compile(r"[:=]")
 _SECRET_NAME = re.compile(
@@ -155,7 +155,7 @@ def _assigned(text: str) -> Iterator[Finding]:
 
 _LOCAL = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.!#$%&'*+/=?^_`{|}~-")
 _MAX_LOCAL = 64  # RFC 5321, 4.5.3.1.1
-_DOMAIN = re.compile(r"(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}[^\W\d_]{2,24}(?![\w-])")
+_DOMAIN = re.compile(r"(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}[^\W\d_]{2,24}(?![^\W_])")
 
 
 def _emails(text: str) -> Iterator[Finding]:
@@ -172,12 +172,14 @@ def _emails(text: str) -> Iterator[Finding]:
         at = text.find("@", domain.end() if domain else at + 1)
 
 
-_IPV4 = re.compile(r"\d(?<![\w.-]\d)\d{0,2}\.\d{1,3}\.\d{1,3}\.\d{1,3}(?![\w-]|\.\d)", re.ASCII)
+_IPV4 = re.compile(
+    r"\d(?<![^\W_].)(?<!\..)(?<![A-Za-z]-.)\d{0,2}\.\d{1,3}\.\d{1,3}\.\d{1,3}(?![^\W_]|-[A-Za-z]|\.\d)", re.ASCII
+)
 _MIN_IPV6 = 6
 _COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:")
 _IPV6 = re.compile(
-    r"[0-9A-Fa-f:](?<![\w:.].)(?:(?<=:)|[0-9A-Fa-f]{0,3}:)(?:[0-9A-Fa-f]{0,4}:){1,7}+"
-    r"(?:\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}|[0-9A-Fa-f]{0,4})(?![\w:])",
+    r"[0-9A-Fa-f:](?<![^\W_].)(?<![:.].)(?<![^\W_]_.)(?:(?<=:)|[0-9A-Fa-f]{0,3}:)(?:[0-9A-Fa-f]{0,4}:){1,7}+"
+    r"(?:\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}|[0-9A-Fa-f]{0,4})(?![^\W_]|:|_[^\W_])",
     re.ASCII,
 )
 
@@ -208,29 +210,31 @@ _IBAN = re.compile(
     r"\d(?<=[A-Za-z].)\d(?<=[A-Za-z]{2}..)(?<![A-Za-z0-9].{4})(?:[ -]?[A-Za-z0-9]{1,4}+){3,8}(?![A-Za-z0-9])", re.ASCII
 )
 _MIN_IBAN, _MAX_IBAN = 15, 34
-_LETTERS_AS_NUMBERS = {ord(letter): str(int(letter, 36)) for letter in ascii_uppercase}
+_AS_NUMBER = [str(int(chr(code), 36)) if chr(code).isalnum() else "" for code in range(128)]
 
 
 def _ibans(text: str) -> Iterator[Finding]:
-    return _checked(_IBAN, "iban", text, is_iban, found_behind=2)
+    return _checked(_IBAN, "iban", text, is_iban, _MIN_IBAN, found_behind=2)
 
 
 def is_iban(text: str) -> bool:
     """Whether the check digits are right: the whole as a number leaves 1 on division by 97 (ISO 7064)."""
-    compact = text.replace(" ", "").replace("-", "").upper()
+    compact = text.encode().translate(None, b" -")
     if not _MIN_IBAN <= len(compact) <= _MAX_IBAN:
         return False
-    return int((compact[4:] + compact[:4]).translate(_LETTERS_AS_NUMBERS)) % 97 == 1
+    return int("".join([_AS_NUMBER[code] for code in compact[4:] + compact[:4]])) % 97 == 1
 
 
-_CARD = re.compile(r"[2-6](?<![\w.-].)(?:[ -]?\d){11,18}(?![\w-]|[.,]\d)", re.ASCII)
+_CARD = re.compile(r"[2-6](?<![^\W_].)(?<!\..)(?:[ -]?\d){11,18}(?![^\W_]|[.,]\d)", re.ASCII)
+_CARD_BEHIND_NUMBERS = re.compile(r"\d{4}(?:[ -]\d{4}(?!\d)|[ -]\d{6}(?!\d)|\d{8})")
+"""How it begins where numbers stand before it: as cards are printed, or a table of numbers had many by chance."""
 _MIN_CARD = 12
 _DOUBLED = bytes.maketrans(b"0123456789", b"0246813579")
 """A digit's double, and of a double that has two digits their sum."""
 
 
 def _cards(text: str) -> Iterator[Finding]:
-    return _checked(_CARD, "card", text, is_card)
+    return _checked(_CARD, "card", text, is_card, _MIN_CARD, inside=_CARD_BEHIND_NUMBERS)
 
 
 def is_card(text: str) -> bool:
@@ -242,13 +246,18 @@ def is_card(text: str) -> bool:
 
 
 _DNI_LETTERS = "TRWAGMYFPDXBNJZSQVHLCKE"
-_SSN = re.compile(r"[0-8](?<![\w-].)\d\d(?<!000)(?<!666)-(?!00)\d{2}-(?!0000)\d{4}(?![\w-])", re.ASCII)
-_NINO = re.compile(
-    r"[A-CEGHJ-PR-TW-Z](?<!\w.)[A-CEGHJ-NPR-TW-Z](?<!BG|GB|KN|NK|NT|TN|ZZ) ?\d{2} ?\d{2} ?\d{2} ?[A-D](?!\w)", re.ASCII
+_SSN = re.compile(
+    r"[0-8](?<![^\W_].)(?<![^\W_]-.)\d\d(?<!000)(?<!666)-(?!00)\d{2}-(?!0000)\d{4}(?![^\W_]|-[^\W_])", re.ASCII
 )
-_DNI = re.compile(r"[XYZ\d](?<!\w.)-?(?<!\d-)\d{7}-?[A-Z](?!\w)", re.ASCII)
-_NIR = re.compile(r"[12](?<!\w.) ?\d{2} ?(?:0[1-9]|1[0-2]) ?(?:\d{2}|2[AB]) ?\d{3} ?\d{3} ?\d{2}(?!\w)", re.ASCII)
-_CODICE = re.compile(r"[A-Z](?<!\w.)[A-Z]{5}\d{2}[A-EHLMPRST]\d{2}[A-Z]\d{3}[A-Z](?!\w)", re.ASCII)
+_NINO = re.compile(
+    r"[A-CEGHJ-PR-TW-Z](?<![^\W_].)[A-CEGHJ-NPR-TW-Z](?<!BG|GB|KN|NK|NT|TN|ZZ) ?\d{2} ?\d{2} ?\d{2} ?[A-D](?![^\W_])",
+    re.ASCII,
+)
+_DNI = re.compile(r"[XYZ\d](?<![^\W_].)-?(?<!\d-)\d{7}-?[A-Z](?![^\W_])", re.ASCII)
+_NIR = re.compile(
+    r"[12](?<![^\W_].) ?\d{2} ?(?:0[1-9]|1[0-2]) ?(?:\d{2}|2[AB]) ?\d{3} ?\d{3} ?\d{2}(?![^\W_])", re.ASCII
+)
+_CODICE = re.compile(r"[A-Z](?<![^\W_].)[A-Z]{5}\d{2}[A-EHLMPRST]\d{2}[A-Z]\d{3}[A-Z](?![^\W_])", re.ASCII)
 
 
 def _is_dni(text: str) -> bool:
@@ -286,8 +295,8 @@ def _national_ids(text: str) -> Iterator[Finding]:
 # A run that could be dialled: an optional plus or bracket, then digits with single separators between them, and an
 # extension behind them. What it is is decided by how it is grouped.
 _DIALLED = re.compile(
-    r"[+(\d](?<![\w./#-].)(?<!\d[,:].)(?:(?<=\d)|(?<=[+(])\d)(?:[ .()/-]{0,2}\d){6,17}+"
-    r"(?P<extension>[ ]?(?:x|ext\.?)[ ]?\d{1,6}+)?(?!\w|[.,:/-]\d)",
+    r"[+(\d](?<![^\W_].)(?:(?<=\+)|(?<![./#-].)(?<!\d[,:].))(?:(?<=\d)|(?<=[+(])\d)(?:[ .()/-]{0,2}\d){6,17}+"
+    r"(?P<extension>[ ]?(?:x|ext\.?)[ ]?\d{1,6}+)?(?![^\W_]|[.,:/-]\d)",
     re.ASCII,
 )
 _DIGITS = re.compile(r"\d+")
@@ -335,21 +344,36 @@ def _is_grouped(groups: list[str], number: str) -> bool:
 
 
 def _checked(
-    pattern: re.Pattern[str], kind: Kind, text: str, is_right: Callable[[str], bool], *, found_behind: int = 0
+    pattern: re.Pattern[str],
+    kind: Kind,
+    text: str,
+    is_right: Callable[[str], bool],
+    shortest: int,
+    *,
+    inside: re.Pattern[str] | None = None,
+    found_behind: int = 0,
 ) -> Iterator[Finding]:
-    """What has check digits. Words and numbers behind it look like its last groups: without them it may be right.
+    """What has check digits. Words and numbers beside it look like its groups: without some of them it may be right.
 
-    Numbers begin `found_behind` characters before what the pattern matches.
+    Numbers have `shortest` characters or more, and begin `found_behind` before what the pattern matches; behind groups
+    that turned out to be none they look like `inside`.
     """
-    at = 0
+    at = tried = 0
     while match := pattern.search(text, at):
         start, at = match.start() - found_behind, match.end()
         end = at
-        while end > start and not is_right(text[start:end]):
+        if inside and match.start() < tried and not inside.match(text, match.start()):
+            end = start
+        while end - start >= shortest and not is_right(text[start:end]):
             end = max(text.rfind(" ", start, end), text.rfind("-", start, end))
-        if end > start:
+        if end - start >= shortest:
             yield Finding(kind, start, end)
             at = end
+        elif group := _GROUP.match(text, match.start(), at):
+            at, tried = group.end(), max(tried, at)
+
+
+_GROUP = re.compile(r"[^ -]+")
 
 
 def _all(
