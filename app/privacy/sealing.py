@@ -8,9 +8,9 @@ Keys for wrapping and for pseudonyms are derived from a master key by HKDF-SHA-2
 """
 
 import base64
-import binascii
 import hmac
 import os
+import re
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b, sha256
 
@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 KEY_BYTES = 32
 _NONCE_BYTES = 12
 _VERSION = b"\x01"
+_KEY_ID = re.compile(r"[\w.-]{1,32}")
 _PSEUDONYM_PREFIX = "sub_"
 
 
@@ -68,15 +69,12 @@ class MasterKeys:
         keys: by the id that is kept beside what each wrapped; 32 random bytes each.
 
     Raises:
-        BadKey: there is none, or one has another length.
+        BadKey: there is none.
     """
 
     def __init__(self, keys: Mapping[str, bytes]) -> None:
         if not keys:
             raise BadKey("there is no key: `hallmark privacy new-key` makes one")
-        for key_id, secret in keys.items():
-            if len(secret) != KEY_BYTES:
-                raise BadKey(f"the key {key_id!r} has {len(secret)} bytes and not {KEY_BYTES}")
         self._wrapping = {key_id: AESGCM(_derived(secret, b"wrap")) for key_id, secret in keys.items()}
         self._naming = {key_id: _derived(secret, b"pseudonym") for key_id, secret in keys.items()}
         self.current = next(iter(keys))
@@ -86,17 +84,27 @@ class MasterKeys:
         """Read `id:base64`, one a line or with commas between them, the current one first.
 
         Raises:
-            BadKey: a line is something else; what it holds is not repeated.
+            BadKey: a line is something else, or has an id that another had; nothing of what it holds is repeated.
         """
         keys: dict[str, bytes] = {}
         for number, line in enumerate(lines.replace(",", "\n").split("\n"), 1):
             if not (line := line.strip()) or line.startswith("#"):
                 continue
-            key_id, _, secret = line.partition(":")
+            key_id, _, encoded = line.partition(":")
             try:
-                keys[key_id] = base64.b64decode(secret, validate=True)
-            except binascii.Error:
-                raise BadKey(f"line {number} is not `id:base64`") from None
+                secret = base64.b64decode(encoded, validate=True)
+            except ValueError:
+                secret = b""
+            if not secret or not _KEY_ID.fullmatch(key_id):
+                raise BadKey(
+                    f"line {number} is not `id:base64` with an id of up to 32 letters, digits, `.`, `_` and `-`: "
+                    "`hallmark privacy new-key` makes such lines"
+                )
+            if len(secret) != KEY_BYTES:
+                raise BadKey(f"the key in line {number} has {len(secret)} bytes and not {KEY_BYTES}")
+            if key_id in keys:
+                raise BadKey(f"line {number} has the id of a line before it: give each key one of its own")
+            keys[key_id] = secret
         return cls(keys)
 
     def __contains__(self, key_id: str) -> bool:
