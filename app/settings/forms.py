@@ -16,7 +16,7 @@ _SECRET_BYTES = 32
 class Section(BaseModel):
     """A group of settings: `HALLMARK_<GROUP>_<NAME>` in the environment, a `[group]` table in the file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def _http_url(url: str) -> str:

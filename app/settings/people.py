@@ -1,7 +1,7 @@
 """Whom requests are about, and what is kept of what they said."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr
 
@@ -9,6 +9,9 @@ from app.privacy.names import Name
 from app.privacy.policies import Level
 from app.privacy.redaction import KINDS, Kind
 from app.settings.forms import LongSecret, Section
+
+Days = Annotated[float, Field(gt=0, le=36_500)]
+"""A term of up to a hundred years, so that every moment that far back is one that there was."""
 
 
 class UserSettings(Section):
@@ -58,9 +61,9 @@ class PrivacySettings(Section):
         None, description="The same, a key a line; `hallmark privacy new-key` makes one."
     )
     pseudonyms: bool = Field(True, description="With a master key: users are kept by a keyed hash of their name.")
-    content_days: float | None = Field(None, gt=0, description="How long what was said is kept; unset: for ever.")
-    predictions_days: float | None = Field(None, gt=0, description="How long whole records of predictions are kept.")
-    feedback_days: float | None = Field(None, gt=0, description="How long words of feedback and labels are kept.")
-    embeddings_days: float | None = Field(None, gt=0, description="How long questions' embeddings are kept.")
-    review_days: float | None = Field(None, gt=0, description="How long items of review queues are kept.")
-    features_days: float | None = Field(None, gt=0, description="How long features are kept that newer ones replaced.")
+    content_days: Days | None = Field(None, description="How long what was said is kept; unset: for ever.")
+    predictions_days: Days | None = Field(None, description="How long whole records of predictions are kept.")
+    feedback_days: Days | None = Field(None, description="How long words of feedback and labels are kept.")
+    embeddings_days: Days | None = Field(None, description="How long questions' embeddings are kept.")
+    review_days: Days | None = Field(None, description="How long items of review queues are kept.")
+    features_days: Days | None = Field(None, description="How long features are kept that newer ones replaced.")

@@ -41,6 +41,7 @@ from app.privacy.rings import FileRing, SharedRing
 from app.privacy.sealing import MasterKeys, new_key
 from app.privacy.subject_keys import SubjectKeys
 from app.quality.rows import Rows
+from app.settings import PrivacySettings
 from tests.fake_tgi import FakeTGI
 from tests.postgres import on_either_kind
 from tests.review_world import EPOCH, Clock, World, as_shipped, person, prediction, replica
@@ -384,6 +385,18 @@ async def test_nothing_is_let_go_of_before_its_time(world):
     retention = Retention(world.database, world.clock, Terms(content_days=9, predictions_days=9, review_days=9))
     assert not await retention.step()
     assert (await world.history.get("acme", made.id)).answer == made.answer
+
+
+async def test_the_longest_term_of_one_class_lets_the_others_go_on(world):
+    made, last = said_by("anna"), said_by("ben")
+    await world.ship([made, last])
+    days = PrivacySettings(content_days=36_500).content_days
+    terms = dict.fromkeys(Terms.__struct_fields__, days) | {"predictions_days": 9}
+    world.clock.now = created_at(last.id).timestamp() * 1000 + 10 * 24 * 3600 * 1000
+    retention = Retention(world.database, world.clock, Terms(**terms))
+    while await retention.step():
+        pass
+    assert [each.id for each in await world.history.find("acme")] == [last.id]
 
 
 @on_either_kind("usual_database_url")

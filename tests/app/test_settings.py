@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from app.settings import Settings, unknown_variables
+from app.settings import PrivacySettings, Settings, unknown_variables
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +75,14 @@ def test_the_file_sets_what_the_environment_leaves_open():
         ('[release]\nfallback = "guess"\n', "release.fallback"),
         ('record = "maybe"\n', "record"),
         ("[engine]\nconnect_timeout_seconds = 0\n", "engine.connect_timeout_seconds"),
+        ("[engine]\nconnect_timeout_seconds = inf\n", "engine.connect_timeout_seconds"),
+        ("[limits]\nrequest_timeout_seconds = nan\n", "limits.request_timeout_seconds"),
+        *(
+            (f"[privacy]\n{name} = {days}\n", f"privacy.{name}")
+            for name in PrivacySettings.model_fields
+            if name.endswith("_days")
+            for days in ("0", "36501", "inf", "nan")
+        ),
         ('[qdrant]\ncollection = "a b"\n', "qdrant.collection"),
         ('[engine]\nurl = "localhost:8000"\n', "engine.url"),
         ('[engine]\nurl = "http://"\n', "engine.url"),
