@@ -1,13 +1,16 @@
 """The deploy files name settings, routes and parts that there are."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 from pydantic import BaseModel
+from typer.main import get_command
 
+from app.cli import app as hallmark
 from app.engines.dialects import DIALECTS
 from app.serving import GRACE_SECONDS
 from app.settings import Settings, unknown_variables
@@ -20,6 +23,7 @@ LOADING_SECONDS = 900
 SECRETS = {
     "HALLMARK_DATABASE_URL": "postgresql://hallmark:secret@postgres/hallmark",
     "HALLMARK_LIMITS_REDIS_URL": "redis://redis:6379/0",
+    "HALLMARK_PRIVACY_MASTER_KEY": "k1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=",
 }
 """What the variables might hold whose values are in a secret."""
 
@@ -39,13 +43,20 @@ def container(kind: str, name: str) -> dict[str, Any]:
 
 
 def variables() -> dict[str, dict[str, str]]:
-    """The gateway's environment in each file; of a secret a value that might be in it."""
+    """The gateway's environment in each file, and the worker's; of a secret a value that might be in it."""
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
-    given = container("StatefulSet", "gateway")["env"]
     return {
         "compose.yaml": compose["services"]["gateway"]["environment"],
-        "kubernetes.yaml": {each["name"]: each.get("value") or SECRETS[each["name"]] for each in given},
+        "kubernetes.yaml": environment("StatefulSet", "gateway"),
+        "kubernetes.yaml, worker": environment("Deployment", "worker"),
     }
+
+
+def environment(kind: str, name: str) -> dict[str, str]:
+    given = container(kind, name)
+    (source,) = given["envFrom"]
+    settings = found("ConfigMap", source["configMapRef"]["name"])["data"]
+    return settings | {each["name"]: each.get("value") or SECRETS[each["name"]] for each in given["env"]}
 
 
 def secret_variables() -> Iterator[str]:
@@ -73,7 +84,8 @@ def test_the_gateways_variables_are_settings_with_values_that_are_taken(
 def test_secrets_come_from_a_secret() -> None:
     secrets = set(secret_variables())
     assert {"HALLMARK_DATABASE_URL", "HALLMARK_ENGINE_TOKEN", "HALLMARK_LIMITS_REDIS_URL"} <= secrets
-    for each in container("StatefulSet", "gateway")["env"]:
+    assert not secrets & found("ConfigMap", "hallmark")["data"].keys()
+    for each in container("StatefulSet", "gateway")["env"] + container("Deployment", "worker")["env"]:
         assert ("valueFrom" in each) == (each["name"] in secrets), each["name"]
         if "valueFrom" in each:
             assert each["valueFrom"]["secretKeyRef"]["name"] == "hallmark"
@@ -101,6 +113,48 @@ def test_there_is_a_minimum_of_each_and_it_is_kept_while_nodes_are_drained() -> 
         budget = found("PodDisruptionBudget", name)["spec"]
         assert budget["minAvailable"] >= 1
         assert budget["selector"] == spec["selector"]
+
+
+def test_workers_do_the_periodic_work_of_the_gateways_under_the_same_settings() -> None:
+    gateway, worker = container("StatefulSet", "gateway"), container("Deployment", "worker")
+    assert (worker["image"], worker["securityContext"]) == (gateway["image"], gateway["securityContext"])
+    assert get_command(hallmark).commands.keys() >= {worker["command"][1]} == {"worker"}
+    pods = [found(*each)["spec"]["template"]["spec"] for each in (("StatefulSet", "gateway"), ("Deployment", "worker"))]
+    assert pods[0]["securityContext"] == pods[1]["securityContext"]
+    assert found("Deployment", "worker")["spec"]["replicas"] >= 2  # One takes over when the other's node goes.
+    of_gateway, of_worker = environment("StatefulSet", "gateway"), environment("Deployment", "worker")
+    assert of_gateway.items() - of_worker.items() == {
+        ("HALLMARK_LIMITS_REDIS_URL", SECRETS["HALLMARK_LIMITS_REDIS_URL"])
+    }
+    assert of_worker.items() <= of_gateway.items()
+    assert {"HALLMARK_DATABASE_URL", "HALLMARK_PRIVACY_MASTER_KEY", "HALLMARK_PRIVACY_CONTENT"} <= of_worker.keys()
+    ((data,), (mount,)) = pods[1]["volumes"], worker["volumeMounts"]
+    assert (data, mount) == ({"name": "data", "emptyDir": {}}, {"name": "data", "mountPath": "/data"})
+
+
+@pytest.mark.parametrize("file", ["kubernetes.yaml", "retraining.yaml", "training.yaml"])
+def test_no_service_sets_variables_of_a_pod(file: str) -> None:
+    """Of a Service named hallmark each pod would have HALLMARK_PORT=tcp://..., with which hallmark does not start."""
+    specs = list(pod_specs(yaml.safe_load_all((DEPLOY / file).read_text(encoding="utf-8"))))
+    assert specs
+    assert all(spec.get("enableServiceLinks") is False for spec in specs)
+
+
+def pod_specs(part: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(part, dict) and "containers" in part:
+        yield part
+    elif not isinstance(part, str) and isinstance(part, Iterable):
+        for each in part.values() if isinstance(part, dict) else part:
+            yield from pod_specs(each)
+
+
+def test_retraining_calls_the_service_of_the_gateways() -> None:
+    (spec,) = pod_specs(yaml.safe_load((DEPLOY / "retraining.yaml").read_text(encoding="utf-8")))
+    (url,) = [each["value"] for each in spec["containers"][0]["env"] if each["name"] == "HALLMARK_URL"]
+    parts = urlsplit(url)
+    service = found("Service", parts.hostname or "")["spec"]
+    assert (parts.port or 80) in {port["port"] for port in service["ports"]}
+    assert service["selector"] == found("StatefulSet", "gateway")["spec"]["selector"]["matchLabels"]
 
 
 def test_services_lead_to_the_pods() -> None:
