@@ -144,17 +144,17 @@ def engine_options(embedded: EmbeddedSettings) -> list[str]:
 def worker(data_dir: DataDir = None) -> None:
     """Do the periodic work beside the service: watch canaries, take back a worse one, look for drift, raise alerts."""
     settings = load_settings(data_dir=data_dir)
-    from app.database import MigrationFailed
+    from app.database import DataDirectoryUnusable, MigrationFailed, make_directory
     from app.drift import DriftPlan
     from app.worker import run
 
     groups = {name: group.adapter_folder for name, group in settings.engines.items()}
     groups[settings.main_engine] = settings.main_adapter_folder
     folders = {name: folder for name, folder in groups.items() if folder}
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
     wanted = settings.drift.model_dump()
     embeds = wanted.pop("embed_questions")
     try:
+        make_directory(settings.data_dir)
         run(
             _database(data_dir),
             adapter_folders=folders,
@@ -168,7 +168,7 @@ def worker(data_dir: DataDir = None) -> None:
             log_level=settings.log_level,
             log_format=settings.log_format,
         )
-    except MigrationFailed as error:
+    except (DataDirectoryUnusable, MigrationFailed) as error:
         err.print(f"[red]cannot work:[/] {escape(str(error))}")
         raise typer.Exit(1) from None
 

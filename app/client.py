@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 import httpx
@@ -31,16 +32,25 @@ class Refusal(ServiceFailure):
 
 
 class Client:
-    """Talks to one service with one key; use it in a `with` block."""
+    """Talks to one service with one key; use it in a `with` block.
+
+    Raises:
+        ServiceFailure: the address or the key is none.
+    """
 
     def __init__(self, url: str, key: str) -> None:
         self.url = url.rstrip("/")
-        self._http = httpx.Client(
-            base_url=self.url,
-            headers={"authorization": f"Bearer {key}"},
-            timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
-            trust_env=False,
-        )
+        if not (key.isascii() and key.isprintable()):
+            raise ServiceFailure("The API key has a character that no key has: give it as it was printed.")
+        try:
+            self._http = httpx.Client(
+                base_url=self.url,
+                headers={"authorization": f"Bearer {key}"},
+                timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
+                trust_env=False,
+            )
+        except httpx.InvalidURL as error:
+            raise ServiceFailure(f"{self.url!r} is no address of a service: {_reason(error)}.") from error
 
     def __enter__(self) -> Self:
         return self
@@ -181,22 +191,25 @@ class Client:
         return self.call("POST", "/v1/chat/completions", json=_question(question, model, stream=False))
 
     def stream(self, question: str, *, model: str) -> Iterator[dict[str, Any]]:
-        """Ask one question and give the chunks of the answer as they come."""
-        try:
-            with self._http.stream(
-                "POST", "/v1/chat/completions", json=_question(question, model, stream=True)
-            ) as response:
-                if response.status_code != 200:
-                    response.read()
-                    raise _failure(response)
-                for line in response.iter_lines():
-                    if line.startswith("data: ") and line != "data: [DONE]":
-                        chunk = msgspec.json.decode(line[6:].encode(), type=dict[str, Any])
-                        if "error" in chunk:
-                            raise ServiceFailure(str(chunk["error"]["message"]))
-                        yield chunk
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from error
+        """Ask one question and give the chunks of the answer as they come.
+
+        Raises:
+            ServiceFailure: the service cannot be reached, refuses, or does not come to the answer's end.
+        """
+        asked = _question(question, model, stream=True)
+        with self._told(), self._http.stream("POST", "/v1/chat/completions", json=asked) as response:
+            if response.status_code != 200:
+                response.read()
+                raise _failure(response)
+            for line in response.iter_lines():
+                if line == "data: [DONE]":
+                    return
+                if line.startswith("data: "):
+                    chunk = msgspec.json.decode(line[6:].encode(), type=dict[str, Any])
+                    if "error" in chunk:
+                        raise ServiceFailure(str(chunk["error"]["message"]))
+                    yield chunk
+        raise ServiceFailure(f"{self.url} ended the answer without its end, as no Hallmark service does.")
 
     def call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         """Call a route and give its JSON; `options` are httpx's.
@@ -205,13 +218,11 @@ class Client:
             Refusal: the service finds the request at fault.
             ServiceFailure: the service cannot be reached, or refuses for another reason.
         """
-        try:
+        with self._told():
             response = self._http.request(method, path, **options)
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from error
-        if response.status_code >= 400:
-            raise _failure(response)
-        return msgspec.json.decode(response.content, type=dict[str, Any])
+            if response.status_code >= 400:
+                raise _failure(response)
+            return msgspec.json.decode(response.content, type=dict[str, Any])
 
     def lines(self, path: str, **options: Any) -> Iterator[bytes]:
         """Get a file of lines and give each as it comes, with its end; raises as `pieces` does."""
@@ -227,22 +238,37 @@ class Client:
         Raises:
             ServiceFailure: the service cannot be reached, refuses, or broke off: then what came is not the whole.
         """
-        try:
-            with self._http.stream("GET", path, **options) as response:
-                if response.status_code != 200:
-                    response.read()
-                    raise _failure(response)
-                yield from response.iter_bytes()
-        except httpx.RemoteProtocolError as error:
-            raise ServiceFailure(f"{self.url} broke off: {error}.") from error
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from error
+        with self._told(), self._http.stream("GET", path, **options) as response:
+            if response.status_code != 200:
+                response.read()
+                raise _failure(response)
+            yield from response.iter_bytes()
 
-    def _unreachable(self, error: httpx.HTTPError) -> ServiceFailure:
-        if isinstance(error, httpx.UnsupportedProtocol):
-            return ServiceFailure(f"{self.url!r} is no address of a service: it must begin with http:// or https://.")
-        reason = (str(error) or type(error).__name__).rstrip(".")
-        return ServiceFailure(f"{self.url} cannot be reached: {reason}. Start it with `hallmark serve`.")
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tell what can go wrong with a call in the words of who typed the command."""
+        try:
+            yield
+        except httpx.UnsupportedProtocol as error:
+            raise ServiceFailure(
+                f"{self.url!r} is no address of a service: it must begin with http:// or https://."
+            ) from error
+        except httpx.RemoteProtocolError as error:
+            raise ServiceFailure(f"{self.url} broke off: {_reason(error)}.") from error
+        except httpx.HTTPError as error:
+            raise ServiceFailure(
+                f"{self.url} cannot be reached: {_reason(error)}. Start it with `hallmark serve`."
+            ) from error
+        except httpx.InvalidURL as error:
+            raise ServiceFailure(f"This cannot be asked for: {_reason(error)}.") from error
+        except UnicodeEncodeError as error:
+            raise ServiceFailure("What was given is no text: it has characters that UTF-8 has not.") from error
+        except msgspec.DecodeError as error:
+            raise ServiceFailure(f"{self.url} does not answer as a Hallmark service does.") from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).rstrip(".")
 
 
 def _question(question: str, model: str, *, stream: bool) -> dict[str, Any]:

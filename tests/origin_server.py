@@ -1,6 +1,7 @@
 """A web site on loopback that tests fetch from: says what it is told to, and remembers what it was asked."""
 
 import asyncio
+import re
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -35,6 +36,8 @@ class Origin:
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             self.asked.append(head)
+            if stated := re.search(r"(?i)^content-length: (\d+)", head, re.MULTILINE):
+                await reader.readexactly(int(stated[1]))
             page = self.pages.get(head.split()[1], Page(status=404))
             etag = page.headers.get("ETag")
             if etag and f"If-None-Match: {etag}\r\n" in head:

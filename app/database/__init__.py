@@ -31,7 +31,13 @@ from app.database.drift_tables import (
 from app.database.erasure_tables import erasures, retention_positions
 from app.database.feature_tables import feature_values, feature_views
 from app.database.migrating import SCHEMA_VERSION, MigrationFailed, SchemaTooNew, migrate
-from app.database.ownership import DataDirectoryBusy, exclusive, own_directory
+from app.database.ownership import (
+    DataDirectoryBusy,
+    DataDirectoryUnusable,
+    exclusive,
+    make_directory,
+    own_directory,
+)
 from app.database.quality_tables import quality_reports
 from app.database.review_tables import review_boosts, review_items, review_queues, reviews
 from app.database.revisions import is_latest
@@ -63,6 +69,7 @@ __all__ = [
     "CONNECT_ERRORS",
     "SCHEMA_VERSION",
     "DataDirectoryBusy",
+    "DataDirectoryUnusable",
     "Database",
     "Id",
     "MigrationFailed",
@@ -98,6 +105,7 @@ __all__ = [
     "key_ring",
     "labels",
     "leases",
+    "make_directory",
     "metadata",
     "migrate",
     "outboxes",

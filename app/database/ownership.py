@@ -7,8 +7,29 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+class DataDirectoryUnusable(OSError):
+    """The data directory cannot be made; the message says which setting names it."""
+
+
 class DataDirectoryBusy(Exception):
     """Another process owns the data directory."""
+
+
+def make_directory(directory: Path) -> None:
+    """Make the data directory if it is absent.
+
+    Raises:
+        DataDirectoryUnusable: it cannot be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        is_file = isinstance(error, FileExistsError | NotADirectoryError)
+        why = "there is a file of that name, or above it" if is_file else error.strerror
+        raise DataDirectoryUnusable(
+            f"the data directory {str(directory)!r} cannot be made: {why}. "
+            "Name another by HALLMARK_DATA_DIR or --data-dir."
+        ) from error
 
 
 @contextmanager
@@ -17,7 +38,9 @@ def own_directory(directory: Path) -> Iterator[Path]:
 
     Raises:
         DataDirectoryBusy: another process owns it.
+        DataDirectoryUnusable: it cannot be made.
     """
+    make_directory(directory)
     with exclusive(directory / "hallmark.lock"):
         yield directory
 

@@ -275,6 +275,16 @@ def test_a_data_directory_in_use_is_told(tmp_path):
         assert str(tmp_path / "data") in cannot_start(tmp_path / "data")
 
 
+@pytest.mark.parametrize("data_dir", ["file", "file/data"])
+def test_a_data_directory_that_is_a_file_is_told_with_its_setting(tmp_path, data_dir):
+    (tmp_path / "file").write_text("I am no directory")
+    said = f"the data directory {str(tmp_path / data_dir)!r} cannot be made: there is a file of that name, or above it."
+    assert cannot_start(tmp_path / data_dir).strip().startswith(said)
+    worked = run("worker", "--data-dir", tmp_path / data_dir, env={"COLUMNS": "400"})
+    assert (worked.exit_code, type(worked.exception)) == (1, SystemExit)
+    assert f"cannot work: {said} Name another by HALLMARK_DATA_DIR" in worked.stderr
+
+
 def test_a_database_that_is_none_is_told(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "hallmark.db").write_bytes(b"I am no database" * 100)

@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 from app.cli import app
 from app.client import Client
 from tests.fake_tgi import FakeTGI, Refuse, Tokens
+from tests.origin_server import Page, origin_server
 from tests.service import NO_TLS, Service, live_service, until
 
 ROOT = Path(__file__).parents[2]
@@ -253,6 +254,39 @@ async def test_an_address_without_its_scheme_is_told(monkeypatch):
     result = await run("ask", "Hello", "--key", "k")
     assert (result.exit_code, result.stdout) == (1, "\n")
     assert result.stderr == "error: 'foo' is no address of a service: it must begin with http:// or https://.\n"
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://x:abc"])
+async def test_an_address_that_is_none_is_told(url):
+    for command in (("ask", "Hello"), ("predictions", "list")):
+        result = await run(*command, "--key", "k", "--url", url)
+        assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+        assert f"error: {url!r} is no address of a service" in result.stderr
+
+
+@pytest.mark.parametrize("key", ["hm_ü", "hm_secret\n"])
+async def test_a_key_that_is_none_is_told_and_not_repeated(service, key):
+    result = await run("ask", "Hello", *at(service, key))
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+    assert "The API key has a character" in result.stderr
+    assert key.strip() not in result.stderr
+
+
+async def test_what_is_no_text_is_told(service):
+    result = await run("ask", "Hello\udcff", *at(service))
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+    assert "is no text" in result.stderr
+
+
+@pytest.mark.parametrize("body", [b"<html>Hello</html>", b"data: <html>\n\n", b'data: {"choices": []}\n\n', b"[]", b""])
+async def test_another_server_is_told_from_the_service(body):
+    async with origin_server() as origin:
+        for path in ("/v1/chat/completions", "/v1/predictions?limit=20"):
+            origin.pages[path] = Page(body)
+        for command in (("ask", "Hello"), ("predictions", "list")):
+            result = await run(*command, "--key", "k", "--url", origin.at(""))
+            assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+            assert "Hallmark service does" in result.stderr
 
 
 # --- demo ---
