@@ -31,7 +31,7 @@ from app.quality_commands import quality
 from app.release_commands import releases, rollouts
 from app.retrain_commands import retrain
 from app.review_commands import review
-from app.settings import EmbeddedSettings, Settings, unknown_variables
+from app.settings import EmbeddedSettings, Settings, misread_variables, unknown_variables
 from app.terminal import Key, Url, err, explained, out, show_sources
 
 if TYPE_CHECKING:
@@ -89,12 +89,17 @@ def load_settings(**given: Any) -> Settings:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         for problem in error.errors(include_url=False):
-            name = ".".join(str(part) for part in problem["loc"])
-            err.print(f"[red]setting {escape(name)}:[/] {escape(problem['msg'].removeprefix('Value error, '))}")
+            said = problem["msg"].removeprefix("Value error, ")  # What is about several settings names them itself.
+            name = ".".join(str(part) for part in problem["loc"]) + ": " if problem["loc"] else ""
+            err.print(f"[red]setting[/] {escape(name + said)}")
     except (TOMLDecodeError, UnicodeDecodeError) as error:
         err.print(f"[red]hallmark.toml:[/] {escape(str(error))}")
     except ValueError as error:  # A variable that holds a list is no JSON.
-        err.print(f"[red]settings:[/] {escape(str(error))}")
+        told = [
+            f"setting[/] {escape(f'{name}: it is read as JSON, such as {of}')}" for name, of in misread_variables(error)
+        ]
+        for each in told or [f"settings:[/] {escape(str(error))}"]:
+            err.print(f"[red]{each}")
     raise typer.Exit(2)
 
 

@@ -1,13 +1,14 @@
 """How the release settings become the service's own release, and what other releases have where they leave it out."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from app.engine_wiring import release_defaults
 from app.prompts import ANSWER_PROMPT, CLASSIFY_PROMPT, EXTRACT_PROMPT
-from app.releases import Prompt, Release, RetrievalPlan
+from app.releases import BadRelease, Prompt, Release, RetrievalPlan
 from app.settings import Settings
 
 
@@ -22,11 +23,15 @@ def release_parts(settings: Settings) -> Mapping[str, Any]:
 
 
 def own_release(settings: Settings) -> Release:
-    """The release that the settings describe; its number is the registry's to give."""
+    """The release that the settings describe; its number is the registry's to give.
+
+    Raises:
+        BadRelease: its prompt cannot be read.
+    """
     wanted = settings.release
     prompt = ANSWER_PROMPT
     if wanted.prompt_file is not None:
-        prompt = Prompt(version=wanted.prompt_file.stem, template=wanted.prompt_file.read_text(encoding="utf-8"))
+        prompt = Prompt(version=wanted.prompt_file.stem, template=_read(wanted.prompt_file))
     embedded = settings.embedded.enabled
     return Release(
         name=wanted.name,
@@ -57,3 +62,11 @@ def own_release(settings: Settings) -> Release:
         fallback=wanted.engine_fallback,
         notes=wanted.notes,
     )
+
+
+def _read(prompt_file: Path) -> str:
+    try:
+        return prompt_file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
+        raise BadRelease(f"`release.prompt_file`: {str(prompt_file)!r} cannot be read: {why}.") from error

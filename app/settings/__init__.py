@@ -8,7 +8,7 @@ from app.settings.answering import EmbeddedSettings, EngineSettings, LimitSettin
 from app.settings.documents import IngestionSettings, QdrantSettings, RetrievalSettings
 from app.settings.people import FeatureSettings, PrivacySettings, UserSettings
 from app.settings.watching import AlertSettings, DriftSettings, TelemetrySettings
-from app.settings.whole import Settings, unknown_variables
+from app.settings.whole import Settings, misread_variables, unknown_variables
 
 __all__ = [
     "AlertSettings",
@@ -25,5 +25,6 @@ __all__ = [
     "Settings",
     "TelemetrySettings",
     "UserSettings",
+    "misread_variables",
     "unknown_variables",
 ]

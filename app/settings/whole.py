@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from app.settings.answering import EmbeddedSettings, EngineSettings, LimitSettings, ReleaseSettings
@@ -29,7 +30,7 @@ class Settings(BaseSettings):
     )
 
     data_dir: Path = Field(Path(".hallmark"), description="Everything kept on disk: records, keys, documents, index.")
-    host: str = "127.0.0.1"
+    host: str = Field("127.0.0.1", min_length=1)
     port: int = Field(8080, ge=0, le=65535)
     public_url: HttpUrl | None = Field(
         None, description="How clients reach the service; citation links start with it. Default: the request's Host."
@@ -101,12 +102,37 @@ _NOT_SETTINGS = frozenset({"HALLMARK_URL", "HALLMARK_API_KEY"})
 """What the command line reads as a client."""
 
 
-def unknown_variables() -> Iterator[tuple[str, str | None]]:
-    """Give each variable of the environment that looks like a setting and is none, with the one that may be meant."""
-    known = set(_NOT_SETTINGS)
+def misread_variables(error: ValueError) -> Iterator[tuple[str, str]]:
+    """Give each variable that is no JSON, as this error of the settings says, with an example of what it takes."""
+    text = getattr(error.__cause__, "doc", None)
+    examples = {
+        f"HALLMARK_{name}".upper(): f'{{"name": "value"}}; HALLMARK_{name.upper()}_NAME is one setting of it'
+        for name, field in Settings.model_fields.items()
+        if isinstance(field.default, Section)
+    }
+    for variable, field in _variables().items():
+        kind = str(field.annotation)
+        if kind.startswith(("tuple[", "dict[")):
+            examples[variable] = '["first", "second"]' if kind.startswith("tuple[") else '{"name": "value"}'
+    for variable, value in sorted(os.environ.items()):  # noqa: TID251 - as below.
+        if value == text and variable.upper() in examples:
+            yield variable, examples[variable.upper()]
+
+
+def _variables() -> dict[str, FieldInfo]:
+    """Each variable that is one setting."""
+    found: dict[str, FieldInfo] = {}
     for name, field in Settings.model_fields.items():
         inner = type(field.default).model_fields if isinstance(field.default, Section) else {}
-        known |= {f"HALLMARK_{name}_{each}".upper() for each in inner} or {f"HALLMARK_{name}".upper()}
+        found |= {f"HALLMARK_{name}_{each}".upper(): of for each, of in inner.items()}
+        if not inner:
+            found[f"HALLMARK_{name}".upper()] = field
+    return found
+
+
+def unknown_variables() -> Iterator[tuple[str, str | None]]:
+    """Give each variable of the environment that looks like a setting and is none, with the one that may be meant."""
+    known = _NOT_SETTINGS | _variables().keys()
     for variable in sorted(os.environ):  # noqa: TID251 - this module is where the environment is read.
         is_group = variable.startswith("HALLMARK_ENGINES_")  # One of them, as JSON.
         if variable.startswith("HALLMARK_") and variable not in known and not is_group:

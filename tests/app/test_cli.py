@@ -174,15 +174,23 @@ def test_a_data_directory_that_cannot_be_is_told(tmp_path):
         ({"HALLMARK_ENGINE_DIALECT": "gpt"}, "setting engine.dialect:"),
         ({"HALLMARK_ENGINE_URRL": "http://x"}, "setting engine.urrl:"),
         ({"HALLMARK_RETRIEVAL_PASSAGE_TOKENS": "9"}, "setting retrieval.passage_tokens:"),
-        ({"HALLMARK_ENGINE_ADAPTERS": "[broken"}, "engine"),
+        ({"HALLMARK_ENGINE_ADAPTERS": "[broken"}, 'setting HALLMARK_ENGINE_ADAPTERS: it is read as JSON, such as ["'),
+        ({"HALLMARK_CORS_ORIGINS": "https://x", "HALLMARK_HOST": "https://x"}, "setting HALLMARK_CORS_ORIGINS: "),
+        ({"HALLMARK_PRIVACY_REDACT": "email,card"}, "setting HALLMARK_PRIVACY_REDACT: "),
+        ({"HALLMARK_PRIVACY_TENANTS": "acme"}, 'setting HALLMARK_PRIVACY_TENANTS: it is read as JSON, such as {"'),
+        ({"HALLMARK_ENGINES": "big"}, 'setting HALLMARK_ENGINES: it is read as JSON, such as {"'),
+        ({"HALLMARK_ENGINE": "http://x", "HALLMARK_URL": "http://x"}, "HALLMARK_ENGINE_NAME is one setting of it"),
+        ({"HALLMARK_ENGINES": '{"big": {}}'}, "setting engines.big.urls: name at least one engine"),
+        ({"HALLMARK_HOST": ""}, "setting host: "),
         ({"HALLMARK_ENGINE_URL": "localhost:8000"}, "must start with http:// or https://"),
     ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    ids=lambda value: "=".join(next(iter(value.items()))) if isinstance(value, dict) else "",
 )
 def test_a_wrong_setting_is_named_and_exits_with_2(tmp_path, env, said):
     result = run("serve", "--data-dir", tmp_path, env=env)
     assert result.exit_code == 2
     assert said in result.stderr
+    assert result.stderr.count("\n") == 1
     assert "Value error" not in result.stderr  # What pydantic says before our own words.
 
 
@@ -283,6 +291,16 @@ def test_a_data_directory_that_is_a_file_is_told_with_its_setting(tmp_path, data
     worked = run("worker", "--data-dir", tmp_path / data_dir, env={"COLUMNS": "400"})
     assert (worked.exit_code, type(worked.exception)) == (1, SystemExit)
     assert f"cannot work: {said} Name another by HALLMARK_DATA_DIR" in worked.stderr
+
+
+@pytest.mark.parametrize("content", [None, b"\xff"])
+def test_a_prompt_file_that_cannot_be_read_is_told_with_its_setting(tmp_path, monkeypatch, content):
+    if content is not None:
+        (tmp_path / "prompt.txt").write_bytes(content)
+    monkeypatch.setenv("HALLMARK_RELEASE_PROMPT_FILE", str(tmp_path / "prompt.txt"))
+    said = cannot_start(tmp_path / "data").strip()
+    assert said.startswith(f"`release.prompt_file`: {str(tmp_path / 'prompt.txt')!r} cannot be read: ")
+    assert "Errno" not in said
 
 
 def test_a_database_that_is_none_is_told(tmp_path):

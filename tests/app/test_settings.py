@@ -74,6 +74,7 @@ def test_the_file_sets_what_the_environment_leaves_open():
         ('[release]\nname = "Not A Name"\n', "release.name"),
         ('[release]\nfallback = "guess"\n', "release.fallback"),
         ('record = "maybe"\n', "record"),
+        ('host = ""\n', "host"),
         ("[engine]\nconnect_timeout_seconds = 0\n", "engine.connect_timeout_seconds"),
         ("[engine]\nconnect_timeout_seconds = inf\n", "engine.connect_timeout_seconds"),
         ("[limits]\nrequest_timeout_seconds = nan\n", "limits.request_timeout_seconds"),
