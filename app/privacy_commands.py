@@ -30,7 +30,10 @@ def erase(
     conversation: Annotated[str | None, typer.Option(help="As requests name it.")] = None,
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for its end.")] = 60.0,
 ) -> None:
-    """Erase what was said by or to a user, or in a conversation; tells what was trained on it."""
+    """Erase what was said by or to a user, or in a conversation; tells what was trained on it.
+
+    Exits with 1 where the erasure is not done within the wait: it goes on.
+    """
     subject = {name: value for name, value in (("user", user), ("conversation", conversation)) if value is not None}
     if len(subject) != 1:
         raise typer.BadParameter("name one: --user or --conversation")
@@ -47,6 +50,7 @@ def erase(
             err.print(f"[yellow]trained on it:[/] {name} {each}")
     if erasure["state"] != "done":
         err.print("it goes on: `hallmark privacy erasures` shows how far it is")
+        raise typer.Exit(1)
 
 
 @privacy.command("erasures")

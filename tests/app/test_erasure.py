@@ -43,6 +43,7 @@ from app.privacy.subject_keys import SubjectKeys
 from app.quality.rows import Rows
 from app.settings import PrivacySettings
 from tests.fake_tgi import FakeTGI
+from tests.origin_server import Page, origin_server
 from tests.postgres import on_either_kind
 from tests.review_world import EPOCH, Clock, World, as_shipped, person, prediction, replica
 from tests.service import live_service
@@ -468,6 +469,18 @@ def test_a_new_master_key_is_one():
 def test_an_erasure_by_command_names_one_subject(options):
     given = ["privacy", "erase", *options, "--key", "k"]
     assert CliRunner().invoke(app, given).exit_code == 2
+
+
+@pytest.mark.parametrize(("state", "code"), [("done", 0), ("running", 1)])
+async def test_an_erasure_by_command_ends_well_only_where_it_is_done(state, code):
+    erasure = {"id": "e1", "state": state, "counts": {"predictions": 2}, "trained": {}}
+    async with origin_server() as origin:
+        origin.pages = {"/v1/erasures": Page(json.dumps(erasure).encode())}
+        given = ["privacy", "erase", "--user", "anna", "--wait", "0", "--url", origin.at(""), "--key", "k"]
+        result = await asyncio.to_thread(CliRunner().invoke, app, given)
+    assert result.exit_code == code
+    assert result.stdout == f"e1 {state}: 2 predictions\n"
+    assert ("it goes on" in result.stderr) is (state != "done")
 
 
 # --- sealed ---
