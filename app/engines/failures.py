@@ -1,8 +1,8 @@
 """What an engine's refusals and breakdowns mean to the caller: the one table between their words and `app.errors`.
 
 The main rule: an engine's words decide before its status does, because TGI answers every failed stream with status
-200 and code 422. Only what the caller can mend is quoted to the caller; the rest is told in our own words and kept
-as the error's cause.
+200 and code 422; only a status with a single meaning decides by itself. What the caller can mend is quoted to the
+caller, and nothing else: the rest is told in our own words and kept as the error's cause.
 """
 
 import re
@@ -114,6 +114,11 @@ def refusal(status: int, message: str, kind: str = "", retry_after: str = "") ->
     return raised
 
 
+def status_of(error: ServiceError) -> int | None:
+    """The status that the engine answered with, where the error is what its answer stands for."""
+    return error.__cause__.status if isinstance(error.__cause__, EngineReply) else None
+
+
 def broken(error: wire.WireError, *, has_begun: bool) -> ServiceError:
     """Return the error for an exchange that failed on the wire, before or after the first piece was handed out."""
     if isinstance(error, wire.PoolExhausted):
@@ -133,7 +138,7 @@ def broken(error: wire.WireError, *, has_begun: bool) -> ServiceError:
 
 
 def _class_of(status: int, message: str, kind: str) -> type[ServiceError]:
-    if status in (401, 403):
+    if status in (401, 403, 413):  # Words such as TGI's "Input validation error" say less.
         return STATUSES[status]
     for pattern, error in WORDS:
         if pattern.search(message):

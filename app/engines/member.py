@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass
 
 from app.engines.breaker import Breaker, State
-from app.engines.failures import EngineReply
+from app.engines.failures import status_of
 from app.engines.load import Load
 from app.engines.tgi import TGIEngine
 from app.engines.wire import ConnectFailed
@@ -84,4 +84,4 @@ def is_refused(error: ServiceError) -> bool:
 
 def has_no_route(error: ServiceError) -> bool:
     """Whether a probe was answered by a server that has no such route: one that lives."""
-    return isinstance(error.__cause__, EngineReply) and error.__cause__.status in (404, 405)
+    return status_of(error) in (404, 405)

@@ -23,17 +23,21 @@ from app.engines import EngineInfo
 from app.engines.answers import StreamReader, read_answer, read_refusal
 from app.engines.connections import Address, Connections
 from app.engines.dialects import DIALECTS, Dialect, payload
-from app.engines.failures import broken
+from app.engines.facts import Info, Models, described
+from app.engines.failures import broken, status_of
 from app.engines.hub import chat_request
 from app.engines.load import Load, read_load
 from app.engines.wire import Response, WireError
-from app.errors import EngineGarbage, EngineRejected, EngineTimeout, EngineUnavailable, ModelNotFound, ServiceError
+from app.errors import EngineGarbage, EngineTimeout, EngineUnavailable, ModelNotFound, ServiceError
 from app.messages import Generation, Piece
 
 _MAX_ANSWER_BYTES = 32 * 1024 * 1024
 _MAX_REFUSAL_BYTES = 64 * 1024
 _LINGER_SECONDS = 0.1
 _PROBE_CONNECTIONS = 4
+_MAX_QUESTION_CHARACTERS = 4_000
+"""Of a question to rate texts by: more than the 256 tokens that the embedded engine reads."""
+_CANNOT_RATE = (404, 501)
 _JSON = b"application/json"
 _EVENT_STREAM = b"text/event-stream"
 
@@ -89,6 +93,7 @@ class TGIEngine:
         self._given = tuple(adapters)
         self._listed: tuple[str, ...] = ()
         self._rates = self.dialect.rerank_path is not None
+        self._served: object = None
         self._base = model or self.dialect.base_model
         self._pool = Connections(
             Address.of(base_url),
@@ -156,25 +161,20 @@ class TGIEngine:
     async def describe(self) -> EngineInfo:
         """Ask the engine what it serves, and learn its base model's name and its adapters on the way."""
         try:
-            info, models = _Info(), _Models()
+            info, models = Info(), Models()
             if self.dialect.info_path is not None:
-                info = _decode(await self._call("GET", self.dialect.info_path), _Info)
+                info = _decode(await self._call("GET", self.dialect.info_path), Info)
             if self.dialect.lists_adapters or info.model_id is None:
                 models = await self._refresh()
         except EngineUnavailable:
             raise
         except ServiceError as error:
             raise EngineUnavailable("the engine does not say what it serves") from error
-        first = models.data[0] if models.data else _Model(id="")
-        settings = info.default_generation_settings
-        return EngineInfo(
-            model_id=info.model_id or first.id or info.model_path or "",
-            revision=info.model_sha,
-            version=info.version or info.build_info,
-            max_total_tokens=info.max_total_tokens or first.max_model_len or (settings.n_ctx if settings else None),
-            max_input_tokens=info.max_input_tokens or info.max_input_length,
-            adapters=self.adapters,
-        )
+        found = described(info, models, self.adapters)
+        served = found.model_id, found.revision, found.version
+        if served != self._served:  # Which may have a head for ratings where the one before had none.
+            self._served, self._rates = served, self.dialect.rerank_path is not None
+        return found
 
     async def count_tokens(self, text: str) -> int:
         """Count the tokens of `text` by the engine's tokenizer, the ones it adds at the ends included.
@@ -193,13 +193,18 @@ class TGIEngine:
         return counted.count if counted.count is not None else len(counted.tokens)
 
     async def rate(self, question: str, texts: list[str]) -> list[float] | None:
-        """Rate texts as `Engine.rate` promises; a model without a head for it is asked once and never again."""
+        """Rate texts as `Engine.rate` promises; a model without a head for it is asked once.
+
+        Of a question that is longer than engines read, only the first part is sent.
+        """
         if not texts or not self._rates:
             return None
-        body = _encode({"query": question, "documents": texts})
+        body = _encode({"query": question[:_MAX_QUESTION_CHARACTERS], "documents": texts})
         try:
             answer = await self._call("POST", self.dialect.rerank_path or "", body, self._timeouts.first_token_seconds)
-        except EngineRejected:
+        except ServiceError as error:
+            if status_of(error) not in _CANNOT_RATE:
+                raise
             self._rates = False
             return None
         rated = {each.index: each.relevance_score for each in _decode(answer, _Reranked).results}
@@ -270,9 +275,9 @@ class TGIEngine:
             raise ModelNotFound(f"the engine serves no adapter {adapter!r}; it serves: {known}", param="model")
         return dialect.adapter_model.format(base=base, adapter=adapter)
 
-    async def _refresh(self) -> "_Models":
+    async def _refresh(self) -> Models:
         """Learn the base model's name and the adapters from `/v1/models`, where the base model comes first."""
-        models: _Models = _decode(await self._call("GET", "/v1/models"), _Models)
+        models: Models = _decode(await self._call("GET", "/v1/models"), Models)
         models.data.sort(key=lambda model: model.parent is not None)
         if not models.data:
             raise EngineUnavailable("the engine serves no model")
@@ -310,34 +315,6 @@ class _Rated(msgspec.Struct):
 
 class _Reranked(msgspec.Struct):
     results: list[_Rated]
-
-
-class _Settings(msgspec.Struct):
-    n_ctx: int | None = None
-
-
-class _Info(msgspec.Struct):
-    """The union of TGI's `/info`, vLLM's `/version`, SGLang's `/model_info` and llama.cpp's `/props`."""
-
-    model_id: str | None = None
-    model_sha: str | None = None
-    model_path: str | None = None
-    version: str | None = None
-    build_info: str | None = None
-    max_total_tokens: int | None = None
-    max_input_tokens: int | None = None
-    max_input_length: int | None = None
-    default_generation_settings: _Settings | None = None
-
-
-class _Model(msgspec.Struct):
-    id: str
-    parent: str | None = None
-    max_model_len: int | None = None
-
-
-class _Models(msgspec.Struct):
-    data: list[_Model] = []
 
 
 class _Counted(msgspec.Struct):

@@ -12,7 +12,7 @@ from app.engines import EngineInfo
 from app.engines.dialects import DIALECTS, payload
 from app.engines.hub import chat_request, prepare
 from app.engines.tgi import TGIEngine
-from app.errors import EngineGarbage, EngineUnavailable, InvalidRequest, ModelNotFound
+from app.errors import EngineGarbage, EngineUnavailable, InvalidRequest, ModelNotFound, ServiceError
 from app.messages import Generation, Message, Sampling
 from tests.fake_tgi import FakeTGI, Tokens
 
@@ -362,6 +362,45 @@ async def test_an_engine_that_cannot_rate_texts_is_asked_once_at_most(dialect):
         assert [await engine.rate("How long?", ["a"]) for _ in range(3)] == [None] * 3
         await engine.aclose()
     assert len(tgi.requests) == (1 if dialect == "embedded" else 0)
+
+
+async def test_another_model_at_the_same_address_is_asked_for_ratings_anew():
+    async with FakeTGI() as tgi:
+        engine = TGIEngine(tgi.url, dialect="embedded")
+        await engine.describe()
+        assert await engine.rate("How long?", ["a"]) is None
+        tgi.model_id, tgi.rating = "org/with-a-head", lambda query, text: 0.5
+        await engine.describe()
+        assert await engine.rate("How long?", ["a"]) == [0.5]
+        await engine.aclose()
+
+
+@pytest.mark.parametrize("status", [400, 413, 422, 500])
+async def test_texts_that_an_engine_does_not_rate_end_no_ratings_of_others(status):
+    def rerank(body):
+        if "too much" in body["query"]:
+            error = {"error": "Input validation error: too much", "error_type": "validation"}
+            return status, "application/json", msgspec.json.encode(error)
+        return FakeTGI.rerank(tgi, body)
+
+    async with FakeTGI() as tgi:
+        engine = TGIEngine(tgi.url, dialect="embedded")
+        tgi.rating, tgi.rerank = lambda query, text: 0.5, rerank
+        with pytest.raises(ServiceError):
+            await engine.rate("too much", ["a"])
+        assert await engine.rate("How long?", ["a"]) == [0.5]
+        await engine.aclose()
+
+
+async def test_only_the_beginning_of_a_long_question_is_sent_to_rate_texts_by():
+    async with FakeTGI() as tgi:
+        engine = TGIEngine(tgi.url, dialect="embedded")
+        tgi.rating = lambda query, text: 0.5
+        assert await engine.rate("How long? " + "x" * 2_000_000, ["a"]) == [0.5]
+        await engine.aclose()
+    query = tgi.requests[0].json["query"]
+    assert query.startswith("How long? xxx")
+    assert len(query) == 4_000
 
 
 async def test_ratings_of_other_texts_are_garbage():

@@ -96,6 +96,8 @@ BODIES = [
     (405, b"", "", EngineUnavailable),
     (307, b"", "", EngineUnavailable),
     (413, b"length limit exceeded", "text/plain", PayloadTooLarge),
+    (413, b'{"error":"Input validation error: the body exceeds 2000000 bytes","error_type":"validation"}',
+     "application/json", PayloadTooLarge),
     (415, b"Expected request with `Content-Type: application/json`", "text/plain", EngineRejected),
     (422, b"Failed to deserialize the JSON body into the target type: stop: invalid type", "text/plain",
      EngineRejected),

@@ -1,0 +1,53 @@
+"""What servers say of themselves, each in words of its own, read as one `EngineInfo`."""
+
+import msgspec
+
+from app.engines import EngineInfo
+
+
+class Settings(msgspec.Struct):
+    """Of llama.cpp's server."""
+
+    n_ctx: int | None = None
+
+
+class Info(msgspec.Struct):
+    """The union of TGI's `/info`, vLLM's `/version`, SGLang's `/model_info` and llama.cpp's `/props`."""
+
+    model_id: str | None = None
+    model_sha: str | None = None
+    model_path: str | None = None
+    version: str | None = None
+    build_info: str | None = None
+    max_total_tokens: int | None = None
+    max_input_tokens: int | None = None
+    max_input_length: int | None = None
+    default_generation_settings: Settings | None = None
+
+
+class Model(msgspec.Struct):
+    """An entry of `/v1/models`."""
+
+    id: str
+    parent: str | None = None
+    max_model_len: int | None = None
+
+
+class Models(msgspec.Struct):
+    """The answer of `/v1/models`."""
+
+    data: list[Model] = []
+
+
+def described(info: Info, models: Models, adapters: tuple[str, ...]) -> EngineInfo:
+    """Put together what a server said; the base model comes first in `models`."""
+    first = models.data[0] if models.data else Model(id="")
+    settings = info.default_generation_settings
+    return EngineInfo(
+        model_id=info.model_id or first.id or info.model_path or "",
+        revision=info.model_sha,
+        version=info.version or info.build_info,
+        max_total_tokens=info.max_total_tokens or first.max_model_len or (settings.n_ctx if settings else None),
+        max_input_tokens=info.max_input_tokens or info.max_input_length,
+        adapters=adapters,
+    )
