@@ -1,7 +1,8 @@
 """The adapters of the engine groups: what each group takes, and loading those that releases name.
 
 The main rule: an adapter is loaded out of its group's folder only while the folder has the digest that the release
-names. Engines forget what was loaded when they end, so whatever answers is looked after and loaded again.
+names, and by a name that holds this digest: another adapter in the same folder is another one to the engine. Engines
+forget what was loaded when they end, so whatever answers is looked after and loaded again.
 """
 
 import asyncio
@@ -14,10 +15,10 @@ from typing import Self
 
 import msgspec
 
-from app.engines.hotload import ensure_loaded
+from app.engines.hotload import ensure_loaded, unload
 from app.engines.pool import EnginePool
 from app.engines.tgi import TGIEngine
-from app.errors import ServiceError
+from app.errors import Conflict, ServiceError
 from app.releases import Release
 from app.vetting import Site, folder_digest
 
@@ -63,8 +64,7 @@ class Adapters:
         problems = []
         for name, engine in pool.engines.items():
             try:
-                if await _is_missing(engine, release.adapter) and await asyncio.to_thread(_lies_there, release, site):
-                    await ensure_loaded(engine, release.adapter, _place_on_engine(release, site))
+                await _load(engine, release.adapter, release, site)
             except ServiceError as error:
                 problems.append(f"`adapter`: {name} does not load {release.adapter!r}: {error.message}")
         return problems
@@ -133,9 +133,17 @@ class Keeper:
             await asyncio.sleep(self._every_seconds)
 
 
-async def _is_missing(engine: TGIEngine, adapter: str) -> bool:
-    """Whether an engine that takes adapters while it runs does not have this one."""
-    return engine.dialect.load_path is not None and adapter not in (await engine.describe()).adapters
+async def _load(engine: TGIEngine, adapter: str, release: Release, site: Site) -> None:
+    """Have an engine that takes adapters while it runs serve a release's adapter, where it does not already."""
+    name = engine.adapter_name(adapter, release.adapter_digest)
+    if engine.dialect.load_path is None or name in (await engine.describe()).adapters:
+        return
+    if not await asyncio.to_thread(_lies_there, release, site):
+        return
+    await ensure_loaded(engine, name, _place_on_engine(release, site))
+    if not await asyncio.to_thread(_lies_there, release, site):
+        await unload(engine, name)  # Nobody knows which of the two was read.
+        raise Conflict("its folder has changed while it was read: load it again")
 
 
 def _place_on_engine(release: Release, site: Site) -> PurePath:

@@ -91,6 +91,7 @@ class EngineCall(msgspec.Struct, eq=False):
         generation = Generation(
             messages=messages,
             adapter=release.adapter,
+            adapter_digest=release.adapter_digest,
             sampling=sampling,
             tools=request.tools,
             tool_choice=request.tool_choice,

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -49,8 +50,7 @@ class Engines:
         site = self.sites.get(release.engine)
         if site is None:
             return [f"`engine` is {release.engine!r}; this service has {', '.join(map(repr, self.sites))}."]
-        pool = self.pools.get(release.engine)
-        engines: Mapping[str, Engine] = pool.engines if pool else {"": self.groups.of(release.engine)}
+        engines = self._of(release.engine)
         problems = await self.adapters.load(release)
         for name, engine in engines.items():
             where = f"{name}: " if len(engines) > 1 else ""
@@ -83,16 +83,21 @@ class Engines:
             site = self.sites.get(release.engine)
             if site is None:
                 return Problem(f"{release.label}: this service has no engine {release.engine!r}")
-            engine = self.groups.of(release.engine)
-            if not engine.is_up:
+            if not self.groups.of(release.engine).is_up:
                 continue  # The engines' own check says so; one that hangs would keep this one waiting.
-            try:
-                info = await engine.describe()
-            except ServiceError:
-                continue
-            if problems := disagreements(release, info, site):
-                return Problem(f"{release.label}: {problems[0]}", " ".join(problems))
+            for engine in self._of(release.engine).values():
+                try:
+                    info = await engine.describe()
+                except ServiceError:
+                    continue
+                if problems := disagreements(release, info, _site_of(engine, site)):
+                    return Problem(f"{release.label}: {problems[0]}", " ".join(problems))
         return None
+
+    def _of(self, name: str) -> Mapping[str, Engine]:
+        """The engines of a group that are up, each of which has to serve what the others do."""
+        pool = self.pools.get(name)
+        return pool.engines if pool else {"": self.groups.of(name)}
 
     def samples(self) -> list[GroupSample]:
         """How the engines stand, for the metrics."""
@@ -195,6 +200,7 @@ def _engine(settings: Settings, given: EngineSettings, dialect: str, url: str, *
         dialect=dialect,
         token=token,
         adapters=given.adapters,
+        loads_from_folder=_adapter_folder(settings, given) is not None,
         model=given.model,
         timeouts=Timeouts(
             connect_seconds=given.connect_timeout_seconds,
@@ -215,9 +221,13 @@ def _site(settings: Settings, name: str, given: EngineSettings) -> Site:
         fusion=settings.retrieval.fusion,
         passage_tokens=settings.retrieval.passage_tokens,
         base_model=settings.embedded.model if name == "embedded" and settings.embedded.enabled else given.model,
-        adapter_folder=settings.main_adapter_folder if given is settings.engine else given.adapter_folder,
+        adapter_folder=_adapter_folder(settings, given),
         adapter_folder_on_engine=given.adapter_folder_on_engine,
     )
+
+
+def _adapter_folder(settings: Settings, given: EngineSettings) -> Path | None:
+    return settings.main_adapter_folder if given is settings.engine else given.adapter_folder
 
 
 def _site_of(engine: Engine, site: Site) -> Site:

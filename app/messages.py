@@ -81,7 +81,8 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
 class Generation(msgspec.Struct, frozen=True):
     """One call of an engine: the messages to answer and how.
 
-    `adapter` is the LoRA adapter's name on the engine; None asks for the base model.
+    `adapter` is the LoRA adapter's name; None asks for the base model. `adapter_digest` is what has to answer by that
+    name, as far as an engine can be asked for it.
     `tools`, `tool_choice` and `response_format` are OpenAI's shapes; each dialect translates them.
     `labels`, or the JSON `schema`, are what the answer is to be one of, or to fit: the engine is held to it if it can
     be, and the caller looks at the answer all the same.
@@ -90,6 +91,7 @@ class Generation(msgspec.Struct, frozen=True):
 
     messages: list[Message]
     adapter: str | None = None
+    adapter_digest: str | None = None
     sampling: Sampling = Sampling()
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None

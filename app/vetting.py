@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from app.engines import Engine, EngineInfo
+from app.engines.dialects import DIALECTS, adapter_name
 from app.errors import EngineRejected, InvalidRequest, ServiceError
 from app.messages import Generation, Message, Sampling
 from app.prompts import compose
@@ -47,6 +48,13 @@ class Site:
     """Where adapters lie on this machine, each in a folder of its name."""
     adapter_folder_on_engine: Path | None = None
     """What the engine's machine calls that folder, where it is not the same."""
+
+    def adapter_name(self, release: Release) -> str | None:
+        """What the engine is to call a release's adapter."""
+        if release.adapter is None:
+            return None
+        from_folder = self.adapter_folder is not None
+        return adapter_name(DIALECTS[self.dialect], release.adapter, release.adapter_digest, from_folder=from_folder)
 
 
 async def vet(release: Release, engine: Engine, site: Site) -> list[str]:
@@ -86,12 +94,20 @@ def disagreements(release: Release, info: EngineInfo, site: Site) -> list[str]:
         problems.append(f"`base_model` is {release.base_model!r}; the engine serves {info.model_id!r}.")
     if release.base_revision and info.revision and release.base_revision != info.revision:
         problems.append(f"`base_revision` is {release.base_revision!r}; the engine serves {info.revision!r}.")
-    if release.adapter and release.adapter not in info.adapters:
+    adapter = site.adapter_name(release)
+    if adapter is not None and adapter not in info.adapters:
         served = ", ".join(info.adapters) or "none"
-        problems.append(
-            f"`adapter`: the engine is not known to serve {release.adapter!r}, but {served}. Load it, and where the "
-            "engine cannot list its adapters name it in the setting `adapters` of its group (HALLMARK_ENGINE_ADAPTERS)."
-        )
+        if adapter == release.adapter:
+            how = (
+                "Load it, and where the engine cannot list its adapters name it in the setting `adapters` of its group "
+                "(HALLMARK_ENGINE_ADAPTERS)."
+            )
+        else:
+            how = (
+                f"It is loaded by that name, which holds its digest, out of {str(site.adapter_folder)!r}: let the "
+                "engine load adapters while it runs, or start it with this one by that name."
+            )
+        problems.append(f"`adapter`: the engine is not known to serve {adapter!r}, but {served}. {how}")
     return problems
 
 
@@ -182,6 +198,7 @@ async def _task_problems(release: Release, engine: Engine) -> list[str]:
             [Message(role="user", content="What is a hallmark?")], (), release.prompt, release.task, _samples(release)
         ),
         adapter=release.adapter,
+        adapter_digest=release.adapter_digest,
         sampling=Sampling(max_tokens=1, temperature=0.0),
         labels=release.task.labels,
         schema=release.task.schema,

@@ -224,6 +224,11 @@ class FakeTGI:
         self.adapters = (*self.adapters, name)
         return 200, "text/plain", f"Success: LoRA adapter '{name}' added successfully.".encode()
 
+    def unload_adapter(self, body: dict[str, Any]) -> tuple[int, str, bytes]:
+        """Serve an adapter no longer."""
+        self.adapters = tuple(name for name in self.adapters if name != body["lora_name"])
+        return 200, "text/plain", b"Success"
+
     def tokenize(self, body: dict[str, Any]) -> Any:
         """One token per word, its space included; offsets are UTF-8 bytes as TGI's are."""
         tokens, start = [], 0
@@ -309,8 +314,9 @@ class _Link(asyncio.Protocol):
             self._send(200, "application/json", dump(fake.tokenize(json.loads(self.body))))
         elif self.path == "/v1/rerank":
             self._send(*fake.rerank(json.loads(self.body)))
-        elif self.path == "/v1/load_lora_adapter" and fake.lists_adapters:
-            self._send(*fake.load_adapter(json.loads(self.body)))
+        elif self.path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter") and fake.lists_adapters:
+            change = fake.load_adapter if self.path == "/v1/load_lora_adapter" else fake.unload_adapter
+            self._send(*change(json.loads(self.body)))
         elif self.path == "/v1/chat/completions":
             self._chat()
         else:

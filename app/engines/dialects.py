@@ -21,6 +21,7 @@ T = TypeVar("T")
 _SMALLEST_TOP_P = 1e-6
 _IMAGE_MARK = "![]("
 _MARK_AS_JSON, _NO_MARK_AS_JSON = b"![](", b"![ ]("
+_DIGITS_OF_DIGEST = 16
 _U64 = (1 << 64) - 1
 # Nothing else is escaped: not every engine's regular expressions know an escaped space.
 _MEANINGFUL, _ESCAPED = re.compile(r"[\\.+*?()|\[\]{}^$]"), r"\\\g<0>"
@@ -43,6 +44,7 @@ class Dialect:
     `labels`: how the answer is held to one of several texts; None where it cannot be.
     `takes_schemas`: whether the answer can be held to a JSON schema.
     `load_path`: where an adapter is loaded while the server runs; None where it takes them at its start only.
+    `unload_path`: where it is taken out again.
     `knows_developers`: the role `developer` is passed; chat templates know none, and read `system`.
     """
 
@@ -65,6 +67,7 @@ class Dialect:
     tokenize_path: str | None = "/tokenize"
     rerank_path: str | None = None
     load_path: str | None = None
+    unload_path: str | None = None
     tokenize_field: str = "prompt"
 
 
@@ -103,12 +106,14 @@ DIALECTS: dict[str, Dialect] = {
             tokenize_field="inputs",
             rerank_path="/v1/rerank",
             load_path="/v1/load_lora_adapter",
+            unload_path="/v1/unload_lora_adapter",
         ),
         Dialect(
             "vllm",
             labels="structured_outputs",
             info_path="/version",
             load_path="/v1/load_lora_adapter",
+            unload_path="/v1/unload_lora_adapter",
             running_metric="vllm:num_requests_running",
             waiting_metric="vllm:num_requests_waiting",
         ),
@@ -135,6 +140,18 @@ DIALECTS: dict[str, Dialect] = {
         Dialect("openai", knows_developers=True, health_path="/v1/models", tokenize_path=None),
     )
 }
+
+
+def adapter_name(dialect: Dialect, adapter: str, digest: str | None, *, from_folder: bool) -> str:
+    """What a server is to call an adapter.
+
+    What we load ourselves, out of a folder that we see, is called by its digest too, where its name does not hold it
+    already: no server tells what it has under a name, and another adapter may have come into the folder since.
+    """
+    if digest is None or dialect.load_path is None or not from_folder:
+        return adapter
+    digits = digest[:_DIGITS_OF_DIGEST]
+    return adapter if adapter.endswith(digits) else f"{adapter}@{digits}"
 
 
 def payload(dialect: Dialect, generation: Generation, model: str) -> dict[str, Any]:

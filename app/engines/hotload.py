@@ -12,6 +12,9 @@ LOAD_SECONDS = 120.0
 """The embedded engine makes a merged copy of its model, beside the answers it is at."""
 
 
+UNLOAD_SECONDS = 10.0
+
+
 async def ensure_loaded(engine: TGIEngine, name: str, folder: PurePath) -> bool:
     """Have an engine serve the adapter in a folder of its machine; False where it takes none while it runs.
 
@@ -30,3 +33,13 @@ async def ensure_loaded(engine: TGIEngine, name: str, folder: PurePath) -> bool:
             return True  # Somebody else was at it, and it is loaded now.
         raise
     return name in (await engine.describe()).adapters
+
+
+async def unload(engine: TGIEngine, name: str) -> None:
+    """Have an engine forget an adapter.
+
+    Raises:
+        ServiceError: the engine cannot be asked, or refuses.
+    """
+    if (path := engine.dialect.unload_path) is not None:
+        await engine.ask(path, {"lora_name": name}, UNLOAD_SECONDS)

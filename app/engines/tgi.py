@@ -22,7 +22,7 @@ import msgspec
 from app.engines import EngineInfo
 from app.engines.answers import StreamReader, read_answer, read_refusal
 from app.engines.connections import Address, Connections
-from app.engines.dialects import DIALECTS, Dialect, payload
+from app.engines.dialects import DIALECTS, Dialect, adapter_name, payload
 from app.engines.facts import Info, Models, described
 from app.engines.failures import broken, status_of
 from app.engines.hub import chat_request
@@ -68,8 +68,9 @@ class TGIEngine:
     Whether it is up is for others to watch (`EnginePool`): by itself it is always asked.
 
     `adapters` are the LoRA adapters that the server is known to serve: TGI lists them nowhere and answers an unknown
-    name from the base model. Servers that list theirs are asked when an unknown name comes up. `model` overrides
-    what the dialect calls the base model.
+    name from the base model. Servers that list theirs are asked when an unknown name comes up. `loads_from_folder` says
+    that adapters are loaded by us where the server takes them while it runs (`app.engines.dialects.adapter_name`).
+    `model` overrides what the dialect calls the base model.
     """
 
     is_up = True
@@ -81,6 +82,7 @@ class TGIEngine:
         dialect: str = "tgi",
         token: str | None = None,
         adapters: tuple[str, ...] = (),
+        loads_from_folder: bool = False,
         model: str | None = None,
         timeouts: Timeouts = Timeouts(),
         max_connections: int = 128,
@@ -91,6 +93,7 @@ class TGIEngine:
         self.dialect: Dialect = DIALECTS[dialect]
         self._timeouts = timeouts
         self._given = tuple(adapters)
+        self._loads_from_folder = loads_from_folder
         self._listed: tuple[str, ...] = ()
         self._rates = self.dialect.rerank_path is not None
         self._served: object = None
@@ -123,9 +126,13 @@ class TGIEngine:
         """The adapters known to be served: those given, then those the server listed."""
         return tuple(dict.fromkeys(self._given + self._listed))
 
+    def adapter_name(self, adapter: str, digest: str | None) -> str:
+        """What the server is to call an adapter with that digest."""
+        return adapter_name(self.dialect, adapter, digest, from_folder=self._loads_from_folder)
+
     async def generate(self, generation: Generation) -> AsyncGenerator[list[Piece], None]:
         """Answer as `Engine.generate` promises."""
-        model = self._base if generation.adapter is None and self._base else await self._model_for(generation.adapter)
+        model = self._base if generation.adapter is None and self._base else await self._model_for(generation)
         body = _encode(payload(self.dialect, generation, model))
         stops = generation.sampling.stop if self.dialect.leaves_stops else ()
         clock = asyncio.get_running_loop().time
@@ -261,8 +268,10 @@ class TGIEngine:
         await self._probes.aclose()
         await self._pool.aclose()
 
-    async def _model_for(self, adapter: str | None) -> str:
-        dialect = self.dialect
+    async def _model_for(self, generation: Generation) -> str:
+        dialect, adapter = self.dialect, generation.adapter
+        if adapter is not None:
+            adapter = self.adapter_name(adapter, generation.adapter_digest)
         if self._base is None or (adapter not in (None, *self.adapters) and dialect.lists_adapters):
             await self._refresh()
         base = self._base or ""

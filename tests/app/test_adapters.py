@@ -1,0 +1,121 @@
+"""Adapters of releases on engines that take them while they run: what answers is what the release names."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.adapter_folder import write_adapter
+from tests.fake_successors import FakeSuccessor
+from tests.fake_tgi import FakeTGI, Tokens
+from tests.service import Api, live_service
+
+OFF = {"retrieval": {"mode": "off"}}
+
+
+class Reads:
+    """Of a stand-in: what it loads is read, as by a real engine, and answers."""
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, default=lambda body: Tokens(self.held.get(body["model"], "base")), **options)
+        self.held: dict[str, str] = {}
+        self.during_load: Any = lambda folder: None
+
+    def load_adapter(self, body: dict[str, Any]) -> tuple[int, str, bytes]:
+        folder = Path(body["lora_path"])
+        reply = super().load_adapter(body)  # type: ignore[misc]
+        if reply[0] == 200:
+            self.during_load(folder)
+            self.held[body["lora_name"]] = (folder / "adapter_model.safetensors").read_text()
+        return reply  # type: ignore[no-any-return]
+
+
+class Embedded(Reads, FakeTGI):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(lists_adapters=True, **options)
+
+
+class VLLM(Reads, FakeSuccessor):
+    def __init__(self, **options: Any) -> None:
+        super().__init__("vllm", **options)
+
+
+@pytest.fixture(params=["embedded", "vllm"])
+async def engine(request) -> AsyncIterator[Embedded | VLLM]:
+    async with Embedded() if request.param == "embedded" else VLLM() as engine:
+        yield engine
+
+
+@contextlib.asynccontextmanager
+async def serve(folder: Path, *engines: FakeTGI, **settings: Any) -> AsyncIterator[Api]:
+    """A service before these engines, whose adapters lie in `folder / "adapters"`."""
+    first, *others = engines
+    dialect = getattr(first, "dialect", "embedded")
+    given = {"dialect": dialect, "adapter_folder": folder / "adapters", "urls": [each.url for each in others]}
+    async with (
+        live_service(folder / "data", engine_url=first.url, settings={"engine": given | settings}) as service,
+        service.client() as client,
+    ):
+        yield Api(client, "default", service.key)
+
+
+async def create(api: Api, name: str, **fields: Any) -> dict[str, Any]:
+    response = await api.client.post("/v1/releases", json={"name": name, **OFF, **fields})
+    assert response.status_code == 201, response.text
+    return dict(response.json())
+
+
+async def promote(api: Api, label: str, *, status: int = 200) -> None:
+    name = label.partition("@")[0]
+    response = await api.client.post(f"/v1/rollouts/{name}/promote", json={"release": label, "why": "test"})
+    assert response.status_code == status, response.text
+
+
+async def said(api: Api, model: str) -> str:
+    return str((await api.answer("Hello", model=model))["choices"][0]["message"]["content"])
+
+
+async def test_a_folder_with_other_weights_under_the_same_name_answers_for_its_own_release_only(engine, tmp_path):
+    folder = tmp_path / "adapters" / "tone"
+    async with serve(tmp_path, engine) as api:
+        for weights in ("first", "second"):
+            digest = write_adapter(folder, None, weights=weights)
+            made = await create(api, "support", adapter="tone", adapter_digest=digest)
+            assert made["problems"] == []
+            if weights == "first":
+                await promote(api, made["id"])
+        assert await said(api, "support") == "first"
+        await promote(api, made["id"])
+        assert await said(api, "support") == "second"
+        assert await said(api, "support@1") == "first"
+
+
+async def test_an_adapter_of_unknown_content_does_not_answer_for_a_digest(engine, tmp_path):
+    digest = write_adapter(tmp_path / "adapters" / "tone", None, weights="right")
+    engine.adapters = ("tone",)
+    engine.held["tone"] = "of the engine's start"
+    async with serve(tmp_path, engine) as api:
+        made = await create(api, "support", adapter="tone", adapter_digest=digest)
+        await promote(api, made["id"])
+        assert await said(api, "support") == "right"
+
+
+async def test_a_release_is_refused_where_the_engine_does_not_load_what_it_names(engine, tmp_path):
+    digest = write_adapter(tmp_path / "adapters" / "tone", None)
+    engine.adapters = ("tone",)
+    engine.load_adapter = lambda body: (404, "", b"")
+    async with serve(tmp_path, engine) as api:
+        made = await create(api, "support", adapter="tone", adapter_digest=digest)
+        assert f"not known to serve 'tone@{digest[:16]}', but tone" in " ".join(made["problems"])
+        await promote(api, made["id"], status=409)
+
+
+async def test_an_adapter_whose_folder_changes_while_it_is_read_is_not_served(engine, tmp_path):
+    digest = write_adapter(tmp_path / "adapters" / "tone", None, weights="before")
+    engine.during_load = lambda folder: write_adapter(folder, None, weights="after")
+    async with serve(tmp_path, engine) as api:
+        made = await create(api, "support", adapter="tone", adapter_digest=digest)
+        assert "its folder has changed while it was read" in " ".join(made["problems"])
+        assert engine.adapters == ()
