@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Self
@@ -58,16 +59,22 @@ class Adapters:
         What cannot be loaded while the engine runs, or lies elsewhere, is passed over: vetting tells whether it is
         served.
         """
-        site, pool = self.sites.get(release.engine), self.pools.get(release.engine)
-        if release.adapter is None or site is None or pool is None:
-            return []
+        pool = self.pools.get(release.engine)
         problems = []
-        for name, engine in pool.engines.items():
-            try:
-                await _load(engine, release.adapter, release, site)
-            except ServiceError as error:
-                problems.append(f"`adapter`: {name} does not load {release.adapter!r}: {error.message}")
+        for name, engine in pool.engines.items() if pool else ():
+            problems += await self.load_into(name, engine, release)
         return problems
+
+    async def load_into(self, name: str, engine: TGIEngine, release: Release) -> list[str]:
+        """Load a release's adapter as `load` does, into the engine of that name in the release's group."""
+        site = self.sites.get(release.engine)
+        if release.adapter is None or site is None:
+            return []
+        try:
+            await _load(engine, release.adapter, release, site)
+        except ServiceError as error:
+            return [f"`adapter`: {name} does not load {release.adapter!r}: {error.message}"]
+        return []
 
     async def groups(self) -> list[EngineGroup]:
         """Describe every group of engines."""
@@ -94,7 +101,10 @@ class Adapters:
 
 
 class Keeper:
-    """Sees to it that the adapters of what answers are loaded, for as long as its context is open."""
+    """Sees to it that the adapters of what answers are loaded, for as long as its context is open.
+
+    An engine that comes up gets them before it is let in; what is missing at any other time is found within seconds.
+    """
 
     def __init__(
         self, adapters: Adapters, answering: Callable[[], Sequence[Release]], *, every_seconds: float = EVERY_SECONDS
@@ -106,6 +116,8 @@ class Keeper:
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
+        for group, pool in self._adapters.pools.items():
+            pool.prepare = partial(self._prepare, group)
         self._task = asyncio.create_task(self._keep(), name="adapters")
         return self
 
@@ -119,10 +131,17 @@ class Keeper:
     async def look(self) -> None:
         """Load what is missing, once."""
         for release in self._answering():
-            problems = await self._adapters.load(release)
-            if problems and problems != self._told.get(release.label):
-                log.warning("An adapter of %s is not loaded: %s", release.label, "; ".join(problems))
-            self._told[release.label] = problems
+            self._tell(release, await self._adapters.load(release))
+
+    async def _prepare(self, group: str, name: str, engine: TGIEngine) -> None:
+        for release in self._answering():
+            if release.engine == group:
+                self._tell(release, await self._adapters.load_into(name, engine, release))
+
+    def _tell(self, release: Release, problems: list[str]) -> None:
+        if problems and problems != self._told.get(release.label):
+            log.warning("An adapter of %s is not loaded: %s", release.label, "; ".join(problems))
+        self._told[release.label] = problems
 
     async def _keep(self) -> None:
         while True:

@@ -8,7 +8,7 @@ from app.engines.failures import status_of
 from app.engines.load import Load
 from app.engines.tgi import TGIEngine
 from app.engines.wire import ConnectFailed
-from app.errors import EngineError, EngineRejected, EngineTimeout, EngineUnavailable, ServiceError
+from app.errors import EngineError, EngineRejected, EngineTimeout, EngineUnavailable, ModelNotFound, ServiceError
 
 NOBODY_LISTENS = "nothing listens there"
 
@@ -63,7 +63,9 @@ class Member:
 
     def failed(self, now: float, error: ServiceError) -> None:
         """Count a request that failed, if that was the engine's doing; a full one is none the worse for it."""
-        if isinstance(error, EngineError | EngineUnavailable | EngineTimeout) and not isinstance(error, EngineRejected):
+        if isinstance(error, EngineRejected) or lacks_adapter(error):
+            return
+        if isinstance(error, EngineError | EngineUnavailable | EngineTimeout):
             if is_refused(error):
                 self.breaker.gone(now, NOBODY_LISTENS)
             else:
@@ -80,6 +82,11 @@ class Member:
 def is_refused(error: ServiceError) -> bool:
     """Whether nobody listens there, which a process that lives is never mistaken for."""
     return isinstance(error.__cause__, ConnectFailed)
+
+
+def lacks_adapter(error: ServiceError) -> bool:
+    """Whether a request failed for want of an adapter that the engine has yet to load: others it can answer."""
+    return isinstance(error.__cause__, ModelNotFound)
 
 
 def has_no_route(error: ServiceError) -> bool:

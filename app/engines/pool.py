@@ -8,7 +8,7 @@ handed out and another engine is left. What was refused as invalid is refused ev
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -25,6 +25,7 @@ from app.messages import Generation, Message, Piece, Sampling
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Prepare = Callable[[str, TGIEngine], Awaitable[None]]
 
 PROBE_SECONDS = 1.5
 LOAD_SECONDS = 0.5
@@ -35,6 +36,7 @@ ABANDON_AFTER_MISSES = 3
 """Those that wait for a first token leave a member that is silent for one probe longer than its ejection takes."""
 
 TRIAL_SECONDS = 60.0
+PREPARE_SECONDS = 60.0
 _TRIAL = Generation([Message("user", "Hello")], sampling=Sampling(max_tokens=1, temperature=0.0))
 
 
@@ -73,6 +75,8 @@ class EnginePool:
         self.is_up = True
         self.failovers = 0
         """Requests that were sent to another engine after the first had failed them."""
+        self.prepare: Prepare = _unprepared
+        """What an engine that came up is given before it is let in; it raises nothing but defects."""
         self._members = [Member(each, engine, breaker()) for each, engine in engines.items()]
         self._only = self._members[0].engine if len(self._members) == 1 else None
         self._warmups = warmups
@@ -272,8 +276,11 @@ class EnginePool:
             member.engine.give_up_unanswered()
 
     async def _try_out(self, member: Member) -> None:
-        """Send a member that came back the requests that warm it up; if they are answered it is in again."""
+        """Prepare a member that came back, and send it the requests that warm it up; if they are answered it is in."""
         breaker = member.breaker
+        with suppress(TimeoutError):  # It answers what needs no preparation.
+            async with asyncio.timeout(PREPARE_SECONDS):
+                await self.prepare(member.name, member.engine)
         for _ in range(max(self._warmups, int(breaker.needs_trial))):
             try:
                 async with asyncio.timeout(TRIAL_SECONDS), aclosing(member.engine.generate(_TRIAL)) as batches:
@@ -304,6 +311,10 @@ class EnginePool:
             self.startup.came_up()
         else:
             self.startup.went_away()
+
+
+async def _unprepared(_name: str, _engine: TGIEngine) -> None:
+    """Prepare nothing."""
 
 
 def _is_up(member: Member) -> bool:

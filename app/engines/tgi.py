@@ -38,6 +38,8 @@ _PROBE_CONNECTIONS = 4
 _MAX_QUESTION_CHARACTERS = 4_000
 """Of a question to rate texts by: more than the 256 tokens that the embedded engine reads."""
 _CANNOT_RATE = (404, 501)
+_LOADED_AFTER_SECONDS = 2.0
+"""When an adapter that an engine does not have is looked for next: see `app.adapters`."""
 _JSON = b"application/json"
 _EVENT_STREAM = b"text/event-stream"
 
@@ -141,7 +143,7 @@ class TGIEngine:
         response = await _send(self._pool, _request(self._chat_head, body, generation.traceparent), deadline)
         try:
             if response.status != 200:
-                raise await _refusal(response, deadline)
+                raise self._unserved(await _refusal(response, deadline), generation)
             if not generation.stream or response.content_type.startswith(_JSON):
                 whole = response.arrived(max_bytes=_MAX_ANSWER_BYTES)
                 yield [read_answer(whole or await _read(response, deadline, _MAX_ANSWER_BYTES), stops=stops)]
@@ -281,8 +283,21 @@ class TGIEngine:
             raise ModelNotFound(f"a {dialect.name} engine cannot choose an adapter for a request", param="model")
         if adapter not in self.adapters:
             known = ", ".join(self.adapters) or "none"
-            raise ModelNotFound(f"the engine serves no adapter {adapter!r}; it serves: {known}", param="model")
+            unknown = ModelNotFound(f"the engine serves no adapter {adapter!r}; it serves: {known}", param="model")
+            raise self._unserved(unknown, generation)
         return dialect.adapter_model.format(base=base, adapter=adapter)
+
+    def _unserved(self, error: ServiceError, generation: Generation) -> ServiceError:
+        """What a refusal means: an adapter that an engine takes while it runs is about to be loaded again."""
+        if not isinstance(error, ModelNotFound) or generation.adapter is None or self.dialect.load_path is None:
+            return error
+        self._listed = ()
+        told = EngineUnavailable(
+            f"the engine has not loaded the adapter {generation.adapter!r}: try again shortly",
+            retry_after_seconds=_LOADED_AFTER_SECONDS,
+        )
+        told.__cause__ = error
+        return told
 
     async def _refresh(self) -> Models:
         """Learn the base model's name and the adapters from `/v1/models`, where the base model comes first."""

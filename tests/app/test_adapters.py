@@ -1,5 +1,6 @@
 """Adapters of releases on engines that take them while they run: what answers is what the release names."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from tests.adapter_folder import write_adapter
 from tests.fake_successors import FakeSuccessor
 from tests.fake_tgi import FakeTGI, Tokens
-from tests.service import Api, live_service
+from tests.service import Api, live_service, until
 
 OFF = {"retrieval": {"mode": "off"}}
 
@@ -53,7 +54,8 @@ async def serve(folder: Path, *engines: FakeTGI, **settings: Any) -> AsyncIterat
     """A service before these engines, whose adapters lie in `folder / "adapters"`."""
     first, *others = engines
     dialect = getattr(first, "dialect", "embedded")
-    given = {"dialect": dialect, "adapter_folder": folder / "adapters", "urls": [each.url for each in others]}
+    others_too = [f"{dialect}+{each.url}" for each in others]
+    given = {"dialect": dialect, "adapter_folder": folder / "adapters", "urls": others_too}
     async with (
         live_service(folder / "data", engine_url=first.url, settings={"engine": given | settings}) as service,
         service.client() as client,
@@ -71,6 +73,13 @@ async def promote(api: Api, label: str, *, status: int = 200) -> None:
     name = label.partition("@")[0]
     response = await api.client.post(f"/v1/rollouts/{name}/promote", json={"release": label, "why": "test"})
     assert response.status_code == status, response.text
+
+
+async def until_ready(api: Api, status: int) -> None:
+    async def looks_so() -> bool:
+        return (await api.client.get("/readyz")).status_code == status
+
+    await until(looks_so)
 
 
 async def said(api: Api, model: str) -> str:
@@ -119,3 +128,31 @@ async def test_an_adapter_whose_folder_changes_while_it_is_read_is_not_served(en
         made = await create(api, "support", adapter="tone", adapter_digest=digest)
         assert "its folder has changed while it was read" in " ".join(made["problems"])
         assert engine.adapters == ()
+
+
+async def test_an_engine_that_was_started_again_has_its_adapters_before_it_is_asked(tmp_path):
+    digest = write_adapter(tmp_path / "adapters" / "tone", None, weights="tuned")
+    async with Embedded() as before, serve(tmp_path, before, start_wait_seconds=30.0) as api:
+        made = await create(api, "support", adapter="tone", adapter_digest=digest)
+        await promote(api, made["id"])
+        assert await said(api, "support") == "tuned"
+        await before.stop()
+        asked = asyncio.create_task(said(api, "support"))
+        await until_ready(api, 503)
+        async with Embedded(port=int(before.url.rpartition(":")[2])) as after:
+            assert await asked == "tuned"
+            paths = [request.path for request in after.requests]
+            assert paths.index("/v1/load_lora_adapter") < paths.index("/v1/chat/completions")
+
+
+async def test_an_engine_without_the_adapter_of_a_release_is_a_503_that_says_when_to_come_back(tmp_path):
+    digest = write_adapter(tmp_path / "adapters" / "tone", None)
+    async with Embedded() as engine, serve(tmp_path, engine) as api:
+        made = await create(api, "support", adapter="tone", adapter_digest=digest)
+        await promote(api, made["id"])
+        engine.load_adapter = lambda body: (500, "", b"")  # type: ignore[method-assign]
+        engine.adapters = ()
+        response = await api.ask("Hello", model="support")
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_unavailable")
+        assert int(response.headers["retry-after"]) >= 1
+        assert await said(api, "hallmark") == "base"

@@ -405,6 +405,24 @@ async def test_nothing_is_left_running_when_it_is_closed():
         await a.until(lambda: a.open_connections == 0)
 
 
+async def test_an_adapter_that_one_engine_has_yet_to_load_is_answered_by_the_other():
+    async with (
+        FakeTGI(default=A, lists_adapters=True, adapters=("tone",)) as a,
+        FakeTGI(default=B, lists_adapters=True, adapters=("tone",)) as b,
+        pool_of(a, b, dialects=("embedded",) * 2) as pool,
+    ):
+        assert {await answer(pool, ask(adapter="tone")) for _ in range(4)} == {"from a", "from b"}
+        b.adapters = ()
+        assert [await answer(pool, ask(adapter="tone")) for _ in range(8)] == ["from a"] * 8
+        a.adapters = ()
+        for _ in range(4):
+            with pytest.raises(EngineUnavailable, match="has not loaded") as caught:
+                await answer(pool, ask(adapter="tone"))
+            assert caught.value.retry_after_seconds is not None
+        assert states(pool) == ["closed", "closed"]
+        assert {await answer(pool) for _ in range(4)} == {"from a", "from b"}
+
+
 async def test_an_error_of_the_caller_is_none_of_the_engines():
     async with FakeTGI() as a, FakeTGI() as b, pool_of(a, b) as pool:
         for _ in range(4):

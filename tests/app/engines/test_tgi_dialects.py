@@ -267,14 +267,16 @@ async def test_tgi_serves_only_the_adapters_it_is_known_to_have():
 async def test_an_adapter_loaded_later_is_found_where_the_engine_lists_them():
     async with FakeTGI(lists_adapters=True) as tgi:
         engine = TGIEngine(tgi.url, dialect="embedded")
-        with pytest.raises(ModelNotFound, match="none"):
+        with pytest.raises(EngineUnavailable, match="has not loaded the adapter 'legal'"):
             await answer(engine, ask(adapter="legal"))
         tgi.adapters = ("legal",)
         await answer(engine, ask(adapter="legal"))
         await answer(engine, ask())
         tgi.adapters = ()
-        with pytest.raises(ModelNotFound, match="legal"):
-            await answer(engine, ask(adapter="legal"))
+        for _ in range(2):
+            with pytest.raises(EngineUnavailable, match="legal") as caught:
+                await answer(engine, ask(adapter="legal"))
+            assert caught.value.retry_after_seconds == 2.0
         await engine.aclose()
     assert [body["model"] for body in tgi.bodies] == ["legal", "tgi", "legal"]
 
