@@ -16,6 +16,7 @@ from typing import Self
 
 import msgspec
 
+from app.engines import EngineInfo
 from app.engines.hotload import ensure_loaded, unload
 from app.engines.pool import EnginePool
 from app.engines.tgi import TGIEngine
@@ -53,25 +54,27 @@ class Adapters:
     sites: Mapping[str, Site]
     pools: Mapping[str, EnginePool]
 
-    async def load(self, release: Release) -> list[str]:
+    async def load(self, release: Release, answering: Sequence[Release]) -> list[str]:
         """Load a release's adapter where it lies in the folder of its group; say which engines refuse it, and why.
 
         What cannot be loaded while the engine runs, or lies elsewhere, is passed over: vetting tells whether it is
-        served.
+        served. Where an engine is full, one that nothing of what is `answering` needs makes room.
         """
         pool = self.pools.get(release.engine)
         problems = []
         for name, engine in pool.engines.items() if pool else ():
-            problems += await self.load_into(name, engine, release)
+            problems += await self.load_into(name, engine, release, answering)
         return problems
 
-    async def load_into(self, name: str, engine: TGIEngine, release: Release) -> list[str]:
+    async def load_into(
+        self, name: str, engine: TGIEngine, release: Release, answering: Sequence[Release]
+    ) -> list[str]:
         """Load a release's adapter as `load` does, into the engine of that name in the release's group."""
         site = self.sites.get(release.engine)
         if release.adapter is None or site is None:
             return []
         try:
-            await _load(engine, release.adapter, release, site)
+            await _load(engine, release, site, answering)
         except ServiceError as error:
             return [f"`adapter`: {name} does not load {release.adapter!r}: {error.message}"]
         return []
@@ -130,13 +133,15 @@ class Keeper:
 
     async def look(self) -> None:
         """Load what is missing, once."""
-        for release in self._answering():
-            self._tell(release, await self._adapters.load(release))
+        answering = self._answering()
+        for release in answering:
+            self._tell(release, await self._adapters.load(release, answering))
 
     async def _prepare(self, group: str, name: str, engine: TGIEngine) -> None:
-        for release in self._answering():
+        answering = self._answering()
+        for release in answering:
             if release.engine == group:
-                self._tell(release, await self._adapters.load_into(name, engine, release))
+                self._tell(release, await self._adapters.load_into(name, engine, release, answering))
 
     def _tell(self, release: Release, problems: list[str]) -> None:
         if problems and problems != self._told.get(release.label):
@@ -152,17 +157,45 @@ class Keeper:
             await asyncio.sleep(self._every_seconds)
 
 
-async def _load(engine: TGIEngine, adapter: str, release: Release, site: Site) -> None:
+async def _load(engine: TGIEngine, release: Release, site: Site, answering: Sequence[Release]) -> None:
     """Have an engine that takes adapters while it runs serve a release's adapter, where it does not already."""
-    name = engine.adapter_name(adapter, release.adapter_digest)
-    if engine.dialect.load_path is None or name in (await engine.describe()).adapters:
+    name = _name_on(engine, release)
+    if name is None or engine.dialect.load_path is None:
         return
-    if not await asyncio.to_thread(_lies_there, release, site):
+    info = await engine.describe()
+    if name in info.adapters or not await asyncio.to_thread(_lies_there, release, site):
         return
+    names = (_name_on(engine, each) for each in answering if each.engine == site.engine)
+    await _make_room(engine, info, name, {each for each in names if each is not None})
     await ensure_loaded(engine, name, _place_on_engine(release, site))
     if not await asyncio.to_thread(_lies_there, release, site):
         await unload(engine, name)  # Nobody knows which of the two was read.
         raise Conflict("its folder has changed while it was read: load it again")
+
+
+async def _make_room(engine: TGIEngine, info: EngineInfo, name: str, needed: set[str]) -> None:
+    """Take out adapters that nothing needs until there is room for one more; a full engine would drop any.
+
+    Raises:
+        Conflict: what answers needs all the room there is.
+    """
+    if info.max_adapters is None:
+        return
+    # What answers takes what room is left; what does not leaves room for all that does, loaded or not.
+    others = sorted(needed.intersection(info.adapters) if name in needed else needed)
+    if len(others) >= info.max_adapters:
+        raise Conflict(
+            f"it has room for {info.max_adapters} adapters, and releases that answer need {', '.join(others)}. Let it "
+            "hold more (HALLMARK_EMBEDDED_MAX_ADAPTERS, `--max-adapters`)."
+        )
+    idle = [each for each in info.adapters if each not in others]
+    for each in idle[: max(0, len(info.adapters) + 1 - info.max_adapters)]:
+        await unload(engine, each)
+
+
+def _name_on(engine: TGIEngine, release: Release) -> str | None:
+    """What an engine is to call a release's adapter; None without one."""
+    return engine.adapter_name(release.adapter, release.adapter_digest) if release.adapter else None
 
 
 def _place_on_engine(release: Release, site: Site) -> PurePath:

@@ -4,7 +4,7 @@
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from app.fallback import stand_in
 from app.readiness import Problem
 from app.registry import Registry
 from app.releases import Release
-from app.settings import EngineSettings, Settings
+from app.settings import EmbeddedSettings, EngineSettings, Settings
 from app.vetting import Site, disagreements, vet
 from observability.collectors import EngineSample, GroupSample
 
@@ -41,8 +41,10 @@ class Engines:
     adapters: Adapters
     supervisor: LocalEngineSupervisor | None = None
 
-    async def vet(self, release: Release) -> list[str]:
+    async def vet(self, release: Release, answering: Sequence[Release]) -> list[str]:
         """Say what keeps a release from serving here, on any engine of its group that is up; loads its adapter first.
+
+        No adapter of those `answering` makes room for it.
 
         Raises:
             ServiceError: no engine can be asked at present.
@@ -51,7 +53,7 @@ class Engines:
         if site is None:
             return [f"`engine` is {release.engine!r}; this service has {', '.join(map(repr, self.sites))}."]
         engines = self._of(release.engine)
-        problems = await self.adapters.load(release)
+        problems = await self.adapters.load(release, answering)
         for name, engine in engines.items():
             where = f"{name}: " if len(engines) > 1 else ""
             problems += [where + problem for problem in await vet(release, engine, _site_of(engine, site))]
@@ -153,19 +155,13 @@ def release_defaults(settings: Settings) -> dict[str, Any]:
     }
 
 
+def embedded_engine(given: EmbeddedSettings) -> LocalEngineSettings:
+    """What the settings say of the embedded engine, as it takes it: each by the same name."""
+    return LocalEngineSettings(**given.model_dump(exclude={"enabled"}))
+
+
 async def _supervise(settings: Settings, parts: AsyncExitStack) -> LocalEngineSupervisor:
-    embedded = settings.embedded
-    return await parts.enter_async_context(
-        LocalEngineSupervisor(
-            LocalEngineSettings(
-                model=embedded.model,
-                threads=embedded.threads,
-                dtype=embedded.dtype,
-                max_queue=embedded.max_queue,
-                max_batch=embedded.max_batch,
-            )
-        )
-    )
+    return await parts.enter_async_context(LocalEngineSupervisor(embedded_engine(settings.embedded)))
 
 
 async def _pool(

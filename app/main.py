@@ -7,7 +7,7 @@ import asyncio
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -119,14 +119,13 @@ async def open_service(
         keys = privacy.keys_of(shared, is_local=is_local)
         history, provenance = History(shared, keys=keys, pseudonym=privacy.pseudonym), Provenance(shared)
         features = await open_features(settings.features, shared, now, parts, ring=keys, pseudonym=privacy.pseudonym)
-        registry = await parts.enter_async_context(
-            Registry(
-                shared,
-                own=own_release(settings),
-                vet=_vetted_by(engines, features),
-                memory=data_dir / "serving.json",
-            )
+        registry = Registry(
+            shared,
+            own=own_release(settings),
+            vet=_vetted_by(engines, features, lambda: registry.releases.answering),
+            memory=data_dir / "serving.json",
         )
+        await parts.enter_async_context(registry)
         links = PassageLinks(await asyncio.to_thread(load_secret, data_dir / "links.secret"))
         await parts.enter_async_context(Keeper(engines.adapters, lambda: registry.releases.answering))
         gateway = Gateway(
@@ -279,11 +278,13 @@ def _parse_limits(limits: LimitSettings) -> ParseLimits:
     )
 
 
-def _vetted_by(engines: Engines, features: Features) -> Callable[[Release], Awaitable[list[str]]]:
+def _vetted_by(
+    engines: Engines, features: Features, answering: Callable[[], Sequence[Release]]
+) -> Callable[[Release], Awaitable[list[str]]]:
     """What says what keeps a release from serving: its engine, and the features there are."""
 
     async def vet(release: Release) -> list[str]:
-        return await features.reader.problems(release) + await engines.vet(release)
+        return await features.reader.problems(release) + await engines.vet(release, answering())
 
     return vet
 

@@ -78,6 +78,8 @@ class FakeTGI:
         self.prebuilt: dict[str, bytes] = {}
         self.rating: Callable[[str, str], float] | None = None
         """How likely a text answers a query, where it is to behave like the embedded engine's `/v1/rerank`."""
+        self.max_adapters: int | None = None
+        """How many it holds, where it is to drop one for another like the embedded engine."""
         self.is_healthy = True
         self.is_hung = False
         """Whether requests are accepted and never answered, probes included."""
@@ -190,6 +192,7 @@ class FakeTGI:
             "version": "3.3.6-dev0",
             "sha": None,
             "docker_label": None,
+            **({"max_adapters": self.max_adapters} if self.max_adapters is not None else {}),
         }
 
     def models(self) -> list[dict[str, Any]]:
@@ -221,7 +224,7 @@ class FakeTGI:
         if not (folder / "adapter_config.json").is_file():
             error = {"error": f"lora_path: {folder} has no adapter_config.json", "error_type": "adapter"}
             return 400, "application/json", dump(error)
-        self.adapters = (*self.adapters, name)
+        self.adapters = (*self.adapters, name)[-(self.max_adapters or 0) :]
         return 200, "text/plain", f"Success: LoRA adapter '{name}' added successfully.".encode()
 
     def unload_adapter(self, body: dict[str, Any]) -> tuple[int, str, bytes]:

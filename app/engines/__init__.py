@@ -17,6 +17,8 @@ class EngineInfo(msgspec.Struct, frozen=True):
     max_total_tokens: int | None = None
     max_input_tokens: int | None = None
     adapters: tuple[str, ...] = ()
+    """An engine that has room for so many lists them by their use, the one that rested longest first."""
+    max_adapters: int | None = None
 
 
 class Engine(Protocol):

@@ -12,7 +12,10 @@ class Settings(msgspec.Struct):
 
 
 class Info(msgspec.Struct):
-    """The union of TGI's `/info`, vLLM's `/version`, SGLang's `/model_info` and llama.cpp's `/props`."""
+    """The union of TGI's `/info`, vLLM's `/version`, SGLang's `/model_info` and llama.cpp's `/props`.
+
+    Of TGI's, the embedded engine's alone has `max_adapters`.
+    """
 
     model_id: str | None = None
     model_sha: str | None = None
@@ -22,6 +25,7 @@ class Info(msgspec.Struct):
     max_total_tokens: int | None = None
     max_input_tokens: int | None = None
     max_input_length: int | None = None
+    max_adapters: int | None = None
     default_generation_settings: Settings | None = None
 
 
@@ -50,4 +54,5 @@ def described(info: Info, models: Models, adapters: tuple[str, ...]) -> EngineIn
         max_total_tokens=info.max_total_tokens or first.max_model_len or (settings.n_ctx if settings else None),
         max_input_tokens=info.max_input_tokens or info.max_input_length,
         adapters=adapters,
+        max_adapters=info.max_adapters,
     )

@@ -345,5 +345,6 @@ def _combined(infos: list[EngineInfo]) -> EngineInfo:
         first,
         max_total_tokens=lowest(*(info.max_total_tokens for info in infos)),
         max_input_tokens=lowest(*(info.max_input_tokens for info in infos)),
+        max_adapters=lowest(*(info.max_adapters for info in infos)),
         adapters=tuple(name for name in first.adapters if all(name in other.adapters for other in others)),
     )

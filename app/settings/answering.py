@@ -59,6 +59,9 @@ class EmbeddedSettings(Section):
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     max_queue: int = Field(64, ge=1, description="Requests that may wait; one more is refused with 429.")
     max_batch: int = Field(16, ge=1, description="Sequences decoded together.")
+    max_adapters: int = Field(
+        4, ge=1, description="Adapters held at once; each takes the memory of another copy of the model."
+    )
 
 
 class ReleaseSettings(Section):

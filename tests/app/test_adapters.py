@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from app.engine_wiring import embedded_engine
+from app.engines.local import EngineSettings as LocalEngineSettings
+from app.settings.answering import EmbeddedSettings
 from tests.adapter_folder import write_adapter
 from tests.fake_successors import FakeSuccessor
 from tests.fake_tgi import FakeTGI, Tokens
@@ -80,6 +83,15 @@ async def until_ready(api: Api, status: int) -> None:
         return (await api.client.get("/readyz")).status_code == status
 
     await until(looks_so)
+
+
+def changes(engine: FakeTGI) -> list[str]:
+    """What it was told to load and to unload, without the digests, in order."""
+    return [
+        f"{request.path.split('/')[-1].split('_')[0]} {request.json['lora_name'].partition('@')[0]}"
+        for request in engine.requests
+        if request.path.endswith("load_lora_adapter")
+    ]
 
 
 async def said(api: Api, model: str) -> str:
@@ -156,3 +168,54 @@ async def test_an_engine_without_the_adapter_of_a_release_is_a_503_that_says_whe
         assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_unavailable")
         assert int(response.headers["retry-after"]) >= 1
         assert await said(api, "hallmark") == "base"
+
+
+async def test_no_adapter_of_what_answers_makes_room_for_another(tmp_path):
+    async with Embedded() as engine, serve(tmp_path, engine) as api:
+        engine.max_adapters = 2
+        made = []
+        for number in range(3):
+            weights = f"weights {number}"
+            digest = write_adapter(tmp_path / "adapters" / f"tone-{number}", None, weights=weights)
+            made.append(await create(api, f"support-{number}", adapter=f"tone-{number}", adapter_digest=digest))
+            if number < 2:
+                await promote(api, made[-1]["id"])
+        assert "it has room for 2 adapters" in " ".join(made[-1]["problems"])
+        assert "HALLMARK_EMBEDDED_MAX_ADAPTERS" in " ".join(made[-1]["problems"])
+        await promote(api, made[-1]["id"], status=409)
+        assert [await said(api, f"support-{number}") for number in (0, 1)] == ["weights 0", "weights 1"]
+        assert changes(engine) == ["load tone-0", "load tone-1"]
+
+
+async def test_the_adapter_that_nothing_needs_and_that_rested_longest_makes_room(tmp_path):
+    async with Embedded() as engine, serve(tmp_path, engine) as api:
+        engine.max_adapters = 3
+        made = []
+        for number in range(4):
+            digest = write_adapter(tmp_path / "adapters" / f"tone-{number}", None, weights=f"weights {number}")
+            made.append(await create(api, f"support-{number}", adapter=f"tone-{number}", adapter_digest=digest))
+            assert made[-1]["problems"] == []
+            if number == 0:
+                await promote(api, made[0]["id"])
+        assert changes(engine) == ["load tone-0", "load tone-1", "load tone-2", "unload tone-1", "load tone-3"]
+        assert await said(api, "support-0") == "weights 0"
+
+
+async def test_adapters_that_find_no_room_put_out_none_of_what_answers(tmp_path):
+    async with Embedded() as engine, serve(tmp_path, engine) as api:
+        for number in range(3):
+            digest = write_adapter(tmp_path / "adapters" / f"tone-{number}", None)
+            made = await create(api, f"support-{number}", adapter=f"tone-{number}", adapter_digest=digest)
+            await promote(api, made["id"])
+        engine.max_adapters, engine.adapters = 2, ()
+        engine.requests.clear()
+        await engine.until(lambda: len(changes(engine)) == 2)
+        looks = len(engine.requests)
+        await engine.until(lambda: len(engine.requests) > looks + 12)
+        assert len(changes(engine)) == len(engine.adapters) == 2
+
+
+def test_what_the_settings_say_of_the_embedded_engine_reaches_it():
+    assert embedded_engine(EmbeddedSettings(max_adapters=7, max_batch=3)) == LocalEngineSettings(
+        max_adapters=7, max_batch=3
+    )

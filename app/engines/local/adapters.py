@@ -48,6 +48,11 @@ class Adapters:
         """The names served, in alphabetical order."""
         return sorted(self._loaded)
 
+    @property
+    def by_use(self) -> list[str]:
+        """The names served, the one that was used least recently first: the next to be dropped."""
+        return list(self._loaded)
+
     def use(self, name: str) -> Any:
         """Return the adapter's merged model and count this as a use.
 

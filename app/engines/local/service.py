@@ -235,6 +235,7 @@ class EngineService:
             "max_total_tokens": self._max_total_tokens,
             "validation_workers": 1,
             "max_client_batch_size": 1,
+            "max_adapters": self._settings.max_adapters,
             "router": "hallmark-embedded",
             "version": version("hallmark"),
             "sha": None,
@@ -246,7 +247,7 @@ class EngineService:
 
     async def _models(self, _request: Request) -> Response:
         base = self._base.model_id
-        entries = [(base, None), *((name, base) for name in self._adapters.names)]
+        entries = [(base, None), *((name, base) for name in self._adapters.by_use)]
         data = [
             {"id": id_, "object": "model", "created": 0, "owned_by": base, "root": id_, "parent": parent}
             for id_, parent in entries

@@ -118,7 +118,16 @@ def test_beyond_the_limit_the_least_recently_used_adapter_goes(fresh: httpx.Clie
         load(fresh, name, adapter)
     text_of(fresh, model="first")
     assert "second" in load(fresh, "third", adapter).text
-    assert set(served(fresh)) == {"tiny-llama", "first", "third"}
+    assert list(served(fresh)) == ["tiny-llama", "first", "third"]
+
+
+def test_it_says_how_many_it_holds_and_which_of_them_goes_next(fresh: httpx.Client, adapter: Path) -> None:
+    assert fresh.get("/info").json()["max_adapters"] == 2
+    for name in ("first", "second"):
+        load(fresh, name, adapter)
+    assert list(served(fresh)) == ["tiny-llama", "first", "second"]
+    text_of(fresh, model="first")
+    assert list(served(fresh)) == ["tiny-llama", "second", "first"]
 
 
 def test_adapters_of_the_settings_are_there_from_the_start(serve_tiny: Callable[..., Any], adapter: Path) -> None:
