@@ -1,4 +1,6 @@
-"""What servers say of themselves, each in words of its own, read as one `EngineInfo`."""
+"""What servers say beside answers: of themselves, read as one `EngineInfo`, and of texts."""
+
+from typing import Any
 
 import msgspec
 
@@ -43,8 +45,28 @@ class Models(msgspec.Struct):
     data: list[Model] = []
 
 
+class Counted(msgspec.Struct):
+    """The answer of `/tokenize`, where it is no list of tokens."""
+
+    count: int | None = None
+    tokens: list[Any] = []
+
+
+class Rated(msgspec.Struct):
+    """An entry of `Reranked`: the number of the text, and how likely it answers."""
+
+    index: int
+    relevance_score: float
+
+
+class Reranked(msgspec.Struct):
+    """The answer of `/v1/rerank`."""
+
+    results: list[Rated]
+
+
 def described(info: Info, models: Models, adapters: tuple[str, ...]) -> EngineInfo:
-    """Put together what a server said; the base model comes first in `models`."""
+    """Put together what a server said; the base model is the first of `models`."""
     first = models.data[0] if models.data else Model(id="")
     settings = info.default_generation_settings
     return EngineInfo(

@@ -63,7 +63,7 @@ class Member:
 
     def failed(self, now: float, error: ServiceError) -> None:
         """Count a request that failed, if that was the engine's doing; a full one is none the worse for it."""
-        if isinstance(error, EngineRejected) or lacks_adapter(error):
+        if isinstance(error, EngineRejected) or lacks_model(error):
             return
         if isinstance(error, EngineError | EngineUnavailable | EngineTimeout):
             if is_refused(error):
@@ -84,8 +84,8 @@ def is_refused(error: ServiceError) -> bool:
     return isinstance(error.__cause__, ConnectFailed)
 
 
-def lacks_adapter(error: ServiceError) -> bool:
-    """Whether a request failed for want of an adapter that the engine has yet to load: others it can answer."""
+def lacks_model(error: ServiceError) -> bool:
+    """Whether a request failed for want of a model or adapter that is about to be there: others it can answer."""
     return isinstance(error.__cause__, ModelNotFound)
 
 

@@ -23,7 +23,7 @@ from app.engines import EngineInfo
 from app.engines.answers import StreamReader, read_answer, read_refusal
 from app.engines.connections import Address, Connections
 from app.engines.dialects import DIALECTS, Dialect, adapter_name, payload
-from app.engines.facts import Info, Models, described
+from app.engines.facts import Counted, Info, Models, Reranked, described
 from app.engines.failures import broken, status_of
 from app.engines.hub import chat_request
 from app.engines.load import Load, read_load
@@ -99,7 +99,8 @@ class TGIEngine:
         self._listed: tuple[str, ...] = ()
         self._rates = self.dialect.rerank_path is not None
         self._served: object = None
-        self._base = model or self.dialect.base_model
+        self._named = model or self.dialect.base_model
+        self._base = self._named
         self._pool = Connections(
             Address.of(base_url),
             max_connections=max_connections,
@@ -143,7 +144,7 @@ class TGIEngine:
         response = await _send(self._pool, _request(self._chat_head, body, generation.traceparent), deadline)
         try:
             if response.status != 200:
-                raise self._unserved(await _refusal(response, deadline), generation)
+                raise self._refused(await _refusal(response, deadline), generation.adapter, generation.adapter_digest)
             if not generation.stream or response.content_type.startswith(_JSON):
                 whole = response.arrived(max_bytes=_MAX_ANSWER_BYTES)
                 yield [read_answer(whole or await _read(response, deadline, _MAX_ANSWER_BYTES), stops=stops)]
@@ -196,7 +197,7 @@ class TGIEngine:
         body = {dialect.tokenize_field: text}
         if dialect.tokenize_field == "prompt" and self._base:
             body["model"] = self._base
-        counted = _decode(await self._call("POST", dialect.tokenize_path, _encode(body)), list[Any] | _Counted)
+        counted = _decode(await self._call("POST", dialect.tokenize_path, _encode(body)), list[Any] | Counted)
         if isinstance(counted, list):
             return len(counted)
         return counted.count if counted.count is not None else len(counted.tokens)
@@ -216,7 +217,7 @@ class TGIEngine:
                 raise
             self._rates = False
             return None
-        rated = {each.index: each.relevance_score for each in _decode(answer, _Reranked).results}
+        rated = {each.index: each.relevance_score for each in _decode(answer, Reranked).results}
         if rated.keys() != set(range(len(texts))):
             raise EngineGarbage("the engine rated other texts than it was given")
         return [rated[index] for index in range(len(texts))]
@@ -284,28 +285,29 @@ class TGIEngine:
         if adapter not in self.adapters:
             known = ", ".join(self.adapters) or "none"
             unknown = ModelNotFound(f"the engine serves no adapter {adapter!r}; it serves: {known}", param="model")
-            raise self._unserved(unknown, generation)
+            raise unknown if dialect.load_path is None else _not_yet(unknown, generation.adapter)
         return dialect.adapter_model.format(base=base, adapter=adapter)
 
-    def _unserved(self, error: ServiceError, generation: Generation) -> ServiceError:
-        """What a refusal means: an adapter that an engine takes while it runs is about to be loaded again."""
-        if not isinstance(error, ModelNotFound) or generation.adapter is None or self.dialect.load_path is None:
+    def _refused(self, error: ServiceError, adapter: str | None, digest: str | None) -> ServiceError:
+        """What a refusal means: a name that the server listed, and does not know, is of a process that is gone."""
+        if not isinstance(error, ModelNotFound):
             return error
-        self._listed = ()
-        told = EngineUnavailable(
-            f"the engine has not loaded the adapter {generation.adapter!r}: try again shortly",
-            retry_after_seconds=_LOADED_AFTER_SECONDS,
-        )
-        told.__cause__ = error
-        return told
+        if adapter is None:
+            is_stale = self._named is None
+        else:
+            is_stale = self.adapter_name(adapter, digest) in self._listed or self.dialect.load_path is not None
+        if not is_stale:
+            return error
+        self._base, self._listed = self._named, ()
+        return _not_yet(error, adapter)
 
     async def _refresh(self) -> Models:
-        """Learn the base model's name and the adapters from `/v1/models`, where the base model comes first."""
+        """Learn the base model's name and the adapters from `/v1/models`, with the base model put first."""
         models: Models = _decode(await self._call("GET", "/v1/models"), Models)
-        models.data.sort(key=lambda model: model.parent is not None)
+        models.data.sort(key=lambda model: (model.id != self._named, model.parent is not None))
         if not models.data:
             raise EngineUnavailable("the engine serves no model")
-        self._base = self._base or models.data[0].id
+        self._base = self._named or models.data[0].id
         if self.dialect.lists_adapters:
             self._listed = tuple(model.id for model in models.data[1:])
         return models
@@ -332,18 +334,12 @@ class TGIEngine:
             raise EngineTimeout("the engine did not answer in time") from error
 
 
-class _Rated(msgspec.Struct):
-    index: int
-    relevance_score: float
-
-
-class _Reranked(msgspec.Struct):
-    results: list[_Rated]
-
-
-class _Counted(msgspec.Struct):
-    count: int | None = None
-    tokens: list[Any] = []
+def _not_yet(error: ModelNotFound, adapter: str | None) -> EngineUnavailable:
+    """Say that a model or adapter will be there: `app.adapters` loads it again, or its new name is asked for."""
+    what = "serves another model than before" if adapter is None else f"has not loaded the adapter {adapter!r}"
+    told = EngineUnavailable(f"the engine {what}: try again shortly", retry_after_seconds=_LOADED_AFTER_SECONDS)
+    told.__cause__ = error
+    return told
 
 
 async def _send(pool: Connections, request: bytes, deadline: float) -> Response:

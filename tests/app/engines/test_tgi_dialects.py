@@ -14,6 +14,7 @@ from app.engines.hub import chat_request, prepare
 from app.engines.tgi import TGIEngine
 from app.errors import EngineGarbage, EngineUnavailable, InvalidRequest, ModelNotFound, ServiceError
 from app.messages import Generation, Message, Sampling
+from tests.fake_successors import FakeSuccessor
 from tests.fake_tgi import FakeTGI, Tokens
 
 TGI = DIALECTS["tgi"]
@@ -291,6 +292,54 @@ async def test_base_and_adapter_are_named_as_the_server_wants(dialect, base, ada
         await answer(engine, ask(adapter="legal"))
         await engine.aclose()
     assert [body["model"] for body in tgi.bodies] == [base, adapter]
+
+
+@pytest.mark.parametrize(
+    ("dialect", "adapter", "name"),
+    [("vllm", None, "org/newer"), ("openai", None, "org/newer"), ("sglang", "legal", "org/newer:legal")],
+)
+async def test_a_server_that_was_started_under_another_name_is_asked_by_it(dialect, adapter, name):
+    async with FakeSuccessor(dialect, adapters=("legal",)) as server:
+        engine = TGIEngine(server.url, dialect=dialect)
+        await answer(engine, ask(adapter=adapter))
+        server.model_id = "org/newer"
+        with pytest.raises(EngineUnavailable, match="try again") as caught:
+            await answer(engine, ask(adapter=adapter))
+        assert caught.value.retry_after_seconds is not None
+        await answer(engine, ask(adapter=adapter))
+        await engine.aclose()
+    assert server.bodies[-1]["model"] == name
+
+
+async def test_what_a_server_lists_anew_is_asked_for_from_then_on():
+    async with FakeSuccessor("vllm") as server:
+        engine = TGIEngine(server.url, dialect="vllm")
+        await answer(engine, ask())
+        server.model_id = "org/newer"
+        assert (await engine.describe()).model_id == "org/newer"
+        await answer(engine, ask())
+        await engine.aclose()
+
+
+async def test_a_model_that_the_settings_name_and_the_server_has_not_stays_a_404():
+    async with FakeSuccessor("vllm", adapters=("legal",)) as server:
+        engine = TGIEngine(server.url, dialect="vllm", model="org/other")
+        await engine.describe()
+        for _ in range(2):
+            with pytest.raises(ModelNotFound):
+                await answer(engine, ask())
+        await engine.aclose()
+
+
+async def test_of_several_models_the_one_of_the_settings_is_described():
+    models = [{"id": "small", "max_model_len": 2048}, {"id": "big", "max_model_len": 32768}, {"id": "big-too"}]
+    listed = 200, "application/json", msgspec.json.encode({"object": "list", "data": models})
+    async with FakeSuccessor("openai") as server:
+        server.get = lambda path: listed
+        engine = TGIEngine(server.url, dialect="openai", model="big")
+        info = await engine.describe()
+        await engine.aclose()
+    assert (info.model_id, info.max_total_tokens, info.adapters) == ("big", 32768, ("small", "big-too"))
 
 
 async def test_llama_cpp_cannot_choose_an_adapter():
