@@ -21,7 +21,11 @@ IDLE_SECONDS = 300.0
 GIVEN_UP_AFTER = 3
 """An engine away for so many times its usual start is not starting: nobody waits for it."""
 
+LONGEST_START_SECONDS = 900.0
+"""What was away for longer was down, which says nothing of its next start."""
+
 LONGEST_RETRY_SECONDS = 60.0
+"""For an engine that is late."""
 
 
 class Startup:
@@ -63,7 +67,9 @@ class Startup:
     def came_up(self) -> None:
         """The engine takes requests: those that wait go on."""
         if not self._up.is_set():
-            self._measured.append(self._clock() - self._away_since)
+            seconds = self._clock() - self._away_since
+            if seconds <= LONGEST_START_SECONDS:
+                self._measured.append(seconds)
             self._up.set()
 
     async def wait(self) -> None:

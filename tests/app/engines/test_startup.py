@@ -92,6 +92,18 @@ async def test_the_median_of_the_last_starts_counts(clock):
     assert startup.usual_seconds == 25.0
 
 
+async def test_an_outage_of_hours_is_not_taken_for_a_start(clock):
+    startup = after_a_start(clock, 20.0, wait_seconds=0.0)
+    startup.went_away()
+    for _ in range(8 * 60):
+        clock.now += 60.0
+        assert await refused(startup) <= 60.0  # Somebody asks all the time, so that it is never taken for idle.
+    startup.came_up()
+    assert startup.usual_seconds == 20.0
+    startup.went_away()
+    assert await refused(startup) == 20.0
+
+
 async def test_a_start_that_ends_soon_by_experience_is_waited_for(clock):
     startup = after_a_start(clock, 40.0, wait_seconds=10.0)
     startup.went_away()
