@@ -17,6 +17,9 @@ from app.engines.toolcalls import ToolCalls
 from app.errors import EngineError, EngineGarbage, EngineInterrupted, EngineUnavailable, ServiceError
 from app.messages import FinishReason, Message, Piece, Usage, about_tokens
 
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises of bytes that are no JSON, not of the type, or nested too deeply."""
+
 _MAX_EVENT_BYTES = 1024 * 1024
 
 _FINISH_REASONS: dict[str, FinishReason] = {
@@ -225,7 +228,7 @@ class StreamReader:
     def _read(self, data: bytes) -> Piece | None:
         try:
             event = _decode_event(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise EngineGarbage("the engine sent an event that is not the protocol's JSON") from error
         self._has_events = True
         if event.error is not None or (event.choices is None and event.usage is None):
@@ -303,7 +306,7 @@ def read_answer(body: bytes, *, stops: Sequence[str] = (), choice: int = 0) -> P
     """Read a whole JSON answer into its one piece; raises what an error in place of an answer stands for."""
     try:
         event = _decode_event(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise EngineGarbage("the engine's answer is not the protocol's JSON") from error
     if event.generated_text is not None:
         return _native(event, event.generated_text, stops)
@@ -338,7 +341,7 @@ def read_refusal(status: int, body: bytes, *, retry_after: str = "") -> ServiceE
     """
     try:
         read = msgspec.json.decode(body, type=_Refusal)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         text = body.decode("utf-8", "replace").strip()
         return refusal(status, "" if text.startswith("<") else text, retry_after=retry_after)
     nested = read.error if isinstance(read.error, dict) else {}

@@ -25,6 +25,7 @@ from app.errors import (
 
 _MAX_QUOTED_CHARACTERS = 500
 _RETRY_AFTER_SECONDS = 1.0
+_LONGEST_RETRY_AFTER_SECONDS = 3_600.0
 
 WORDS: tuple[tuple[re.Pattern[str], type[ServiceError]], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), error)
@@ -164,6 +165,7 @@ def _words_for(error: type[ServiceError], status: int, message: str) -> str:
 
 def _seconds(retry_after: str) -> float:
     try:
-        return max(0.0, float(retry_after))
+        seconds = float(retry_after)
     except ValueError:
         return _RETRY_AFTER_SECONDS
+    return min(max(0.0, seconds), _LONGEST_RETRY_AFTER_SECONDS)  # In this order a NaN is 0.

@@ -31,4 +31,5 @@ def _total(page: bytes, name: str) -> float:
 
 @lru_cache(maxsize=32)
 def _pattern(name: str) -> re.Pattern[bytes]:
-    return re.compile(rb"^%b(?:\{.*\})? +([0-9.eE+-]+)" % re.escape(name).encode(), re.MULTILINE)
+    number = rb"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
+    return re.compile(rb"^%b(?:\{.*\})? +(%b)(?=\s|$)" % (re.escape(name).encode(), number), re.MULTILINE)

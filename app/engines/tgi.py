@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from app.engines import EngineInfo
-from app.engines.answers import StreamReader, read_answer, read_refusal
+from app.engines.answers import UNREADABLE, StreamReader, read_answer, read_refusal
 from app.engines.connections import Address, Connections
 from app.engines.dialects import DIALECTS, Dialect, adapter_name, payload
 from app.engines.facts import Counted, Info, Models, Reranked, described
@@ -364,14 +364,17 @@ async def _read(response: Response, deadline: float, max_bytes: int) -> bytes:
 
 
 async def _refusal(response: Response, deadline: float) -> ServiceError:
-    body = await _read(response, deadline, _MAX_REFUSAL_BYTES)
+    try:
+        body = await response.beginning(deadline, max_bytes=_MAX_REFUSAL_BYTES)
+    except WireError as error:
+        raise broken(error, has_begun=False) from error
     return read_refusal(response.status, body, retry_after=response.retry_after.decode("latin-1"))
 
 
 def _decode(body: bytes, kind: Any) -> Any:
     try:
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise EngineGarbage("the engine's answer is not the protocol's JSON") from error
 
 

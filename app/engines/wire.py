@@ -329,6 +329,13 @@ class Response:
             parts.append(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    async def beginning(self, deadline: float, *, max_bytes: int) -> bytes:
+        """Return the rest of the body, or the first `max_bytes` of a longer one."""
+        body = b""
+        while len(body) < max_bytes and (part := await self.chunk(deadline)):
+            body += part
+        return body[:max_bytes]
+
     async def linger(self, seconds: float) -> None:
         """Wait a moment for the end of a body whose content is known to be over, so that its connection is kept."""
         connection = self._connection

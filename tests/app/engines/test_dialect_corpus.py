@@ -260,6 +260,11 @@ def test_gauges_are_summed_over_their_labels_and_names_are_whole():
     assert read_load(b'a{x="\n 5\n', running="a", waiting="b") == Load(0, 0)
 
 
+@pytest.mark.parametrize("value", ["1e", "-", "+Inf", "1.2.3", "e5", "1e999", "NaN", "5x", "-3", "9" * 400])
+def test_a_gauge_that_shows_no_number_counts_for_nothing(value):
+    assert read_load(f"a {value}\nb 2.5e1\n".encode(), running="a", waiting="b") == Load(0, 25)
+
+
 ABOUT: dict[str, dict[str, Any]] = {
     "tgi": {"model_id": "org/base", "max_total_tokens": 2048, "version": "3.3.6-dev0"},
     "embedded": {"model_id": "org/base", "max_total_tokens": 2048},

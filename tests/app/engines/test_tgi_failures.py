@@ -188,6 +188,54 @@ async def test_the_engines_retry_after_is_passed_on():
     assert error.retry_after_seconds == 7.0
 
 
+@pytest.mark.parametrize(("given", "seconds"), [("inf", 3600), ("1e400", 3600), ("99999999999", 3600), ("nan", 0)])
+async def test_no_engine_sends_callers_away_for_ever(given, seconds):
+    reply = Reply(b"full", status=429, content_type="text/plain", headers={"Retry-After": given}, framing="length")
+    _, error = await failure(reply)
+    assert error.retry_after_seconds == seconds
+
+
+DEEP = b"[" * 3_000 + b"]" * 3_000
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply(b'{"choices":[{"message":{"content":"x","tool_calls":' + DEEP + b"}}]}", content_type="application/json"),
+        Reply(
+            b'data: {"choices":[{"delta":{"content":"x","tool_calls":' + DEEP + b"}}]}\n\n",
+            content_type="text/event-stream",
+        ),
+        Reply(b'{"error":' + DEEP + b"}", content_type="application/json"),
+    ],
+    ids=["whole", "event", "error"],
+)
+async def test_an_answer_that_is_nested_too_deeply_is_garbage(reply):
+    pieces, error = await failure(reply, stream=reply.content_type.startswith("text"))
+    assert (pieces, type(error)) == ([], EngineGarbage)
+
+
+async def test_what_an_engine_says_of_itself_may_be_nested_too_deeply():
+    async with FakeTGI() as tgi:
+        engine = TGIEngine(tgi.url)
+        tgi.get = lambda path: (200, "application/json", b'{"x":' + DEEP + b"}")
+        with pytest.raises(EngineUnavailable):
+            await engine.describe()
+        await engine.aclose()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_refusal_that_is_deep_or_long_is_a_refusal(stream):
+    for body in (
+        b'{"error":' + DEEP + b"}",
+        b'{"error":"Input validation error: ' + b"x" * 1_000_000 + b'"}',
+    ):
+        reply = Reply(body, status=422, content_type="application/json", framing="length")
+        pieces, error = await failure(reply, stream=stream)
+        assert (pieces, type(error)) == ([], EngineRejected)
+        assert len(error.message) < 600
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_an_engine_that_is_down_is_unavailable(stream):
     async with FakeTGI() as tgi:
