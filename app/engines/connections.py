@@ -67,7 +67,7 @@ class Connections:
     async def exchange(self, request: bytes, deadline: float) -> Response:
         """Send one whole request and return once the response's head is in.
 
-        `deadline` is on the loop's clock. Repeated once, on a new connection, when a kept connection closes before the
+        `deadline` is on the loop's clock. Repeated once, on another connection, when a kept one closes before the
         server sent a byte. Nearly always the server had closed it for its idleness and never saw the request; a
         server that died on this very request looks the same, and the repetition then meets whatever took its place.
         """
@@ -78,8 +78,8 @@ class Connections:
         except ConnectionLost:
             if not was_kept or connection.received_any or self._closed:
                 raise
-        self._connecting += 1
-        connection = await self._connect()
+        # The place of the lost one may be a waiter's by now.
+        connection = await self._acquire()
         return await connection.exchange(request, deadline)
 
     @property

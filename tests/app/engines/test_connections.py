@@ -132,6 +132,30 @@ async def test_a_stale_connection_is_retried_once_and_a_fresh_one_never():
         await pool.aclose()
 
 
+async def test_a_repetition_takes_no_place_that_a_waiter_has_got():
+    peak = 0
+
+    class Counting(FakeTGI):
+        def joined(self, link):
+            nonlocal peak
+            super().joined(link)
+            peak = max(peak, self.open_connections)
+
+    gate = asyncio.Event()
+    async with Counting() as tgi:
+        pool = Connections(Address.of(tgi.url), max_connections=1, pool_seconds=5)
+        await fetch(pool)
+        tgi.script(Drop(gate=gate))
+        repeated = asyncio.create_task(fetch(pool))
+        await tgi.until(lambda: len(tgi.requests) == 2)
+        waiting = asyncio.create_task(fetch(pool))
+        await asyncio.sleep(0)
+        gate.set()
+        assert [status for status, _ in await asyncio.gather(repeated, waiting)] == [200, 200]
+        assert peak == 1
+        await pool.aclose()
+
+
 async def test_after_the_first_byte_nothing_is_retried():
     async with FakeTGI() as tgi:
         pool = Connections(Address.of(tgi.url))
