@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -196,7 +195,6 @@ def _engine(settings: Settings, given: EngineSettings, dialect: str, url: str, *
         dialect=dialect,
         token=token,
         adapters=given.adapters,
-        loads_from_folder=_adapter_folder(settings, given) is not None,
         model=given.model,
         timeouts=Timeouts(
             connect_seconds=given.connect_timeout_seconds,
@@ -217,13 +215,9 @@ def _site(settings: Settings, name: str, given: EngineSettings) -> Site:
         fusion=settings.retrieval.fusion,
         passage_tokens=settings.retrieval.passage_tokens,
         base_model=settings.embedded.model if name == "embedded" and settings.embedded.enabled else given.model,
-        adapter_folder=_adapter_folder(settings, given),
+        adapter_folder=settings.main_adapter_folder if given is settings.engine else given.adapter_folder,
         adapter_folder_on_engine=given.adapter_folder_on_engine,
     )
-
-
-def _adapter_folder(settings: Settings, given: EngineSettings) -> Path | None:
-    return settings.main_adapter_folder if given is settings.engine else given.adapter_folder
 
 
 def _site_of(engine: Engine, site: Site) -> Site:

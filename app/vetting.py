@@ -49,13 +49,6 @@ class Site:
     adapter_folder_on_engine: Path | None = None
     """What the engine's machine calls that folder, where it is not the same."""
 
-    def adapter_name(self, release: Release) -> str | None:
-        """What the engine is to call a release's adapter."""
-        if release.adapter is None:
-            return None
-        from_folder = self.adapter_folder is not None
-        return adapter_name(DIALECTS[self.dialect], release.adapter, release.adapter_digest, from_folder=from_folder)
-
 
 async def vet(release: Release, engine: Engine, site: Site) -> list[str]:
     """Say what keeps a release from serving here; nothing does if the list is empty.
@@ -94,8 +87,8 @@ def disagreements(release: Release, info: EngineInfo, site: Site) -> list[str]:
         problems.append(f"`base_model` is {release.base_model!r}; the engine serves {info.model_id!r}.")
     if release.base_revision and info.revision and release.base_revision != info.revision:
         problems.append(f"`base_revision` is {release.base_revision!r}; the engine serves {info.revision!r}.")
-    adapter = site.adapter_name(release)
-    if adapter is not None and adapter not in info.adapters:
+    adapter = release.adapter and adapter_name(DIALECTS[site.dialect], release.adapter, release.adapter_digest)
+    if adapter and adapter not in info.adapters:
         served = ", ".join(info.adapters) or "none"
         if adapter == release.adapter:
             how = (
@@ -104,8 +97,8 @@ def disagreements(release: Release, info: EngineInfo, site: Site) -> list[str]:
             )
         else:
             how = (
-                f"It is loaded by that name, which holds its digest, out of {str(site.adapter_folder)!r}: let the "
-                "engine load adapters while it runs, or start it with this one by that name."
+                "By that name, which holds its digest, it is loaded out of the `adapter_folder` of its group: have it "
+                "there, and an engine that loads adapters while it runs; or start the engine with it by that name."
             )
         problems.append(f"`adapter`: the engine is not known to serve {adapter!r}, but {served}. {how}")
     return problems

@@ -142,13 +142,13 @@ DIALECTS: dict[str, Dialect] = {
 }
 
 
-def adapter_name(dialect: Dialect, adapter: str, digest: str | None, *, from_folder: bool) -> str:
-    """What a server is to call an adapter.
+def adapter_name(dialect: Dialect, adapter: str, digest: str | None) -> str:
+    """What a server is to call an adapter of that digest.
 
-    What we load ourselves, out of a folder that we see, is called by its digest too, where its name does not hold it
-    already: no server tells what it has under a name, and another adapter may have come into the folder since.
+    One that takes adapters while it runs is to have this one by a name that holds the digest, where the adapter's own
+    does not: no server tells what it has under a name, and another adapter may have got the same name since.
     """
-    if digest is None or dialect.load_path is None or not from_folder:
+    if digest is None or dialect.load_path is None:
         return adapter
     digits = digest[:_DIGITS_OF_DIGEST]
     return adapter if adapter.endswith(digits) else f"{adapter}@{digits}"

@@ -70,9 +70,8 @@ class TGIEngine:
     Whether it is up is for others to watch (`EnginePool`): by itself it is always asked.
 
     `adapters` are the LoRA adapters that the server is known to serve: TGI lists them nowhere and answers an unknown
-    name from the base model. Servers that list theirs are asked when an unknown name comes up. `loads_from_folder` says
-    that adapters are loaded by us where the server takes them while it runs (`app.engines.dialects.adapter_name`).
-    `model` overrides what the dialect calls the base model.
+    name from the base model. Servers that list theirs are asked when an unknown name comes up. `model` overrides
+    what the dialect calls the base model.
     """
 
     is_up = True
@@ -84,7 +83,6 @@ class TGIEngine:
         dialect: str = "tgi",
         token: str | None = None,
         adapters: tuple[str, ...] = (),
-        loads_from_folder: bool = False,
         model: str | None = None,
         timeouts: Timeouts = Timeouts(),
         max_connections: int = 128,
@@ -95,7 +93,6 @@ class TGIEngine:
         self.dialect: Dialect = DIALECTS[dialect]
         self._timeouts = timeouts
         self._given = tuple(adapters)
-        self._loads_from_folder = loads_from_folder
         self._listed: tuple[str, ...] = ()
         self._rates = self.dialect.rerank_path is not None
         self._served: object = None
@@ -131,7 +128,7 @@ class TGIEngine:
 
     def adapter_name(self, adapter: str, digest: str | None) -> str:
         """What the server is to call an adapter with that digest."""
-        return adapter_name(self.dialect, adapter, digest, from_folder=self._loads_from_folder)
+        return adapter_name(self.dialect, adapter, digest)
 
     async def generate(self, generation: Generation) -> AsyncGenerator[list[Piece], None]:
         """Answer as `Engine.generate` promises."""

@@ -58,6 +58,18 @@ async def test_a_release_that_says_what_the_engine_says_has_no_problems():
     assert await vet(variant(base_model=None, base_revision=None), AnEngine(), SITE) == []
 
 
+@pytest.mark.parametrize("dialect", ["embedded", "vllm"])
+async def test_where_any_weights_can_get_a_name_the_name_has_to_hold_the_digest(dialect):
+    site, digest = Site(engine="tgi", dialect=dialect), hashlib.sha256(b"weights").hexdigest()
+    release = variant(adapter="tone", adapter_digest=digest)
+    (problem,) = await vet(release, AnEngine(), site)
+    assert f"not known to serve 'tone@{digest[:16]}', but tone" in problem
+    for name in (f"tone@{digest[:16]}", f"tone-{digest[:16]}"):
+        served = AnEngine(msgspec.structs.replace(INFO, adapters=(name,)))
+        named = name if name.startswith("tone-") else "tone"
+        assert await vet(variant(adapter=named, adapter_digest=digest), served, site) == []
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
