@@ -21,12 +21,12 @@ T = TypeVar("T")
 _SMALLEST_TOP_P = 1e-6
 _IMAGE_MARK = "![]("
 _MARK_AS_JSON, _NO_MARK_AS_JSON = b"![](", b"![ ]("
-_DIGITS_OF_DIGEST = 16
 _U64 = (1 << 64) - 1
 # Nothing else is escaped: not every engine's regular expressions know an escaped space.
 _MEANINGFUL, _ESCAPED = re.compile(r"[\\.+*?()|\[\]{}^$]"), r"\\\g<0>"
 _ALIKE = ("max_tokens", "temperature", "frequency_penalty")
 _AS_OPENAI = (*_ALIKE, "presence_penalty", "top_p", "seed")
+_DIGITS_OF_DIGEST = 16
 
 
 @dataclass(frozen=True, slots=True)
