@@ -234,7 +234,7 @@ def _without_image_marks(message: Message) -> Message:
         message.tool_calls or message.name or message.tool_call_id
     ):
         return message  # As by far the most turns.
-    return _as_text(message)
+    return as_text(message)
 
 
 def _in_one_mark(part: dict[str, Any]) -> dict[str, Any]:
@@ -248,7 +248,7 @@ def _in_one_mark(part: dict[str, Any]) -> dict[str, Any]:
     return part
 
 
-def _as_text(value: T) -> T:
+def as_text(value: T) -> T:
     """Write the mark so that it stays text wherever a value has it, be it the name of a field."""
     encoded = msgspec.json.encode(value)
     if _MARK_AS_JSON not in encoded:
@@ -264,7 +264,7 @@ def _tools(dialect: Dialect, generation: Generation) -> dict[str, Any]:
         # TGI calls one tool at most, and is not told of the rest.
         tools["parallel_tool_calls"] = generation.parallel_tool_calls
     # TGI writes the tools into the prompt.
-    return _as_text(tools) if dialect.is_tgi else tools
+    return as_text(tools) if dialect.is_tgi else tools
 
 
 def _stops(dialect: Dialect, stops: tuple[str, ...]) -> tuple[str, ...]:

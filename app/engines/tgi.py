@@ -22,7 +22,7 @@ import msgspec
 from app.engines import EngineInfo
 from app.engines.answers import UNREADABLE, StreamReader, read_answer, read_refusal
 from app.engines.connections import Address, Connections
-from app.engines.dialects import DIALECTS, Dialect, adapter_name, payload
+from app.engines.dialects import DIALECTS, Dialect, adapter_name, as_text, payload
 from app.engines.facts import Counted, Info, Models, Reranked, described
 from app.engines.failures import broken, status_of
 from app.engines.hub import chat_request
@@ -191,7 +191,8 @@ class TGIEngine:
         dialect = self.dialect
         if dialect.tokenize_path is None:
             return len(text.encode()) // 3 + 1
-        body = {dialect.tokenize_field: text}
+        # TGI fetches what it takes for an image also to count.
+        body = {dialect.tokenize_field: as_text(text) if dialect.is_tgi else text}
         if dialect.tokenize_field == "prompt" and self._base:
             body["model"] = self._base
         counted = _decode(await self._call("POST", dialect.tokenize_path, _encode(body)), list[Any] | Counted)

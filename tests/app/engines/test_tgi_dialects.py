@@ -186,6 +186,15 @@ def test_no_text_becomes_an_image_that_tgi_would_fetch():
     assert sent("vllm", Generation(turns))["messages"][0]["content"] == f"Read {link}."
 
 
+async def test_no_text_that_is_counted_becomes_an_image_that_tgi_would_fetch():
+    async with FakeTGI() as tgi:
+        engine = TGIEngine(tgi.url, dialect="tgi")
+        assert await engine.count_tokens("see ![](http://169.254.169.254/latest)") == 3
+        await engine.aclose()
+    (asked,) = (request for request in tgi.requests if request.path == "/tokenize")
+    assert asked.json == {"inputs": "see ![ ](http://169.254.169.254/latest)"}
+
+
 def test_no_tool_and_no_call_of_one_becomes_an_image_that_tgi_would_fetch():
     link = "![](http://169.254.169.254/latest)"
     schema = {"type": "object", "properties": {link: {"enum": ["as it is", link]}}}
