@@ -5,7 +5,9 @@ from dataclasses import replace
 from typing import Protocol
 
 from retrieval.documents import Document, ParsedDocument, Passage
+from retrieval.errors import LimitExceeded
 from retrieval.giving_way import giving_way
+from retrieval.index import MOST_PASSAGES
 from retrieval.library import Shelf
 from retrieval.splitting import CountTokens
 
@@ -39,7 +41,11 @@ def cut(
     document_version: str = "",
     document_name: str = "",
 ) -> list[Passage]:
-    """Return the passages of a document in order, of about so many tokens and at most a fifth more."""
+    """Return the passages of a document in order, of about so many tokens and at most a fifth more.
+
+    Raises:
+        LimitExceeded: There are more than an index can number.
+    """
     passages = split(
         parsed,
         document_id=document_id,
@@ -49,6 +55,8 @@ def cut(
         target_tokens=passage_tokens,
         max_tokens=passage_tokens * 6 // 5,
     )
+    if len(passages) > MOST_PASSAGES:
+        raise LimitExceeded(f"the document has more than {MOST_PASSAGES:,} passages: split it", "passages")
     return [replace(passage, document_title=parsed.title or "") for passage in passages]
 
 

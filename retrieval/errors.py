@@ -25,7 +25,7 @@ RetrievalError
 
 from typing import Literal
 
-Limit = Literal["bytes", "unpacked", "pages", "characters", "seconds", "memory", "depth"]
+Limit = Literal["bytes", "unpacked", "pages", "characters", "seconds", "memory", "depth", "passages"]
 
 
 class RetrievalError(Exception):

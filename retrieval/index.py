@@ -24,12 +24,16 @@ SCHEMA_VERSION = 1
 """Raised when the points' payload or numbering changes; an older collection is then written anew at the start."""
 
 _PASSAGE_BITS = 20
+MOST_PASSAGES = (1 << _PASSAGE_BITS) - 1
+"""Of one document: a further one would have the number of the next generation's, which may be another tenant's."""
 
 Vector = NDArray[np.float32]
 
 
 def point_id(generation: int, n: int) -> int:
     """The number of passage `n` of a generation; below 2**53, so that JSON clients keep it exact."""
+    if not 0 <= n <= MOST_PASSAGES:
+        raise ValueError(f"a document has at most {MOST_PASSAGES:,} passages, so none is number {n:,}")
     return generation << _PASSAGE_BITS | n
 
 

@@ -16,8 +16,8 @@ import numpy as np
 from retrieval.documents import Block, Page, ParsedDocument, Passage
 from retrieval.embedder import Embedder
 from retrieval.embedding_process import LEAST_COSINE, PROBE
-from retrieval.errors import UnreadableDocument
-from retrieval.index import Vector
+from retrieval.errors import LimitExceeded, UnreadableDocument
+from retrieval.index import MOST_PASSAGES, Vector
 
 PREPARED: Final = "application/vnd.hallmark.prepared+msgpack"
 """The media type of an upload that is a prepared document."""
@@ -129,7 +129,9 @@ class Prepared(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise _bad(f"its vectors are not of {embedder.model_id!r} as this service has it")
 
     def check_spans(self) -> None:
-        """Raise UnreadableDocument where something is outside the text, or not in order."""
+        """Raise UnreadableDocument where something is outside the text, or not in order, or there are too many."""
+        if len(self.spans) > MOST_PASSAGES:
+            raise LimitExceeded(f"the document has more than {MOST_PASSAGES:,} passages: split it", "passages")
         length = len(self.parsed.text)
         kinds: tuple[tuple[str, Sequence[Span | Block | Page]], ...] = (
             ("spans", self.spans),

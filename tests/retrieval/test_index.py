@@ -502,6 +502,8 @@ async def test_a_server_is_told_of_tenants_and_refuses_a_search_that_would_look_
 def test_a_point_number_holds_its_generation_and_passage() -> None:
     assert point_key(point_id(2**32, 2**20 - 1)) == (2**32, 2**20 - 1)
     assert point_id(2**32, 2**20 - 1) < 2**53
+    with pytest.raises(ValueError, match="at most 1,048,575 passages"):
+        point_id(1, 2**20)  # That is the next generation's passage 0.
 
 
 def test_the_index_version_names_model_dimension_and_splitting() -> None:

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieval.cutting import cut
+from retrieval.documents import Passage
 from retrieval.embedder import HashingEmbedder, count_packaged_tokens, embedder_of_model, token_counter
-from retrieval.errors import UnreadableDocument
+from retrieval.errors import LimitExceeded, UnreadableDocument
+from retrieval.index import MOST_PASSAGES
 from retrieval.jobs import Job
 from retrieval.preparing import PREPARED, Prepared
 from tests.ingestion_world import ACME, OTHER, TOWER, World, opened
@@ -111,6 +113,22 @@ async def test_one_that_is_broken_is_refused_at_the_door_and_says_where(world: W
         await world.add("tower.txt", content, media_type=PREPARED)
     assert await world.ingestion.jobs(ACME) == []
     assert world.spooled() == []
+
+
+async def test_more_passages_than_an_index_can_number_are_refused(world: World) -> None:
+    ready = await prepared(world)
+    passages = ready.passages("d", "d")[:1]
+    for count in (MOST_PASSAGES, MOST_PASSAGES + 1):
+        many = msgspec.structs.replace(ready, spans=ready.spans[:1] * count)
+        with pytest.raises(UnreadableDocument, match="overlap" if count == MOST_PASSAGES else "1,048,575 passages"):
+            many.check_spans()
+
+    def split_into_many(*_: Any, **__: Any) -> list[Passage]:
+        return passages * (MOST_PASSAGES + 1)
+
+    with pytest.raises(LimitExceeded, match="1,048,575 passages: split it") as raised:
+        cut(split_into_many, ready.parsed, passage_tokens=200, count_tokens=count_packaged_tokens)
+    assert raised.value.limit == "passages"
 
 
 @given(st.binary(max_size=400) | st.recursive(st.integers(-9, 9) | st.text(), st.lists).map(msgspec.msgpack.encode))
