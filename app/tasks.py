@@ -16,7 +16,7 @@ MAX_LABELS = 1_000
 
 ClassLabel = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
-_EDGES = re.compile(r"^[\W_]+|[\W_]+$")
+_EDGES = re.compile(r"^[\W_]+|(?<![\W_])[\W_]++$")
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 

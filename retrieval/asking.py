@@ -60,7 +60,7 @@ _HOLDS = {
     "share": re.compile(
         r"\d\s?%|\bper ?cent\b|\b(?:half|third|quarter|fifth|tenth|twice|all|none|every|most)s?\b|\d in \d"
     ),
-    "address": re.compile(r"[\w.+-]+@[\w-]+\.\w"),
+    "address": re.compile(r"[\w.+-]@[\w-]++\.\w"),
 }
 _PERIOD = re.compile(r"\b(?:hour|day|week|month|year)s?\b")
 _MONTH = (
@@ -87,7 +87,9 @@ _EXTENT = re.compile(
 _REASON = re.compile(
     r"\b(?:because|since|so|due to|owing to|in order to|therefore|otherwise|caused?|causes|reasons?|thus)\b",
 )
-_CODE = re.compile(r"`[^`]+`|\w+_\w+|https?://\S+|(?<!\w)--\w[\w-]*|(?<!\w)/\w[\w/-]*|\b\w+@\d+")
+# Only whether there is some is asked, so what surrounds it is not read: that would be a look at all of a long word from
+# each of its letters.
+_CODE = re.compile(r"`[^`]+`|\w_\w|https?://\S|(?<!\w)--\w|(?<!\w)/\w|\w@\d")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,17 +14,19 @@ _MARKER = re.compile(rf"\[{_NUMBERS}\](?!:)(?:\([^()\s]*\))?|【{_NUMBERS}(?:†
 _RANGE = re.compile(r"(\d+)\s?[–-]\s?\^?(\d+)")
 _INLINE_CODE = re.compile(r"(?<!`)(`+)(?!`)(?:(?!\1(?!`)).)+?(?<!`)\1(?!`)", re.DOTALL)
 _FENCE = re.compile(r"\s*(?:`{3}|~{3})")
-_FINAL_PUNCTUATION = re.compile(r"(?:\s*\|)?(?:[.!?…‽。！？｡]+[\"'”’»)\]*_]*|[*_]{1,3}|\s*\|)?\s*\Z")
+# Of a text written backwards, since what ends a text is found in one go from there.
+_FINAL_PUNCTUATION = re.compile(r"\s*+(?:[\"'”’»)\]*_]*+[.!?…‽。！？｡]++|[*_]{1,3}|\|\s*+)?(?:\|\s*+)?")
 # After its last word a sentence has only these; NUL stands for what a marker covered.
 _CLOSING = " \t\r\n.!?…‽。！？｡\"'”’»)]}*_|\x00"
 # "According to passage 3 and [4]," says where the claim is from and is none of it. A bare number is one of ours only
-# after such a word: "In 1999," is part of the claim.
+# after such a word: "In 1999," is part of the claim. Numbers in a row can be read in one way only, or "1 2 3" and so on
+# would be read in 2**n.
 _REFERENCE = r"(?:passage|source|document|context|text|excerpt|reference)s?"
 _LEAD_IN = re.compile(
     r"(?P<bullet>\s*(?:(?:[-*+•]|\d{1,3}[.)])\s+)?)"
     r"(?:according to|as (?:stated|described|mentioned|explained|noted|shown) (?:in|by)|based on|from|in|per)\s+"
-    rf"(?:(?:the\s+)?(?:provided\s+|given\s+|above\s+)?{_REFERENCE}(?P<numbers>(?:\s*(?:,|and|&|\#)?\s*(?:\d{{1,2}}\b|\x00+))*)"
-    r"|(?P<marks>\x00+(?:\s*(?:,|and|&)?\s*\x00+)*))\s*,\s*(?=\S)",
+    rf"(?:(?:the\s+)?(?:provided\s+|given\s+|above\s+)?{_REFERENCE}(?P<numbers>(?:\s*+(?:,|and|&|\#)?\s*+(?:\d{{1,2}}\b|\x00++))*)"
+    r"|(?P<marks>\x00++(?:\s*+(?:,|and|&)?\s*+\x00++)*))\s*,\s*(?=\S)",
     re.IGNORECASE,
 )
 _BULLET = re.compile(r"\s*(?:>\s*)*(?:(?:[-*+•‣◦▪–]|\(?\d{1,3}[.)])\s+)?")
@@ -122,12 +124,13 @@ def _before_final_punctuation(parts: list[str | int], numbers: list[int]) -> lis
     tail = ""
     while parts and isinstance(parts[-1], str):
         tail = str(parts.pop()) + tail
-    found = _FINAL_PUNCTUATION.search(tail)
+    found = _FINAL_PUNCTUATION.match(tail[::-1])
     assert found
+    final = len(tail) - found.end()
     # A dot that belongs to the last word, as in "etc.", ends the sentence just as well.
-    body = tail[: found.start()].rstrip(" \t")
+    body = tail[:final].rstrip(" \t")
     gap = " " if body or parts else ""
-    return [*parts, body + gap, *numbers, tail[found.start() :]]
+    return [*parts, body + gap, *numbers, tail[final:]]
 
 
 def _mask(text: str, markers: Sequence[Marker]) -> str:

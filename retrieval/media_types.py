@@ -70,8 +70,9 @@ _PART: Final = re.compile(
     re.DOTALL,
 )
 _PARTS: Final = {b"word/document": DOCX, b"ppt/presentation": PPTX, b"xl/workbook": XLSX}
+# Nothing is given back: comments without a page behind them could be taken apart in 2**n ways.
 _HTML: Final = re.compile(
-    rb"\s*(?:<!--.{0,2000}?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL
+    rb"\s*+(?:<!--(?:(?!-->).){0,2000}+-->\s*+)*+<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL
 )
 _BYTE_ORDER_MARKS: Final = (b"\xff\xfe", b"\xfe\xff")
 _READS: Final = (

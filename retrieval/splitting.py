@@ -35,7 +35,7 @@ _LONGEST_TABLE_HEAD = 120
 _FINEST = 16
 
 _PARAGRAPH = re.compile(r"\S(?:[^\n\r]|\r\n?+(?![ \t]*+[\n\r])|\n(?![ \t]*+[\n\r]))*+")
-_LINE = re.compile(r"[^\n\r]*[^\s][^\n\r]*")
+_LINE = re.compile(r"[^\n\r]++")
 _RULE_ROW = re.compile(r"[\s|:+=-]+\Z")
 _SPACE = re.compile(r"\s")
 
@@ -171,12 +171,17 @@ def _block_atoms(text: str, block: Block) -> Iterator[_Atom]:
 def _rows(table: str) -> list[tuple[int, int]]:
     """Return the spans of a table's lines; a rule of dashes goes with the line before it."""
     rows: list[tuple[int, int]] = []
-    for line in _LINE.finditer(table):
+    for line in _lines(table, 0, len(table)):
         if rows and _RULE_ROW.match(line[0]):
             rows[-1] = (rows[-1][0], line.end())
         else:
             rows.append(line.span())
     return rows
+
+
+def _lines(text: str, start: int, end: int) -> Iterator[re.Match[str]]:
+    """Yield the lines of a span that have something to see."""
+    return (line for line in _LINE.finditer(text, start, end) if not line[0].isspace())
 
 
 def _sections(atoms: list[_Atom]) -> Iterator[list[_Atom]]:
@@ -250,7 +255,7 @@ def _too_long(atom: _Atom) -> bool:
 
 def _shorter(text: str, atom: _Atom) -> list[_Atom]:
     """Return the lines of an atom that is code, or else parts of about equal length, cut at spaces if it has any."""
-    if atom.kind == "code" and len(lines := [line.span() for line in _LINE.finditer(text, atom.start, atom.end)]) > 1:
+    if atom.kind == "code" and len(lines := [line.span() for line in _lines(text, atom.start, atom.end)]) > 1:
         spans, cut = lines, _CUT_IN_CODE
     else:
         count = min(atom.end - atom.start, -(-atom.tokens * 5 // (atom.room * 4)))

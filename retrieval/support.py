@@ -30,7 +30,7 @@ _FOCUS_WORDS = 0.8
 _FOCUS_COSINE = 0.4
 # What a question ends with after "for" is its subject: "the retention period for audit logs". In SQuAD one such word is
 # missing in 11 % of the paragraphs that answer, and in 42 % once a word was swapped.
-_PURPOSE = re.compile(r"\bfor\s+(?:[\w'’-]+\s*){1,4}\W*\Z")
+_PURPOSE = re.compile(r"\bfor\s++(?:[\w'’-]++\s*+){1,4}+\W*+\Z")
 # What a name, number or such subject that stands nowhere in the passage takes off their fit.
 _ABSENT_NAME = 0.3
 # A second sentence joins the quote, or a second passage the first, only when it adds this much of the claim.

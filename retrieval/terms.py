@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from functools import lru_cache
-from itertools import islice, takewhile
 from typing import NamedTuple
 from unicodedata import normalize
 
@@ -47,11 +46,12 @@ _UNITS = {
     "cm": "centimetre", "mm": "millimetre", "kg": "kilogram", "g": "gram", "mg": "milligram", "lb": "pound",
     "lbs": "pound", "ft": "foot", "feet": "foot", "mi": "mile", "pct": "percent", "percentage": "percent",
 }  # fmt: skip
-# An ideograph is a word of its own, since nothing separates the words there.
+# An ideograph is a word of its own, since nothing separates the words there. How far an "@" is looked for has an end,
+# or "a-a-a" would be read to its end from each letter.
 _TOKEN = re.compile(
     r"(?P<number>(?:(?<!\w)[-−vV](?=\d))?\d+(?:[.,]\d+)*)"
     r"|(?P<ideograph>[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])"
-    r"|(?P<versioned>[^\W\d_][\w-]*@[vV]?\d+(?:\.\d+)*)"
+    r"|(?P<versioned>[^\W\d_][\w-]{0,64}+@[vV]?\d+(?:\.\d+)*)"
     r"|(?P<word>[^\W\d_](?:(?![\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])\w)*(?:['’][^\W\d_]+)?)"
     r"|(?P<percent>[%‰])"
     r"|(?P<clause>[,;:()—\n])"
@@ -63,7 +63,10 @@ _ALIKE = {
     code: normalize("NFKC", chr(code)) for code in (*range(0xFB00, 0xFB07), *range(0xFF01, 0xFF5F))
 } | dict.fromkeys((0xAD, 0x200B, 0x2060, 0xFEFF))
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
-_IDENTIFIER = re.compile(r"\w+_\w+|\w*[a-z][A-Z]\w*|[^\W\d_]+\d\w*")
+# What "million" may multiply: not "1,2,3", nor more digits than any amount has, each of which would be written anew for
+# each further "thousand".
+_SCALED = re.compile(r"-?\d{1,100}(?:\.\d{1,100})?")
+_IDENTIFIER = re.compile(r"\w[^\W_]*+_\w++|\w*[a-z][A-Z]\w*+|[^\W\d_]++\d\w*+")
 _WORD_PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\da-zA-Z_]+|\d+")
 _RUN = re.compile(r"\S+|\n")
 # Longer runs are addresses and encoded data, which do not come again.
@@ -210,14 +213,17 @@ def _runs(text: str) -> list[_Run]:
             skipped -= 1
             continue
         run = _KNOWN_RUNS[first].get(piece) or _learn(piece, first)
-        if run[3]:  # It counts.
-            more = list(takewhile(_may_go_on, islice(pieces, at, None)))
-            if more:
-                run = _read(_tokens(" ".join([piece, *more])), first)
-                skipped = len(more)
+        if run[3] and (more := pieces[at : _end_of_number(pieces, at)]):  # It counts.
+            run = _read(_tokens(" ".join([piece, *more])), first)
+            skipped = len(more)
         found.append(run)
         first = run[4]
     return found
+
+
+def _end_of_number(pieces: Sequence[str], at: int) -> int:
+    """Tell where the pieces end that may belong to the number before them."""
+    return next((end for end in range(at, len(pieces)) if not _may_go_on(pieces[end])), len(pieces))
 
 
 def _may_go_on(run: str) -> bool:
@@ -295,7 +301,7 @@ def _amount(tokens: Sequence[tuple[str, str]], at: int) -> tuple[str, int]:
         value, at = str(_NUMBER_WORDS[lower] + _NUMBER_WORDS[following]), at + 1
     elif following == "one" and kind != "number" and _NUMBER_WORDS[lower] >= 20:
         value, at = str(_NUMBER_WORDS[lower] + 1), at + 1
-    while at < len(tokens) and (scale := _SCALES.get(tokens[at][1].lower())) and value.count(".") <= 1:
+    while at < len(tokens) and (scale := _SCALES.get(tokens[at][1].lower())) and _SCALED.fullmatch(value):
         value, at = normal_number(f"{Decimal(value) * scale:f}", trim=True), at + 1
     return value, at
 

@@ -18,7 +18,7 @@ _PATTERN_CHARACTERS = 8
 
 # How models decline, at the beginning of an answer. Where passages are checked, the verdict says so in any language.
 _REFUSAL = re.compile(
-    r"""\W*(
+    r"""\W*+(
         i(\ am|['’]?m)\ ((really|very)\ )?sorry | sorry, | i\ apologi[sz]e | as\ an\ ai\b
         | i\ (can\ ?not|can['’]t|won['’]t)\ (help|assist|answer|provide|do\ that|discuss|comply)
         | i(\ am|['’]?m)\ (not\ able|unable)\ to

@@ -19,7 +19,7 @@ from retrieval.errors import LimitExceeded, UnreadableDocument
 from retrieval.parsing.draft import Draft, too_long, visible
 
 _SPACES = re.compile(r"[^\S\n]+")
-_HYPHENATED = re.compile(r"([^\W\d_]+)[-\u2010]\n([^\W\d_]+\S*)( ?)")
+_HYPHENATED = re.compile(r"(?<![^\W\d_])([^\W\d_]++)[-\u2010]\n([^\W\d_]+\S*)( ?)")
 _WORD = re.compile(r"[^\W\d_]+(?:[-\u2010][^\W\d_]+)?")
 _DIGITS = re.compile(r"\d+")
 _BULLET = re.compile(r"(?:[-*•‣◦▪●–·]|\(?\d{1,3}[.)]|\(?[a-z]\))\s")

@@ -17,6 +17,7 @@ from retrieval.addresses import Allowed
 from retrieval.errors import LimitExceeded, UnsupportedType, UrlRefused, UrlUnreachable
 from retrieval.fetching import MOST_REDIRECTS, Fetcher
 from tests.origin_server import Origin, Page, origin_server
+from tests.stopwatch import Stopwatch
 
 PUBLIC = "93.184.216.34"
 
@@ -205,6 +206,14 @@ async def test_more_than_may_be_is_not_read(origin):
     origin.pages["/sent"].body = b"2711\r\n" + b"x" * 10_001 + b"\r\n0\r\n\r\n"
     assert "more than 10,000 bytes" in await refusal(fetcher("127.0.0.1"), origin.at("/stated"), LimitExceeded)
     assert "more than 10,000 bytes" in await refusal(fetcher("127.0.0.1"), origin.at("/sent"), LimitExceeded)
+
+
+async def test_comments_without_a_page_are_looked_at_once(origin):
+    origin.pages["/notes.draft"] = Page(b"<!---->" * 28 + b"x", headers={"Content-Type": "application/octet-stream"})
+    watch = Stopwatch()
+    got = await fetcher("127.0.0.1").fetch(origin.at("/notes.draft"))
+    assert got.media_type == "text/plain"
+    assert watch.seconds < 0.5
 
 
 async def test_who_takes_too_long_is_left(origin):

@@ -3,6 +3,7 @@
 import pytest
 
 from retrieval.markers import claim_text, place, read_markers, split_lead_in
+from tests.stopwatch import Stopwatch
 
 
 def numbers(text: str) -> list[tuple[int, ...]]:
@@ -56,6 +57,22 @@ def test_a_claim_is_the_sentence_without_bullet_markers_and_lead_in(text: str, e
 def test_a_lead_in_with_numbers_becomes_their_citation() -> None:
     assert split_lead_in("According to passage 2, the log is SQLite.") == ("The log is SQLite.", (2,))
     assert split_lead_in("- According to [3], it is.") == ("- It is.", (3,))
+
+
+def test_a_row_of_numbers_after_a_lead_in_is_read_once() -> None:
+    watch = Stopwatch()
+    for count in (20, 5_000):
+        text = "From the text " + "1 " * count + "logs are kept."
+        assert split_lead_in(text) == (text, ())
+        assert claim_text(text, []) == text
+        assert watch.seconds < 0.25
+
+
+def test_final_punctuation_is_looked_for_at_the_end_only() -> None:
+    text = "So it is" + "…" * 20_000 + " it is."
+    watch = Stopwatch()
+    assert place(text, [], {}, [1]) == [text[:-1] + " ", 1, "."]
+    assert watch.seconds < 0.5
 
 
 def test_a_lead_in_without_a_number_stays() -> None:

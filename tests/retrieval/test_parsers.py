@@ -19,6 +19,7 @@ from retrieval.errors import LimitExceeded, UnreadableDocument, UnsupportedType
 from retrieval.parsers import Parser, media_type_of, parse
 from retrieval.parsing.child import DOCX, EPUB, PPTX, XLSX
 from tests.office_files import archive
+from tests.stopwatch import Stopwatch
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,16 @@ def test_a_type_is_what_is_stated_or_named_or_seen(
     content: bytes, name: str, media_type: str | None, expected: str
 ) -> None:
     assert media_type_of(content, name=name, media_type=media_type) == expected
+
+
+@pytest.mark.parametrize(("behind", "expected"), [(b"<html>", "text/html"), (b"x", "text/plain")])
+def test_a_file_that_begins_with_comments_is_looked_at_once(behind: bytes, expected: str) -> None:
+    watch = Stopwatch()
+    for comments in (24, 500):
+        assert media_type_of(b"<!-- a -->" * comments + behind, name="notes.draft") == (
+            expected if comments == 24 else "text/plain"  # The first 4 kB tell.
+        )
+        assert watch.seconds < 0.5
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,13 @@ def test_code_that_fits_stays_whole_and_longer_code_is_cut_at_lines() -> None:
     assert lines == long.split("\n")
 
 
+def test_a_long_empty_line_of_code_is_looked_at_once() -> None:
+    watch = Stopwatch()
+    found = passages_of("```\n" + "a b c d e\n" * 12 + " " * 20_000 + "\nf g\n```\n")
+    assert found[-1].text.endswith("f g\n```")
+    assert watch.seconds < 0.5
+
+
 def test_later_parts_of_a_long_table_carry_its_head_row() -> None:
     table = "# Prices\n\n| name | price |\n|---|---|\n" + "".join(f"| item{n} | {n} |\n" for n in range(20))
     first, *later = passages_of(table)

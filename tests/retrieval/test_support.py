@@ -7,6 +7,9 @@ from hypothesis import strategies as st
 from retrieval.documents import Hit, Passage
 from retrieval.support import Evidence, Support
 from retrieval.terms import normal_number, stem, terms
+from tests.stopwatch import Stopwatch
+
+SCALES = ("hundred", "thousand", "million", "trillion", "k")
 
 RETENTION = (
     "Predictions are kept for 30 days. After that their content is erased and the metadata stays for one year. "
@@ -80,6 +83,26 @@ def test_any_text_has_terms_and_stems_are_stable_in_case(text: str) -> None:
     assert set(read.words) <= read.vocabulary
     assert read.hard <= read.vocabulary
     assert read.negated | read.affirmed == set(read.words)
+
+
+@given(st.lists(st.sampled_from(["1", "2,3", "12,34,567", "1.5", ",", ".", "v", "-", "−", "twenty", "one", *SCALES])))
+def test_any_number_has_terms(pieces: list[str]) -> None:
+    for joint in ("", " "):
+        assert terms(joint.join(pieces)).hard is not None
+
+
+def test_amounts_that_cannot_be_multiplied_stand_as_they_are_written() -> None:
+    assert "1,2,3" in terms("1,2,3 million users").numbers
+    assert "1.5,3" in terms("1.5,3 million").numbers
+    assert terms("9" * 2_000_000 + " million").numbers == {"9" * 2_000_000}
+    assert terms("1.5 million").numbers == {"1500000"}
+
+
+@pytest.mark.parametrize("unit", ["1 ", "1 x ", "1 thousand ", "1 " + "thousand " * 50, "a-", "a-a@", "for a", "n't "])
+def test_terms_take_time_by_the_length_of_the_text_only(unit: str) -> None:
+    watch = Stopwatch()
+    terms("1 " + unit * (100_000 // len(unit)))
+    assert watch.seconds < 1
 
 
 @given(st.from_regex(r"[a-z]{1,12}", fullmatch=True))
