@@ -20,7 +20,7 @@ import httpx
 
 from retrieval.addresses import Address, Allowed, is_odd_number, is_public
 from retrieval.errors import LimitExceeded, UnsupportedType, UrlRefused, UrlUnreachable
-from retrieval.media_types import media_type_of
+from retrieval.media_types import ARCHIVE, media_type_of
 
 MOST_URL_CHARACTERS: Final = 2_000
 MOST_REDIRECTS: Final = 5
@@ -126,7 +126,7 @@ class Fetcher:
         async with pool.stream("GET", url, headers=_headers(target, validator), extensions=extensions) as response:
             headers = {name.lower(): value.decode("latin-1") for name, value in response.headers}
             if response.status in _REDIRECTS and b"location" in headers:
-                return self._target(headers[b"location"], base=target)
+                return self._target(_location(headers[b"location"]), base=target)
             if response.status == 304 and validator:
                 return None
             if response.status != 200:
@@ -151,7 +151,9 @@ class Fetcher:
                 raise self._too_large(target)
             if not is_looked_at and len(content) >= _FIRST_BYTES:
                 is_looked_at = True
-                _media_type(bytes(content), target, stated)
+                # What an archive is may stand at its end only.
+                if not content.startswith(ARCHIVE):
+                    _media_type(bytes(content), target, stated)
         return bytes(content)
 
     def _too_large(self, target: _Target) -> LimitExceeded:
@@ -230,6 +232,14 @@ def _check(host: str, port: int, addresses: Sequence[Address], allowed: Allowed,
 async def _resolve(host: str, port: int) -> Sequence[str]:
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+def _location(raw: str) -> str:
+    """What a redirect's header says: servers that do not escape their paths write UTF-8, as browsers read it."""
+    try:
+        return raw.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        return raw
 
 
 def _headers(target: _Target, validator: str) -> dict[bytes | str, bytes | str]:

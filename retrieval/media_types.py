@@ -60,9 +60,10 @@ _TAKEN_BY_NAME: Final = {
     "application/vnd.ms-excel": (".csv", ".tsv", ".xlsx", ".xlsm"),
     "application/json": (".jsonl", ".ndjson"),
 }
-_ZIP: Final = b"PK\x03\x04"
+ARCHIVE: Final = b"PK\x03\x04"
+"""What a file that is an archive of parts begins with."""
 _OLD_OFFICE: Final = b"\xd0\xcf\x11\xe0"
-_KNOWN_BINARIES: Final = (_ZIP, b"{\\rtf", b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"\x1f\x8b", b"%!PS")
+_KNOWN_BINARIES: Final = (ARCHIVE, b"{\\rtf", b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"\x1f\x8b", b"%!PS")
 # An archive names its parts before each of them, and all of them again at its end.
 _PART: Final = re.compile(
     rb"(?:PK\x03\x04.{26}|PK\x01\x02.{42})(word/document|ppt/presentation|xl/workbook|META-INF/container\.xml|mimetype"
@@ -108,7 +109,7 @@ def _seen(content: bytes) -> str | None:
     """Return the type that a file's own bytes leave no doubt of."""
     if content.startswith(b"%PDF-"):
         return "application/pdf"
-    if content.startswith(_ZIP):
+    if content.startswith(ARCHIVE):
         found = _PART.search(content[:4096]) or _PART.search(content[-65_536:])
         return _PARTS.get(found[1], EPUB) if found else None
     return None

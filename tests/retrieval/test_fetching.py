@@ -1,6 +1,7 @@
 """Fetching by URL: the file that is there, and every way to be led elsewhere refused."""
 
 import datetime
+import os
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from retrieval.addresses import Allowed
 from retrieval.errors import LimitExceeded, UnsupportedType, UrlRefused, UrlUnreachable
 from retrieval.fetching import MOST_REDIRECTS, Fetcher
+from retrieval.parsing.child import XLSX
+from tests.office_files import archive
 from tests.origin_server import Origin, Page, origin_server
 from tests.stopwatch import Stopwatch
 
@@ -96,6 +99,25 @@ async def test_the_type_is_what_the_server_states_and_of_plain_text_what_the_pat
     fetched = await fetcher("127.0.0.1").fetch(origin.at(path))
     assert fetched
     assert fetched.media_type == kind
+
+
+async def test_an_archive_that_names_its_parts_at_its_end_is_fetched_as_it_is_uploaded(origin):
+    parts = {"docProps/thumbnail.bin": os.urandom(300_000), "xl/workbook.xml": "x"}
+    origin.pages |= {
+        "/download": Page(archive(parts), headers={"Content-Type": "application/octet-stream"}),
+        "/photos": Page(archive({"photo.jpg": os.urandom(9_000)}), headers={"Content-Type": "application/zip"}),
+    }
+    fetched = await fetcher("127.0.0.1", max_bytes=400_000).fetch(origin.at("/download"))
+    assert fetched
+    assert fetched.media_type == XLSX
+    await refusal(fetcher("127.0.0.1"), origin.at("/photos"), UnsupportedType)
+
+
+async def test_a_redirect_to_a_path_that_is_not_escaped_is_read_as_utf_8(origin):
+    origin.pages |= {"/old": Page(status=302, headers={"Location": "/zürich"}), "/z%C3%BCrich": Page(b"Tea")}
+    fetched = await fetcher("127.0.0.1").fetch(origin.at("/old"))
+    assert fetched
+    assert fetched.content == b"Tea"
 
 
 async def test_a_redirect_is_followed_and_looked_at_like_the_first(origin):
