@@ -130,6 +130,7 @@ def settle(
     draft: Document,
     groups: Sequence[str] | None,
     metadata: dict[str, Any] | None,
+    limits: Limits,
 ) -> str | None:
     """Write the job of a document that is there already, as it is; None where there is something to do."""
     with transaction(connection):
@@ -155,6 +156,7 @@ def settle(
         }
         insert_items(connection, [item])
         _forget_failure(connection, draft.tenant, draft.id)
+        prune(connection, draft.tenant, limits)
     return job_id
 
 
@@ -336,10 +338,11 @@ def _after(connection: sqlite3.Connection, number: int, limits: Limits) -> None:
             )
             state = "failed" if failed else "done" if kept else "cancelled"
             connection.execute("UPDATE jobs SET state = ?, finished_at = ? WHERE number = ?", (state, now(), number))
-            _prune(connection, tenant, limits)
+            prune(connection, tenant, limits)
 
 
-def _prune(connection: sqlite3.Connection, tenant: str, limits: Limits) -> None:
+def prune(connection: sqlite3.Connection, tenant: str, limits: Limits) -> None:
+    """Forget inside a transaction the tenant's jobs that have ended, but for so many of the newest."""
     query = "SELECT number FROM jobs WHERE tenant = ? ORDER BY number DESC LIMIT -1 OFFSET ?"
     for (number,) in fetch(connection, query, (tenant, limits.keep_jobs)):
         if connection.execute("DELETE FROM jobs WHERE number = ? AND state != 'open'", (number,)).rowcount:
@@ -353,10 +356,12 @@ def _forget_failure(connection: sqlite3.Connection, tenant: str, document_id: st
 # --- giving up ---
 
 
-def cancel(connection: sqlite3.Connection, scope: Scope, number: int) -> list[Item]:
+def cancel(connection: sqlite3.Connection, scope: Scope, number: int, limits: Limits) -> list[Item]:
     """End a job with what is left of it; gives those items as they were."""
     condition, parameters = visible_jobs(scope)
     with transaction(connection):
+        # Before it ends, so that whoever ends an old one is still told how it ended.
+        prune(connection, scope.tenant, limits)
         query = f"SELECT 1 FROM jobs WHERE {condition} AND number = :number"  # noqa: S608
         return cancel_job(connection, number) if fetch(connection, query, {**parameters, "number": number}) else []
 

@@ -202,7 +202,7 @@ class Ingestion:
             draft = self._ingester.draft(scope, name=name, content=content, version=version, **facts)
         except IndexUnavailable:
             return None
-        job_id = await self._file.write(ledger.settle, scope, who, draft, groups, facts["metadata"])
+        job_id = await self._file.write(ledger.settle, scope, who, draft, groups, facts["metadata"], self._limits)
         if job_id is None:
             return None
         if self._tally:
@@ -283,7 +283,7 @@ class Ingestion:
         earlier = await self._file.read(syncing.earlier, scope, source)
         async with self._workers.without(lambda item: item.job in earlier) as stopped:
             number, waited = await self._file.write(
-                lambda connection: syncing.begin(connection, scope, source, wanted, who=who)
+                lambda connection: syncing.begin(connection, scope, source, wanted, self._limits, who=who)
             )
             await self._drop([*waited, *stopped], JobEnded("Another synchronisation of the source was begun."))
         self._workers.wake()
@@ -385,7 +385,7 @@ class Ingestion:
 
     async def _cancel(self, scope: Scope, number: int) -> None:
         async with self._workers.without(lambda item: item.job == number) as stopped:
-            waited = await self._file.write(ledger.cancel, scope, number)
+            waited = await self._file.write(ledger.cancel, scope, number, self._limits)
             await self._drop(waited, JobEnded("The job was cancelled."))
             # The others' ends were on the disk already: the document is there, or was refused.
             await self._drop(stopped, JobEnded("The job ended before it could be cancelled: ask it how."))

@@ -12,8 +12,8 @@ from typing import Any
 from retrieval.documents import Scope
 from retrieval.errors import TooManyDeletions
 from retrieval.ingesting import document_id_of
-from retrieval.jobs.ledger import cancel_job, insert_items, insert_job, meant, now, writing
-from retrieval.jobs.nouns import Entry, Failure, Item, Plan
+from retrieval.jobs.ledger import cancel_job, insert_items, insert_job, meant, now, prune, writing
+from retrieval.jobs.nouns import Entry, Failure, Item, Limits, Plan
 from retrieval.jobs.origins import resolved
 from retrieval.jobs.reading import failures
 from retrieval.scoping import may_see, visible_jobs
@@ -96,7 +96,7 @@ def earlier(connection: sqlite3.Connection, scope: Scope, source: str) -> list[i
 
 
 def begin(
-    connection: sqlite3.Connection, scope: Scope, source: str, wanted: Plan, *, who: str
+    connection: sqlite3.Connection, scope: Scope, source: str, wanted: Plan, limits: Limits, *, who: str
 ) -> tuple[int, list[Item]]:
     """Write the job of a plan, in place of the source's earlier ones; gives its number, and what those had left.
 
@@ -125,6 +125,7 @@ def begin(
         )
         # A file that failed and is gone from the folder is no failure any more.
         _forget_gone(connection, scope, source, wanted)
+        prune(connection, tenant, limits)
     return job, dropped
 
 

@@ -359,3 +359,23 @@ async def test_old_jobs_are_forgotten_and_failures_are_not(tmp_path: Path) -> No
             await world.done(f"{n}.txt", f"Number {n}.".encode())
         assert len(await world.ingestion.jobs(ACME)) == 2
         assert [failure.name for failure in await world.ingestion.failures(ACME)] == ["bad.txt"]
+
+
+async def test_old_jobs_are_forgotten_while_nothing_changes_too(tmp_path: Path) -> None:
+    async with opened(tmp_path, limits=Limits(keep_jobs=2)) as world:
+        for _ in range(4):
+            await world.done("a.txt", b"Apples are red.")
+        assert len(await world.ingestion.jobs(ACME)) == 2
+        same = await world.ingestion.plan(ACME, "folder", [entry("a.txt", b"Apples are red.")])
+        for _ in range(4):
+            await world.ingestion.begin(ACME, "folder", same)
+        assert [job.kind for job in await world.ingestion.jobs(ACME)] == ["sync", "sync"]
+
+
+async def test_jobs_that_were_cancelled_are_forgotten_as_well(tmp_path: Path) -> None:
+    async with opened(tmp_path, limits=Limits(keep_jobs=2)) as world:
+        for n in range(5):
+            plan = await world.ingestion.plan(ACME, f"folder-{n}", [entry("a.txt", b"Apples are red.")])
+            job = await world.ingestion.begin(ACME, f"folder-{n}", plan)
+            assert (await world.ingestion.cancel(ACME, job.id)).state == "cancelled"
+        assert len(await world.ingestion.jobs(ACME)) == 2
