@@ -91,8 +91,9 @@ def _read_json(body: bytes) -> Upload:
     if asked.url is not None:
         return _read_link(asked, asked.url)
     if asked.text is not None:
-        media_type = asked.media_type or (None if "." in (asked.name or "") else "text/plain")
-        return _upload(asked, _encoded(asked.text, "text"), media_type)
+        kind = asked.media_type or ("" if "." in (asked.name or "") else "text/plain")
+        # It is characters already: what a page says of its bytes, or `media_type` of the file, is no longer so.
+        return _upload(asked, _encoded(asked.text, "text"), f"{kind.partition(';')[0].strip()};charset=utf-8")
     try:
         content = _from_base64(asked.content_base64 or "")
     except ValueError as error:

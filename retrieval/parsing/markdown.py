@@ -29,7 +29,7 @@ _LINE = re.compile(r"[^\n\r]*(?:\r\n?|\n|\Z)")
 _FRONT_MATTER = re.compile(
     r"---[ \t]*(?:\r\n?|\n)(?P<body>.*?)(?:\r\n?|\n)(?:---|\.\.\.)[ \t]*(?=[\r\n]|\Z)", re.DOTALL
 )
-_TITLE_FIELD = re.compile(r"^title:[ \t]*(['\"]?)(?P<title>[^\r\n]+?)\1[ \t]*$", re.MULTILINE)
+_TITLE_FIELD = re.compile(r"^title:[ \t]*(['\"]?)(?P<title>[^\r\n]+?)\1[ \t]*\r?$", re.MULTILINE)
 _ATTRIBUTES = re.compile(r"\s*\{\s*[#.:][^{}]*\}\s*$")
 _LINK = re.compile(r"!?\[([^\[\]]*)\](?:\([^()]*\)|\[[^\[\]]*\])")
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,200}>")

@@ -17,6 +17,10 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+# Old labels stand for more than they say, as every browser reads them (https://encoding.spec.whatwg.org/#names-and-labels).
+_READ_AS = {"iso8859-1": "cp1252", "iso8859-9": "cp1254", "gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932"}
+# What says ASCII has none of it but by mistake; the others are Python's own, and make text of what is none.
+_SAYS_NOTHING = frozenset(("ascii", "idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape", "utf-7"))
 # Bytes that no text in a Windows or ISO 8859 code page has.
 _BINARY = re.compile(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 _PARAGRAPH = re.compile(r"\S(?:[^\n\r]|\r\n?+(?![ \t]*+[\n\r])|\n(?![ \t]*+[\n\r]))*+")
@@ -47,7 +51,7 @@ def decode(content: bytes, limits: ParseLimits, charset: str | None = None) -> s
         UnreadableDocument: It is not text in any of these.
         LimitExceeded: It has too many characters.
     """
-    text = _decode(content, charset)
+    text = to_text(content, charset)
     if "\x00" in text:
         raise UnreadableDocument("the file has NUL characters: it is not text, or in an encoding without its mark")
     if not text.strip():
@@ -57,14 +61,27 @@ def decode(content: bytes, limits: ParseLimits, charset: str | None = None) -> s
     return text
 
 
-def _decode(content: bytes, charset: str | None) -> str:
+def encodings_of(label: str | None) -> tuple[str, ...]:
+    """Return the encodings that a declared charset may mean, the likeliest first; none for one that says nothing."""
+    try:
+        name = codecs.lookup(label or "ascii").name
+    except (LookupError, ValueError):
+        return ()
+    if name in _SAYS_NOTHING:
+        return ()
+    # The old one has the few bytes that its successor leaves undefined.
+    return (_READ_AS[name], name) if name in _READ_AS else (name,)
+
+
+def to_text(content: bytes, charset: str | None) -> str:
+    """Return the characters of bytes by their mark, charset or likeness; raises UnreadableDocument if none fits."""
     for mark, encoding in _MARKS:
         if content.startswith(mark):
             try:
                 return content[len(mark) :].decode(encoding)
             except UnicodeDecodeError as error:
                 raise UnreadableDocument(f"the file is marked as {encoding} but is not: save it as UTF-8") from error
-    for encoding in filter(None, (charset, "utf-8")):
+    for encoding in (*encodings_of(charset), "utf-8"):
         try:
             return content.decode(encoding)
         except (UnicodeDecodeError, LookupError):

@@ -4,6 +4,7 @@ The main rule: a record is a block under its title if it has one, and its line i
 """
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ from retrieval.parsing.plain import decode
 
 _TITLES = ("title", "heading", "subject", "question", "name")
 _TEXTS = ("text", "content", "body", "answer", "contents", "description")
+# Neither can stand in a JSON string; the other characters at which Python cuts lines can.
+_LINE_END = re.compile(r"\r\n?|\n")
 _DEEPEST = 8
 _LONGEST_TITLE = 200
 
@@ -25,7 +28,7 @@ def read(content: bytes, limits: ParseLimits, charset: str | None = None) -> Par
         UnreadableDocument: A line is not JSON, or no record has text.
     """
     draft = Draft(limits.max_characters)
-    for number, line in enumerate(decode(content, limits, charset).splitlines(), 1):
+    for number, line in enumerate(_LINE_END.split(decode(content, limits, charset)), 1):
         if not line.strip():
             continue
         try:

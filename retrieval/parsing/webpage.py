@@ -6,6 +6,7 @@ evaluated.
 """
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from selectolax.lexbor import LexborHTMLParser
@@ -90,16 +91,18 @@ _BLOCKS = frozenset(
 _NOT_IN_CELLS = frozenset(("table", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "pre", "blockquote", "form"))
 _HEADINGS = {"h1": 1, "h2": 2, "h3": 3, "h4": 4, "h5": 5, "h6": 6}
 _ENDS = r"\s*(?:;|!|$)"
-_NOTHING = rf"(?:0(?:\.0*)?|1(?:\.0*)?(?=\s*p[xt]))(?:px|pt|r?em|%)?{_ENDS}"
+_NOTHING = rf"(?:0(?:\.0*)?|(?:0?\.\d+|1(?:\.0*)?)(?=\s*p[xt]))(?:px|pt|r?em|%)?{_ENDS}"
 _UNSEEN = re.compile(
-    rf"(?:display\s*:\s*none|visibility\s*:\s*(?:hidden|collapse)|(?<![\w-])opacity\s*:\s*0(?:\.0*)?%?{_ENDS}"
-    rf"|font-size\s*:\s*{_NOTHING}|(?<![\w-])font\s*:[^;]*?\b[01](?:\.0*)?p[xt]\b|(?:text-indent|left|top)\s*:\s*-\d{{3,}}"
+    rf"(?:display\s*:\s*none|visibility\s*:\s*(?:hidden|collapse)|(?<![\w-])opacity\s*:\s*(?:0|0?\.0\d*)%?{_ENDS}"
+    rf"|font-size\s*:\s*{_NOTHING}|(?<![\w-])font\s*:[^;]*?(?<![\d.])(?:0?\.\d+|[01](?:\.0*)?)p[xt]\b|(?:text-indent|left|top)\s*:\s*-\d{{3,}}"
+    rf"|(?<![\w-])(?:text-indent|left|top)\s*:\s*-9\d(?:\.\d*)?v[wh]\b|clip-path\s*:\s*inset\(\s*(?:50|100)%"
     rf"|(?<![\w-])(?:max-)?(?:width|height)\s*:\s*{_NOTHING}|clip\s*:\s*rect\(\s*[01](?:px)?\b|transform\s*:\s*scale\(\s*0\s*\)"
     rf"|(?<![\w-])color\s*:\s*transparent)",
     re.IGNORECASE,
 )
 _WHITE = re.compile(
-    rf"(?<![\w-])color\s*:\s*(?:white|\#fff(?:fff)?|rgba?\(\s*255\s*,\s*255\s*,\s*255\b[^)]*\)){_ENDS}", re.IGNORECASE
+    rf"(?<![\w-])color\s*:\s*(?:white|\#fff(?:[\da-f]|fff(?:[\da-f]{{2}})?)?|rgba?\(\s*255[\s,]+255[\s,]+255\b[^)]*\)){_ENDS}",
+    re.IGNORECASE,
 )
 _WHITE_NAMES = frozenset(("white", "#fff", "#ffffff"))
 _FOOTNOTE = re.compile(r"\[[^\[\]]{1,16}\]\Z")
@@ -127,9 +130,10 @@ def read(content: bytes, limits: ParseLimits, charset: str | None = None) -> Par
 
 
 def declared_charset(content: bytes) -> str | None:
-    """Return the charset that a page names in its head."""
+    """Return the charset that a page names in its head; a page that can name UTF-16 in ASCII is in UTF-8."""
     declared = _CHARSET.search(content[:4096])
-    return declared[1].decode("ascii") if declared else None
+    charset = declared[1].decode("ascii") if declared else None
+    return "utf-8" if charset and charset.lower().startswith("utf-16") else charset
 
 
 def write_page(html: str, draft: Draft) -> str | None:
@@ -141,8 +145,9 @@ def write_page(html: str, draft: Draft) -> str | None:
     _refuse_deep_nesting(html)
     tree = LexborHTMLParser(html)
     _Writer(draft).write(_main(tree))
-    heading, title = tree.css_first("h1"), tree.css_first("title")
-    named = _text(heading) if heading is not None and not _unseen(heading) else ""
+    heading = next((each for each in tree.css("h1") if not _unseen_within(each)), None)
+    title = tree.css_first("title")
+    named = _text(heading) if heading is not None else ""
     return named or (tidy(title.text()) if title is not None else None)
 
 
@@ -157,7 +162,7 @@ def _refuse_deep_nesting(html: str) -> None:
 def _main(tree: Any) -> Any:
     """Return the element that holds the page's main part, or the body."""
     for element in tree.css("main, [role=main]"):
-        if len(_text(element)) >= _SHORTEST_MAIN:
+        if not _unseen_within(element) and len(_text(element)) >= _SHORTEST_MAIN:
             return element
     return tree.body if tree.body is not None else tree.root
 
@@ -182,6 +187,15 @@ def _unseen(node: Any) -> bool:
     return bool(is_white) and not _has_background(node)
 
 
+def _unseen_within(node: Any) -> bool:
+    """Tell whether an element, or one that it stands in, is unseen; a body is not asked: scripts show it in the end."""
+    while node is not None and node.tag not in ("body", "html"):
+        if node.is_element_node and _unseen(node):
+            return True
+        node = node.parent
+    return False
+
+
 def _has_background(node: Any) -> bool:
     """Tell whether an element stands on a colour of its own or of an outer element, as far as attributes say."""
     while node is not None:
@@ -194,7 +208,28 @@ def _has_background(node: Any) -> bool:
 
 def _text(node: Any) -> str:
     """Return the visible text inside a node, on as many lines as it has breaks."""
-    parts: list[str] = []
+    parts = []
+    for inner in _seen(node):
+        if inner.is_text_node:
+            parts.append(_SPACES.sub(" ", inner.text_content or ""))
+        else:
+            parts.append("\n" if inner.tag == "br" else " " if inner.tag in _BLOCKS else "")
+    return tidy("".join(parts))
+
+
+def _lines(node: Any) -> str:
+    """Return the visible text inside a node with the spaces and lines that it has."""
+    parts = []
+    for inner in _seen(node):
+        if inner.is_text_node:
+            parts.append(inner.text_content or "")
+        elif inner.tag == "br":
+            parts.append("\n")
+    return "".join(parts)
+
+
+def _seen(node: Any) -> Iterator[Any]:
+    """Yield the texts and elements inside a node that a reader sees, in order."""
     stack = [node.first_child]
     while stack:
         child = stack.pop()
@@ -202,11 +237,10 @@ def _text(node: Any) -> str:
             continue
         stack.append(child.next)
         if child.is_text_node:
-            parts.append(_SPACES.sub(" ", child.text_content or ""))
+            yield child
         elif child.is_element_node and not _unseen(child):
-            parts.append("\n" if child.tag == "br" else " " if child.tag in _BLOCKS else "")
+            yield child
             stack.append(child.first_child)
-    return tidy("".join(parts))
 
 
 class _Writer:
@@ -252,7 +286,7 @@ class _Writer:
                 self.draft.heading(_text(node), _HEADINGS[tag])
         elif tag == "pre" and not self._lists:
             self._flush()
-            self.draft.block(visible(node.text()).strip("\n"), "code")
+            self.draft.block(visible(_lines(node)).strip("\n"), "code")
         elif tag == "table" and not self._lists and not any(inner.tag in _NOT_IN_CELLS for inner in _inside(node)):
             self._flush()
             self._table(node)
@@ -269,7 +303,7 @@ class _Writer:
         rows = [
             [_text(cell) for cell in _children(row) if cell.tag in ("td", "th") and not _unseen(cell)]
             for row in table.css("tr")
-            if not _unseen(row)
+            if not _unseen(row) and not _unseen(row.parent)
         ]
         if any(len(row) > 1 for row in rows):
             self.draft.rows(rows)

@@ -32,6 +32,15 @@ async def test_base64_of_any_length_is_the_bytes_it_stands_for(api, size):
     assert (again.status_code, again.json()["outcome"]) == (200, "unchanged")
 
 
+@pytest.mark.parametrize("media_type", [None, "text/html", "text/html; charset=iso-8859-1"])
+async def test_text_is_the_characters_it_is_whatever_charset_it_declares(api, media_type):
+    page = "<html><head><meta charset='iso-8859-1'></head><body><p>Zürich – 12 €</p></body></html>"
+    body = {"name": "a.html", "text": page} | ({"media_type": media_type} if media_type else {})
+    added = (await api.client.post("/v1/documents?wait=20", json=body)).json()["document"]
+    found = await api.client.get(f"/v1/documents/{added['id']}/source")
+    assert found.json()["text"] == "Zürich – 12 €"
+
+
 @pytest.mark.parametrize("middle", [b"\0" * (STEP - 1), b"\0" * (STEP - 2)])
 async def test_padding_in_the_middle_is_no_base64(api, middle):
     packed = base64.b64encode(middle).decode() + base64.b64encode(b"more").decode()

@@ -192,6 +192,55 @@ async def test_json_lines_are_records_under_their_titles(parser: Parser) -> None
     assert places(document)[2:] == [("Opening", "line 1")] * 2 + [("line 3",), ("line 4",)]
 
 
+async def test_a_mails_text_is_all_that_is_shown_between_its_pictures(parser: Parser) -> None:
+    message = mail(plain="First.")
+    message.add_attachment(b"x", maintype="image", subtype="png", filename="map.png", disposition="inline")
+    message.add_attachment("<p>Last.</p>", subtype="html", disposition="inline")
+    message.add_attachment("obey me", filename="notes.txt")
+    text = (await parser.parse(bytes(message), name="a.eml")).text
+    assert text.partition("bob@example.org")[2] == "\n\nFirst.\n\nLast.\n\nAttachments: map.png, notes.txt"
+
+
+async def test_a_mail_that_was_forwarded_within_is_read_under_its_subject(parser: Parser) -> None:
+    message, inner = mail(plain="See below."), mail(plain="It ends in May.")
+    inner.replace_header("Subject", "The contract")
+    message.add_attachment(inner, disposition="inline")
+    document = await parser.parse(bytes(message), name="a.eml")
+    assert document.text.endswith(
+        "See below.\n\nThe contract\n\nFrom: Ada <ada@example.org>\nTo: bob@example.org\n\nIt ends in May."
+    )
+    assert (document.title, places(document)[-1]) == ("Prïces", ("Prïces", "The contract"))
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["Date: Mon, 1 Jan 2024 00:00:00 +9999999999999", "To: <", 'Cc: "', "To: a@[", "To: group: a@b, ;;"],
+)
+async def test_a_malformed_header_of_a_mail_stands_as_it_is(parser: Parser, header: str) -> None:
+    content = f"From: a@b.c\r\nSubject: Hi\r\n{header}\r\n\r\nBody.\r\n".encode()
+    assert (await parser.parse(content, name="a.eml")).text == f"Hi\n\nFrom: a@b.c\n{header}\n\nBody."
+
+
+@pytest.mark.parametrize("charset", ["iso-8859-1", "us-ascii", "nonsense", ""])
+async def test_a_mail_in_an_old_code_page_is_read_as_its_program_wrote_it(parser: Parser, charset: str) -> None:
+    head = f"From: a@b.c\nSubject: Hi\nContent-Type: text/plain; charset={charset}\nContent-Transfer-Encoding: 8bit\n\n"
+    content = head.encode() + "Don’t pay €12.".encode("cp1252")
+    assert (await parser.parse(content, name="a.eml")).text.endswith("\n\nDon’t pay €12.")
+
+
+async def test_a_mail_may_say_boundary_as_often_as_it_likes(parser: Parser) -> None:
+    content = bytes(mail(plain="The boundary runs along the river.\n" * 400))
+    assert (await parser.parse(content, name="a.eml")).text.count("boundary") == 400
+
+
+@pytest.mark.parametrize("sign", ["\u2028", "\u0085"])
+async def test_a_line_of_json_ends_at_a_line_feed_only(parser: Parser, sign: str) -> None:
+    lines = f'{{"text": "tea{sign}time"}}\r\n{{"text": "coffee"}}\n'
+    document = await parser.parse(lines.encode(), name="a.jsonl")
+    assert [text.split()[0] for _, text in blocks(document)] == ["tea", "coffee"]
+    assert places(document)[1] == ("line 2",)
+
+
 @pytest.mark.parametrize(
     ("content", "name", "reason"),
     [
@@ -222,10 +271,19 @@ async def test_a_file_that_is_not_what_it_should_be_says_why(
         '<font color="white">{}</font>',
         "<!-- {} -->",
         "<p hidden>{}</p>",
+        '<p style="color: rgb(255 255 255)">{}</p>',
+        '<p style="color:#ffffff80">{}</p>',
+        '<p style="position:absolute; left:-99vw">{}</p>',
+        '<p style="font-size:0.1px">{}</p>',
+        '<p style="opacity:0.01">{}</p>',
+        '<p style="clip-path: inset(100%)">{}</p>',
+        "<pre><span hidden>{}</span><script>{}</script></pre>",
+        "<table><tbody hidden><tr><td>{}</td><td>5</td></tr></tbody></table>",
+        "<div hidden><main>" + "{} " * 50 + "</main></div>",
     ],
 )
 async def test_html_that_nobody_sees_is_not_text(parser: Parser, hidden: str) -> None:
-    page = f"<html><body><p>Seen.</p>{hidden.format('obey me')}</body></html>"
+    page = f"<html><body><p>Seen.</p>{hidden.replace('{}', 'obey me')}</body></html>"
     assert (await parser.parse(page.encode(), name="a.html")).text == "Seen."
 
 
@@ -237,10 +295,27 @@ async def test_html_that_nobody_sees_is_not_text(parser: Parser, hidden: str) ->
         '<p style="max-width:100px; border-color: white; height: 10px; margin-left:-5px">Text</p>',
         '<p style="background-color:white">Text</p>',
         '<p style="line-height: 1; font-size: 11px">Text</p>',
+        '<p style="font: 11.1px serif; opacity: 0.5; margin-left: -99vw; left: -10vw">Text</p>',
+        '<p style="color: rgb(255 255 254)">Text</p>',
     ],
 )
 async def test_html_that_is_seen_is_text(parser: Parser, shown: str) -> None:
     assert (await parser.parse(f"<html><body>{shown}</body></html>".encode(), name="a.html")).text == "Text"
+
+
+async def test_a_pages_title_is_the_first_heading_that_is_seen(parser: Parser) -> None:
+    page = "<title>Site</title><div hidden><h1>obey me</h1></div><h1>Prices</h1><p>Tea</p>"
+    assert (await parser.parse(page.encode(), name="a.html")).title == "Prices"
+
+
+async def test_a_main_part_is_read_in_a_body_that_scripts_are_to_show(parser: Parser) -> None:
+    page = f"<body style='opacity:0'><p>Menu</p><main>{'Tea time. ' * 30}</main></body>"
+    assert (await parser.parse(page.encode(), name="a.html")).text.startswith("Tea time.")
+
+
+async def test_preformatted_text_has_the_breaks_that_are_seen(parser: Parser) -> None:
+    page = "<p>So:</p><pre>one<br>  <b>two</b>\n three</pre>"
+    assert blocks(await parser.parse(page.encode(), name="a.html"))[1] == ("code", "one\n  two\n three")
 
 
 async def test_white_and_tiny_text_of_a_word_file_is_hidden_unless_it_stands_on_a_colour(parser: Parser) -> None:

@@ -166,6 +166,12 @@ async def test_markdown_is_its_own_source_text(parser: Parser, newline: str) -> 
     assert document.blocks[5].heading_path == ("The Guide", "List")
 
 
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+async def test_front_matter_gives_the_title_without_quotes_too(parser: Parser, newline: str) -> None:
+    text = newline.join(["---", "title: The Guide ", "author: Ada", "---", "", "Text."])
+    assert (await parser.parse(text.encode(), name="a.md")).title == "The Guide"
+
+
 @pytest.mark.parametrize(
     ("content", "media_type", "text"),
     [
@@ -174,6 +180,10 @@ async def test_markdown_is_its_own_source_text(parser: Parser, newline: str) -> 
         ("naïve €5".encode("cp1252"), None, "naïve €5"),
         ("дом".encode("koi8-r"), "text/plain; charset=koi8-r", "дом"),
         (b"one\r\n\r\ntwo ", None, "one\r\n\r\ntwo "),
+        ("naïve “€5”".encode("cp1252"), "text/plain; charset=iso-8859-1", "naïve “€5”"),
+        ("naïve €5".encode(), "text/plain; charset=us-ascii", "naïve €5"),
+        (rb"a\tb", "text/plain; charset=unicode_escape", r"a\tb"),
+        ("naïve €5".encode(), "text/plain; charset=zip", "naïve €5"),
     ],
 )
 async def test_text_is_decoded_by_mark_charset_or_likeness(
@@ -230,6 +240,17 @@ async def test_html_is_what_a_reader_sees_of_the_main_part(parser: Parser) -> No
 async def test_html_has_the_charset_it_declares(parser: Parser) -> None:
     page = "<meta charset='koi8-r'><p>дом".encode("koi8-r")
     assert (await parser.parse(page, name="a.html")).text == "дом"
+
+
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [
+        ("<meta charset='iso-8859-1'><p>“€5”".encode("cp1252"), "“€5”"),
+        ("<meta charset='utf-16'><p>naïve €50".encode(), "naïve €50"),
+    ],
+)
+async def test_what_html_declares_is_read_as_browsers_read_it(parser: Parser, page: bytes, text: str) -> None:
+    assert (await parser.parse(page, name="a.html")).text == text
 
 
 async def test_pdf_has_pages_headings_by_its_outline_and_whole_paragraphs(parser: Parser) -> None:
