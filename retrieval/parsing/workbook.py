@@ -4,10 +4,12 @@ The main rule: what is hidden is not text: hidden sheets, rows and columns. Valu
 dates, times and percentages are written as such, by their number format.
 """
 
+import math
 import re
 import zipfile
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from decimal import ROUND_HALF_UP, Decimal, localcontext
 from typing import Any
 
 from retrieval.documents import Page, ParsedDocument, ParseLimits
@@ -19,10 +21,17 @@ from retrieval.parsing.tables import Row, write_table
 _REFERENCE = re.compile(r"([A-Z]{1,3})(\d{1,7})\Z")
 _QUOTED = re.compile(r"\"[^\"]*\"|\\.|\[[^\]]*\]|_.|\*.")
 _DATE_FORMATS = frozenset((*range(14, 18), 22, *range(27, 37), *range(50, 59)))
-_TIME_FORMATS = frozenset((18, 19, 20, 21, 45, 46, 47))
+_TIME_FORMATS = frozenset((18, 19, 20, 21, 45, 47))
+_ELAPSED_FORMAT = 46
+_ELAPSED = re.compile(r"\[(?:h+|m+|s+)\]", re.IGNORECASE)
 _PERCENT_FORMATS = {9: 0, 10: 2}
 
 _HIDDEN = ("1", "true")
+_WHOLE = re.compile(r"-?\d+\Z")
+# Beyond, a number is easier to read with its exponent than with its zeros.
+_MOST_ZEROS = 20
+# Sheets have a day that 1900 did not, the 60th; those before it are counted from a day later.
+_LEAP_DAY_OF_1900 = 60
 
 
 def read(content: bytes, limits: ParseLimits) -> ParsedDocument:
@@ -133,13 +142,35 @@ class _Values:
         try:
             number = float(value)
             if shown == "date":
-                moment = self._first_day + timedelta(seconds=round(number * 86_400))
-                return moment.date().isoformat() if number == int(number) else moment.isoformat(" ", "minutes")
+                return self._date(number)
             if shown == "time" and 0 <= number < 1:
                 return (self._first_day + timedelta(seconds=round(number * 86_400))).time().isoformat("minutes")
+            if shown == "elapsed" and number >= 0:
+                hours, minutes = divmod(round(number * 86_400) // 60, 60)
+                return f"{hours:02}:{minutes:02}"
         except (ValueError, OverflowError):
             return value
-        return f"{number * 100:.{shown}f}%" if isinstance(shown, int) else f"{number:.15g}"
+        if not math.isfinite(number):
+            return value
+        return _percentage(number, shown) if isinstance(shown, int) else _plain(value, number)
+
+    def _date(self, number: float) -> str:
+        is_early = self._first_day.year < 1900 and 1 <= number < _LEAP_DAY_OF_1900
+        moment = self._first_day + timedelta(days=int(is_early), seconds=round(number * 86_400))
+        return moment.date().isoformat() if number == int(number) else moment.isoformat(" ", "minutes")
+
+
+def _percentage(number: float, decimals: int) -> str:
+    with localcontext(rounding=ROUND_HALF_UP):  # As sheets round.
+        return f"{Decimal(f'{number:.15g}') * 100:.{decimals}f}%"
+
+
+def _plain(value: str, number: float) -> str:
+    """Return a number in the 15 digits that sheets have, without an exponent; a whole one as it is stored."""
+    if _WHOLE.match(value):
+        return value
+    digits = Decimal(f"{number:.15g}")
+    return f"{digits:f}" if abs(digits.adjusted()) <= _MOST_ZEROS else f"{number:.15g}"
 
 
 def _shared_strings(archive: zipfile.ZipFile, part: str) -> list[str]:
@@ -158,7 +189,7 @@ def _string(element: Any) -> str:
 
 
 def _formats(archive: zipfile.ZipFile, part: str) -> list[str | int | None]:
-    """Return for each style whether it shows a number as a `date`, a `time`, or a percentage with so many decimals."""
+    """Return for each style whether it shows a number as a `date`, a `time`, a span (`elapsed`), or a percentage."""
     root = read_xml(archive, part)
     own = {_number(each, "numFmtId", 0): each.get("formatCode", "") for each in root.iter() if local(each) == "numFmt"}
     cells = next((each for each in root if local(each) == "cellXfs"), ())
@@ -168,7 +199,11 @@ def _formats(archive: zipfile.ZipFile, part: str) -> list[str | int | None]:
 def _shows(number: int, own: dict[int, str]) -> str | int | None:
     if number not in own:
         is_date, is_time = number in _DATE_FORMATS, number in _TIME_FORMATS
+        if number == _ELAPSED_FORMAT:
+            return "elapsed"
         return "date" if is_date else "time" if is_time else _PERCENT_FORMATS.get(number)
+    if _ELAPSED.search(own[number]):
+        return "elapsed"
     code = _QUOTED.sub("", own[number].partition(";")[0]).lower()
     if "%" in code:
         return len(re.search(r"\.(0*)", code)[1]) if "." in code else 0  # type: ignore[index]

@@ -64,6 +64,34 @@ async def test_hidden_sheets_rows_and_columns_are_not_text(parser: Parser) -> No
     assert (await parser.parse(content, name="a.xlsx")).text == "A\n\n| Name | City |\n| Ada | Ulm |"
 
 
+@pytest.mark.parametrize(
+    ("value", "code", "text"),
+    [
+        ("1234567890123450", "General", "1234567890123450"),
+        ("4012345678901234", "General", "4012345678901234"),
+        ("0.00005", "General", "0.00005"),
+        ("1.2E-5", "General", "0.000012"),
+        ("0.30000000000000004", "General", "0.3"),
+        ("1E+300", "General", "1e+300"),
+        ("0.125", "0%", "13%"),
+        ("0.145", "0%", "15%"),
+        ("1.5", "[h]:mm", "36:00"),
+        ("0.375", "[hh]:mm", "09:00"),
+        ("1", "dd.mm.yyyy", "1900-01-01"),
+        ("59", "dd.mm.yyyy", "1900-02-28"),
+        ("61", "dd.mm.yyyy", "1900-03-01"),
+    ],
+)
+async def test_a_number_of_a_workbook_is_what_the_sheet_shows(parser: Parser, value: str, code: str, text: str) -> None:
+    styles = (
+        f'<numFmts><numFmt numFmtId="164" formatCode="{code}"/></numFmts>'
+        '<cellXfs><xf numFmtId="0"/><xf numFmtId="164"/></cellXfs>'
+    )
+    cell = f'<row r="1"><c r="A1" s="1"><v>{value}</v></c></row>'
+    document = await parser.parse(workbook({"A": sheet(cell)}, styles=styles), name="a.xlsx")
+    assert document.text == f"A\n\n| {text} |"
+
+
 async def test_a_workbook_with_nothing_to_see_is_refused(parser: Parser) -> None:
     with pytest.raises(UnreadableDocument, match=r"a\.xlsx.*no text in sheets, rows and columns that are shown"):
         await parser.parse(workbook({"A": sheet("")}), name="a.xlsx")
