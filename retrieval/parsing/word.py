@@ -65,7 +65,7 @@ class _Writer:
         self._items: list[str] = []
 
     def write(self, body: Any) -> None:
-        for element in _blocks(body):
+        for element in _parts(body, (_PARAGRAPH, _TABLE)):
             if element.tag == _TABLE:
                 self._end_list()
                 self._table(element)
@@ -94,30 +94,30 @@ class _Writer:
             self.write(box)
 
     def _table(self, table: Any) -> None:
-        rows = [[_cell_text(cell) for cell in row.iterchildren(_CELL)] for row in table.iterchildren(_ROW)]
+        rows = [list(_parts(row, (_CELL,))) for row in _parts(table, (_ROW,))]
         if all(len(row) == 1 for row in rows):
             # A table of one column is a frame around text.
-            for cell in table.iter(_CELL):
+            for (cell,) in rows:
                 self.write(cell)
         else:
-            self._draft.rows(rows)
+            self._draft.rows([[_cell_text(cell) for cell in row] for row in rows])
 
     def _end_list(self) -> None:
         self._draft.block("\n".join(self._items), "list")
         self._items.clear()
 
 
-def _blocks(container: Any) -> Iterator[Any]:
-    """Yield paragraphs and tables in order, looking into content controls and revisions."""
+def _parts(container: Any, tags: tuple[str, ...]) -> Iterator[Any]:
+    """Yield a container's own elements of these kinds in order, looking into content controls and revisions."""
     for element in container:
-        if element.tag in (_PARAGRAPH, _TABLE):
+        if element.tag in tags:
             yield element
         elif element.tag == _CONTROL:
             content = element.find(_CONTROL_CONTENT)
             if content is not None:
-                yield from _blocks(content)
+                yield from _parts(content, tags)
         elif element.tag in _CONTAINERS:
-            yield from _blocks(element)
+            yield from _parts(element, tags)
 
 
 def _cell_text(cell: Any) -> str:

@@ -2,9 +2,11 @@
 
 from collections.abc import AsyncIterator
 from email.message import EmailMessage
+from typing import Any
 
 import docx
 import pytest
+from docx.oxml import OxmlElement
 from docx.shared import Pt, RGBColor
 
 from retrieval.documents import ParsedDocument
@@ -356,3 +358,31 @@ async def test_white_and_tiny_text_of_a_word_file_is_hidden_unless_it_stands_on_
         table.cell(0, 1).text = "Body"
 
     assert (await parser.parse(word_file(build), name="a.docx")).text == "Seen.\n\n| Head | Body |"
+
+
+async def test_rows_and_cells_in_content_controls_of_a_word_file_are_the_tables(parser: Parser) -> None:
+    def control(element: Any) -> None:
+        outer, content = OxmlElement("w:sdt"), OxmlElement("w:sdtContent")
+        element.getparent().replace(element, outer)
+        outer.append(content)
+        content.append(element)
+
+    def build(document: docx.document.Document) -> None:
+        table = document.add_table(3, 3)
+        for cell, text in zip(table._cells, "abcdefghi", strict=True):
+            cell.text = text
+        last, middle = table.rows[2]._tr, table.cell(1, 1)._tc
+        control(last)
+        control(middle)
+
+    assert (await parser.parse(word_file(build), name="a.docx")).text == "| a | b | c |\n| d | e | f |\n| g | h | i |"
+
+
+async def test_a_table_in_a_frame_of_a_word_file_is_written_once(parser: Parser) -> None:
+    def build(document: docx.document.Document) -> None:
+        frame = document.add_table(1, 1).cell(0, 0)
+        frame.text = "Prices"
+        inner = frame.add_table(1, 2)
+        inner.cell(0, 0).text, inner.cell(0, 1).text = "Tea", "2"
+
+    assert (await parser.parse(word_file(build), name="a.docx")).text == "Prices\n\n| Tea | 2 |"
