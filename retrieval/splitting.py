@@ -36,6 +36,10 @@ _FINEST = 16
 
 _PARAGRAPH = re.compile(r"\S(?:[^\n\r]|\r\n?+(?![ \t]*+[\n\r])|\n(?![ \t]*+[\n\r]))*+")
 _LINE = re.compile(r"[^\n\r]++")
+# What WordPiece takes for one word and, from 101 characters on, for one unknown token however long it is: encoded data,
+# and writing without spaces.
+_UNBROKEN = re.compile(r"[^\s!-/:-@\[-`{-~]{101,}+")
+_UNBROKEN_CHARACTERS_A_TOKEN = 4
 _RULE_ROW = re.compile(r"[\s|:+=-]+\Z")
 _SPACE = re.compile(r"\s")
 
@@ -206,8 +210,13 @@ class _Ruler:
         self._marks = count_tokens([""])[0]
 
     def count(self, texts: list[str]) -> list[int]:
-        """Return the tokens of each text, at least one."""
-        return [max(1, tokens - self._marks) for tokens in self._count_tokens(texts)] if texts else []
+        """Return the tokens of each text, at least one, and at least about as many as what is unbroken in it has."""
+        if not texts:
+            return []
+        return [
+            max(1, tokens - self._marks, sum(map(len, _UNBROKEN.findall(text))) // _UNBROKEN_CHARACTERS_A_TOKEN)
+            for text, tokens in zip(texts, self._count_tokens(texts), strict=True)
+        ]
 
     def measured(self, atoms: list[tuple[str, _Atom]]) -> list[_Atom]:
         """Return the atoms with their tokens filled in."""

@@ -216,3 +216,15 @@ def test_time_grows_with_the_length_only(unit: str) -> None:
     watch = Stopwatch()
     passages_of(parsed, 200, 240)
     assert watch.seconds < 3
+
+
+@pytest.mark.parametrize("letters", ["0123456789abcdef" * 3_000, "สวัสดี" * 5_000, "Z" * 40_000])
+def test_what_no_space_divides_is_cut_though_the_embedder_takes_it_for_one_token(letters: str) -> None:
+    found = passages_of(f"A key follows.\n\n{letters}\n\nThat was the key.\n", target=200, most=240)
+    assert max(len(passage.text) for passage in found) <= 240 * 4 + 100
+    assert "".join(passage.text for passage in found[1:-1]) in letters
+
+
+def test_an_address_is_not_unbroken() -> None:
+    address = "https://example.com/" + "a-long/path-of?words=" * 12
+    assert len(passages_of(f"See {address} for {words(18)}\n")) == 1
