@@ -80,8 +80,12 @@ def call(
     said_at: int | None = None,
     idempotency_key: str | None = None,
     is_whole: bool = True,
+    slot: bytes | None = None,
 ) -> Call:
-    """Make a call; one that says when it was said is known again without an idempotency key."""
+    """Make a call; one that says when it was said is known again without an idempotency key.
+
+    One about what is there brings that row's `slot`: it no longer follows from the identity once a name was erased.
+    """
     about = [speaker.tenant, *identity.values()]
     digest = _digest([about, sorted(says.items()), said_at])
     if idempotency_key is None and said_at is not None:
@@ -91,7 +95,7 @@ def call(
         key_id=speaker.key_id,
         identity=identity,
         says=says,
-        slot=_digest(about),
+        slot=_digest(about) if slot is None else slot,
         digest=digest,
         said_at=said_at,
         idempotency_key=idempotency_key,

@@ -269,7 +269,7 @@ def amendment(
             "This is another author's. Name in `author` the one you speak for, or use a key with the scope 'admin'.",
             param="author",
         )
-    return call(speaker, identity, says, said_at=said_at, is_whole=False)
+    return call(speaker, identity, says, said_at=said_at, is_whole=False, slot=row["slot"])
 
 
 def _check(given: Given) -> None:

@@ -137,7 +137,7 @@ class LabelLog:
         row = await self._ledger.get(tenant, label_id)
         speaker = Speaker(tenant=tenant, key_id=row["key_id"], user=row["author"])
         says = {"policy": policy, "sampling_probability": sampling_probability}
-        made = call(speaker, self._ledger.identity_of(row), says, is_whole=False)
+        made = call(speaker, self._ledger.identity_of(row), says, is_whole=False, slot=row["slot"])
         (written,) = await self._ledger.write_in(connection, [made])
         return written
 

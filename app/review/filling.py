@@ -2,12 +2,12 @@
 
 The main rule: a step reads what has settled behind a queue's position, decides, and then writes the new position with
 what was taken, in one transaction that does nothing if another replica was quicker. So nothing is left out or taken
-twice, and a step that is done again changes nothing.
+twice, and a step that is done again changes nothing. What fails in one queue holds up no other.
 """
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from typing import Any, Self
 
@@ -89,6 +89,7 @@ class Filler:
         self._labels = labels
         self._batch_rows = batch_rows
         self._poll_seconds = poll_seconds
+        self._failed: set[str] = set()
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run(), name="review-filler")
@@ -138,9 +139,28 @@ class Filler:
             sources += [_Source(queues[each.queue_id], each) for each in boosts if each.ended_at is None]
             settled = await self._history.settled()
             for source in sources:
-                did |= settled is not None and await self._scan(source, settled)
+                if settled is not None:
+                    did |= await self._alone(f"the predictions for {source.id}", self._scan(source, settled))
             for queue in queues.values():
-                did |= await self._hear(queue)
+                did |= await self._alone(f"the feedback for {queue.id}", self._hear(queue))
+        return did
+
+    async def _alone(self, what: str, work: Awaitable[bool]) -> bool:
+        """Do the work of one queue: if that fails it is logged, once until it works again, and the others go on.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        try:
+            did = await work
+        except Unavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - what a driver says may quote content.
+            if what not in self._failed:
+                log.error("The review queues go on without %s: %s", what, type(error).__name__)  # noqa: TRY400
+            self._failed.add(what)
+            return False
+        self._failed.discard(what)
         return did
 
     # --- predictions ---
@@ -230,23 +250,31 @@ class Filler:
         async with self._database.reading() as connection:
             rows = (await connection.execute(risen)).all()
         for row in rows:
-            async with self._database.writing() as connection:
-                queue = await self._queues.of_id(connection, row.queue_id, lock=True)
-                await self._restate_item(connection, queue, row.id)
+            what = f"the probabilities of the labels of {row.id}"
+            if not await self._alone(what, self._restate_item(row.queue_id, row.id)):
+                # It would come first in every step: its labels keep the probability that they were stated with.
+                self._failed.discard(what)
+                async with self._database.writing() as connection:
+                    await connection.execute(review_items.update().where(i.id == row.id).values(risen=False))
         return bool(rows)
 
-    async def _restate_item(self, connection: AsyncConnection, queue: Queue, item_id: str) -> None:
+    async def _restate_item(self, queue_id: str, item_id: str) -> bool:
         i, r = review_items.c, reviews.c
-        item = (await connection.execute(select(review_items).where(i.id == item_id))).one()
-        is_old = func.coalesce(r.probability, 0.0) < item.probability
-        told = select(r.id, r.label_id).where(r.item_id == item_id, r.state == "done", is_old)
-        for review in (await connection.execute(told)).all():
-            await connection.execute(reviews.update().where(r.id == review.id).values(probability=item.probability))
-            policy = f"{queue.name}/{item.policy}"
-            await self._labels.resample_in(
-                connection, queue.tenant, review.label_id, policy=policy, sampling_probability=item.probability
-            )
-        await connection.execute(review_items.update().where(i.id == item_id).values(risen=False))
+        async with self._database.writing() as connection:
+            queue = await self._queues.of_id(connection, queue_id, lock=True)
+            item = (await connection.execute(select(review_items).where(i.id == item_id))).one_or_none()
+            if item is None:  # It has been erased.
+                return True
+            is_old = func.coalesce(r.probability, 0.0) < item.probability
+            told = select(r.id, r.label_id).where(r.item_id == item.id, r.state == "done", is_old)
+            for review in (await connection.execute(told)).all():
+                await connection.execute(reviews.update().where(r.id == review.id).values(probability=item.probability))
+                policy = f"{queue.name}/{item.policy}"
+                await self._labels.resample_in(
+                    connection, queue.tenant, review.label_id, policy=policy, sampling_probability=item.probability
+                )
+            await connection.execute(review_items.update().where(i.id == item.id).values(risen=False))
+        return True
 
 
 def _is_negative(wanted: Negative) -> Any:

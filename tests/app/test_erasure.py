@@ -41,6 +41,7 @@ from app.privacy.rings import FileRing, SharedRing
 from app.privacy.sealing import MasterKeys, new_key
 from app.privacy.subject_keys import SubjectKeys
 from app.quality.rows import Rows
+from app.review import Negative
 from app.settings import PrivacySettings
 from tests.fake_tgi import FakeTGI
 from tests.origin_server import Page, origin_server
@@ -178,6 +179,34 @@ async def test_an_erasure_reaches_reviews_and_tells_what_was_trained_on_it(world
     assert list(erasure.dataset_digests) == [digest]
     trained = await Erasures(world.database, world.clock).trained(erasure)
     assert (list(trained.training_runs), list(trained.adapters)) == (["run-1"], [adapter])
+
+
+@on_either_kind("usual_database_url")
+async def test_the_label_of_an_erased_reviewer_is_told_its_new_probability(world):
+    await world.queue(uniform=0.999_999, negative_feedback=Negative(rate=1.0))
+    (made,) = await world.predict()
+    await world.fill()
+    await world.review("ben@mail.example", "wrong")
+    await erase(world, user="ben@mail.example")
+    await world.rate(made)
+    await world.fill()
+    (label,) = await world.labels.find("acme")
+    assert (label.author, label.class_name, label.policy, label.sampling_probability) == (
+        ("erased", "wrong", "q/negative_feedback", 1.0)
+    )
+
+
+@on_either_kind("usual_database_url")
+async def test_an_administrator_takes_back_what_an_erased_person_said(world):
+    made = await plant(world, "anna")
+    await world.labels.state(person("anna@mail.example"), Stated(prediction_id=made, class_name="wrong"))
+    await erase(world, user="anna@mail.example")
+    admin = person(None, is_admin=True)
+    (label,) = [each for each in await world.labels.find("acme") if each.author == "erased"]
+    (said,) = [each for each in await world.feedback.find("acme") if each.author == "erased"]
+    assert (await world.labels.withdraw(admin, label.id)).row["withdrawn"]
+    assert (await world.feedback.withdraw(admin, said.id)).row["withdrawn"]
+    assert label.id not in {each.id for each in await world.labels.find("acme")}
 
 
 class Datasets:

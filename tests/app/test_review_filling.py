@@ -2,20 +2,21 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
 from sqlalchemy import delete, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.database import Database, predictions, review_items
+from app.database import Database, labels, predictions, review_items
 from app.errors import Conflict, InvalidRequest, NotFound
 from app.feedback import Given, Stated
 from app.predictions import PredictionLog, Where, created_at, uuid7
 from app.predictions.history import History
-from app.review import Finding, Negative, Rules, Threshold
-from app.review.rules import draw
+from app.review import Filler, Finding, Negative, Queue, Queues, Rules, Threshold
+from app.review.rules import Offer, draw
 from tests.migrated import migrated
 from tests.postgres import on_either_kind
 from tests.review_world import EPOCH, Clock, World, as_shipped, cited, emptied, person, prediction, replica
@@ -437,6 +438,50 @@ async def test_what_was_erased_is_not_given_to_reviewers(world):
         await connection.execute(delete(predictions).where(predictions.c.id == one))
         assert len((await connection.execute(select(review_items.c.id))).all()) == 2
     assert [each.prediction.id for each in await world.lease("anna", 5)] == [other]
+
+
+class Broken(Queues):
+    """Queues of which those named "broken" take nothing."""
+
+    async def take(self, connection: AsyncConnection, queue: Queue, offers: Sequence[Offer]) -> None:
+        if queue.name == "broken":
+            raise ValueError("do not quote me")
+        await super().take(connection, queue, offers)
+
+
+@on_either_kind("module_database_url")
+async def test_what_fails_in_one_queue_holds_up_no_other_and_is_logged_once(world, caplog):
+    rules = {"uniform": 0.000_1, "negative_feedback": Negative(rate=1.0)}
+    await world.queue("broken", **rules)
+    await world.queue("whole", **rules)
+    (made,) = await world.predict()
+    filler = Filler(world.database, Broken(world.database, world.clock), world.history, world.labels)
+    await world.fill()
+    await world.rate(made)
+    for _ in range(3):
+        await filler.step()
+    assert set(await world.items("whole")) == {made}
+    assert await world.items("broken") == {}
+    (told,) = [each.getMessage() for each in caplog.records if each.name == "app.review.filling"]
+    assert told == f"The review queues go on without the feedback for {await queue_id(world, 'broken')}: ValueError"
+    await world.fill()
+    assert set(await world.items("broken")) == {made}
+
+
+@on_either_kind("module_database_url")
+async def test_a_label_that_cannot_be_told_its_probability_holds_up_no_other(world):
+    await world.queue(uniform=0.999_999, negative_feedback=Negative(rate=1.0))
+    lost, other = await world.predict(2)
+    await world.fill()
+    await world.review("anna", count=2)
+    async with world.database.writing() as connection:
+        await connection.execute(delete(labels).where(labels.c.prediction_id == lost))
+    for each in (lost, other):
+        await world.rate(each)
+    (third,) = await world.predict()
+    await world.fill()
+    assert [each.sampling_probability for each in await world.labels.find("acme")] == [1.0]
+    assert third in await world.items()
 
 
 async def test_the_filler_fills_by_itself_and_ends_with_its_block(world):
