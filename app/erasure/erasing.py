@@ -232,17 +232,24 @@ async def _erase_about(connection: AsyncConnection, tenant: str, ids: Sequence[s
     copies = drift_reference_rows.update().where(
         embedded.tenant == tenant, embedded.prediction_id.in_(ids), embedded.embedding.is_not(None)
     )
-    item = review_items.c
-    items = select(item.id).where(item.tenant == tenant, item.prediction_id.in_(ids))
-    notes = reviews.update().where(reviews.c.item_id.in_(items), reviews.c.reason.is_not(None))
-    waiting = delete(review_items).where(item.tenant == tenant, item.prediction_id.in_(ids), item.state == "waiting")
-    return Counter(
+    item, review = review_items.c, reviews.c
+    its = (item.tenant == tenant, item.prediction_id.in_(ids))
+    notes = reviews.update().where(review.item_id.in_(select(item.id).where(*its)), review.reason.is_not(None))
+    counts = Counter(
         feedback=(await connection.execute(said.values(**WORDLESS_FEEDBACK))).rowcount,
         labels=(await connection.execute(stated.values(**WORDLESS_LABEL))).rowcount,
         embeddings=(await connection.execute(copies.values(embedding=None))).rowcount,
         review_notes=(await connection.execute(notes.values(reason=None))).rowcount,
-        review_items=(await connection.execute(waiting.where(item.done == 0))).rowcount,
     )
+    # Nobody holds or gets any more what has no content. What some have reviewed is done with their findings.
+    waiting = (*its, item.state == "waiting")
+    untouched = select(item.id).where(*waiting, item.done == 0)
+    is_held = and_(review.item_id.in_(select(item.id).where(*its)), review.state.in_(("leased", "expired", "returned")))
+    await connection.execute(delete(reviews).where(or_(is_held, review.item_id.in_(untouched))))
+    gone = await connection.execute(delete(review_items).where(*waiting, item.done == 0))
+    await connection.execute(update(review_items).where(*waiting).values(wanted=item.done, state="done"))
+    counts["review_items"] = gone.rowcount
+    return counts
 
 
 WORDLESS_FEEDBACK = {"comment": None, "correction": None, "metadata": None, "said": None}

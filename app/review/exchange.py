@@ -62,7 +62,7 @@ class Exchange:
     async def tasks(
         self, tenant: str, name: str, *, state: ItemState | None = None, annotations: bool = True
     ) -> AsyncIterator[list[Any]]:
-        """Give a queue's items as tasks, page by page, the newest first; not those that are there only as gold.
+        """Give a queue's items as tasks, page by page, the newest first; none that is only gold, or erased.
 
         Raises:
             NotFound: there is no such queue.
@@ -76,7 +76,7 @@ class Exchange:
             tasks = []
             for item in shown:
                 prediction = await self._history.get(tenant, item.prediction_id)
-                if prediction is not None:
+                if prediction is not None and prediction.store:  # Else there is nothing to show of it any more.
                     tasks.append(task_of(item, prediction, said.get(item.id, ()), queue.rules.classes))
             yield tasks
             if len(page) < PAGE_ITEMS:

@@ -27,7 +27,10 @@ MAX_SKIPS = 3
 State = Literal["leased", "expired", "returned", "skipped", "done"]
 SkipReason = Literal["unclear", "cannot_know", "not_for_me", "other"]
 
-_i, _r = review_items.c, reviews.c
+_i, _r, _p = review_items.c, reviews.c, predictions.c
+
+_IS_KEPT = exists().where(_p.tenant == _i.tenant, _p.id == _i.prediction_id, _p.store)
+"""The condition that there is something to show of an item: neither its prediction nor the content of it is gone."""
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,7 +97,9 @@ class Reviews:
             await connection.execute(
                 update(reviews).where(*mine, _r.state == "leased", _r.expires_at <= now).values(state="expired")
             )
-            held = select(reviews).where(*mine, _r.state == "leased").order_by(_r.id).limit(count)
+            # A lease is left over where its prediction was erased while it was given.
+            held = select(reviews).join(review_items, _i.id == _r.item_id).where(*mine, _r.state == "leased", _IS_KEPT)
+            held = held.order_by(_r.id).limit(count)
             found = [review_of(row) for row in await connection.execute(held)]
             had = (await connection.execute(select(func.count()).where(*mine))).scalar_one()
             for turn in range(had, had + count - len(found)):
@@ -107,13 +112,12 @@ class Reviews:
         leased = []
         for review in found:
             prediction = await self._history.get(queue.tenant, about[review.item_id])
-            if prediction is not None:  # It may have been erased at this moment.
+            if prediction is not None and prediction.store:  # It may have been erased at this moment.
                 leased.append(Leased(review=review, queue=queue, prediction=prediction))
         return leased
 
     async def _next(self, connection: AsyncConnection, queue: Queue, reviewer: str, turn: int, now: int) -> str | None:
         """The item that comes next for a reviewer; now and then one whose class is known."""
-        p = predictions.c
         other = reviews.alias()
         is_held = and_(other.c.state == "leased", other.c.expires_at > now)
         of_item = select(func.count()).where(other.c.item_id == _i.id, is_held).scalar_subquery()
@@ -122,8 +126,7 @@ class Reviews:
             other.c.reviewer == reviewer,
             or_(other.c.state.in_(("done", "skipped")), is_held),
         )
-        kept = exists().where(p.tenant == _i.tenant, p.id == _i.prediction_id)
-        base = select(_i.id).where(_i.queue_id == queue.id, ~seen, kept).order_by(_i.id).limit(1)
+        base = select(_i.id).where(_i.queue_id == queue.id, ~seen, _IS_KEPT).order_by(_i.id).limit(1)
         regular = base.where(_i.state == "waiting", _i.done + of_item < _i.wanted)
         if draw(queue.id, f"{reviewer} {turn}", "gold") < queue.rules.gold_share:
             gold = (await connection.execute(base.where(_i.gold_class.is_not(None)))).scalar_one_or_none()
@@ -164,10 +167,9 @@ class Reviews:
         """
         now = self._clock()
         async with self._database.writing() as connection:
-            queue, row = await self._taken(connection, speaker, review_id)
+            queue, row, item = await self._taken(connection, speaker, review_id)
             if row.state != "done":
-                await self._hold(connection, row, now)
-            item = (await connection.execute(select(review_items).where(_i.id == row.item_id))).one()
+                await self._hold(connection, row, item, now)
             stated = statement(queue, item, finding)
             author = Speaker(tenant=queue.tenant, key_id=speaker.key_id, user=row.reviewer)
             (written,) = await self._labels.state_in(connection, [(author, stated)])
@@ -185,7 +187,7 @@ class Reviews:
         """Leave an item to others; it does not come back to this reviewer. Raises as `complete` does."""
         now = self._clock()
         async with self._database.writing() as connection:
-            _, row = await self._taken(connection, speaker, review_id)
+            _, row, _ = await self._taken(connection, speaker, review_id)
             if row.state == "done":
                 raise Conflict("This review is done: complete it anew, or withdraw its label.")
             return await self._change(connection, row, {"state": "skipped", "finished_at": now, "reason": reason})
@@ -201,12 +203,12 @@ class Reviews:
     async def _extend(self, speaker: Speaker, review_id: str, state: State) -> Review:
         now = self._clock()
         async with self._database.writing() as connection:
-            queue, row = await self._taken(connection, speaker, review_id)
+            queue, row, item = await self._taken(connection, speaker, review_id)
             if row.state in ("done", "skipped"):
                 raise Conflict(f"This review is {row.state} already.")
             if state == "returned":
                 return await self._change(connection, row, {"state": state, "finished_at": now})
-            await self._hold(connection, row, now)
+            await self._hold(connection, row, item, now)
             return await self._change(
                 connection, row, {"state": state, "expires_at": now + queue.rules.lease_seconds * 1000}
             )
@@ -216,8 +218,10 @@ class Reviews:
         async with self._database.reading() as connection:
             return review_of(await _find(connection, tenant, review_id))
 
-    async def _taken(self, connection: AsyncConnection, speaker: Speaker, review_id: str) -> tuple[Queue, Row[Any]]:
-        """A review that the speaker may change, with its queue, which is locked."""
+    async def _taken(
+        self, connection: AsyncConnection, speaker: Speaker, review_id: str
+    ) -> tuple[Queue, Row[Any], Row[Any]]:
+        """A review that the speaker may change, with its queue, which is locked, and its item."""
         row = await _find(connection, speaker.tenant, review_id)
         queue = await self._queues.of_id(connection, row.queue_id, lock=True)
         row = await _find(connection, speaker.tenant, review_id)
@@ -227,9 +231,12 @@ class Reviews:
                 "'admin'.",
                 param="reviewer",
             )
-        return queue, row
+        item = (await connection.execute(select(review_items).where(_i.id == row.item_id))).one_or_none()
+        if item is None:
+            raise NotFound("What this review was about has been erased: lease another item.")
+        return queue, row, item
 
-    async def _hold(self, connection: AsyncConnection, row: Row[Any], now: int) -> None:
+    async def _hold(self, connection: AsyncConnection, row: Row[Any], item: Row[Any], now: int) -> None:
         """Make sure that a review has its place, also where its lease is over; raises Conflict if it has not."""
         if row.state == "skipped":
             raise Conflict("This item was skipped: lease another.")
@@ -239,7 +246,6 @@ class Reviews:
         in_use = or_(_r.state == "done", and_(_r.state == "leased", _r.expires_at > now))
         taken = (await connection.execute(select(func.count()).where(*others, in_use))).scalar_one()
         again = select(func.count()).where(*others, in_use, _r.reviewer == row.reviewer)
-        item = (await connection.execute(select(review_items).where(_i.id == row.item_id))).one()
         is_full = item.state != "gold" and taken >= item.wanted
         if is_full or (await connection.execute(again)).scalar_one():
             raise Conflict("The lease expired, and the item is in other hands or done: lease another.")

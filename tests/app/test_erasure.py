@@ -29,7 +29,7 @@ from app.datasets import sealing
 from app.drift.facts import questions_of
 from app.drift.references import keep, questions_in, sealing_keys
 from app.erasure import Eraser, ErasureFollower, Erasures, Retention, Terms
-from app.errors import InvalidRequest
+from app.errors import InvalidRequest, NotFound
 from app.features import FeatureRow, FeatureView, Point, SqlFeatures
 from app.feedback import Feedback, FeedbackLog, Given, Label, LabelLog, Stated, Words
 from app.leases import Leases
@@ -41,7 +41,7 @@ from app.privacy.rings import FileRing, SharedRing
 from app.privacy.sealing import MasterKeys, new_key
 from app.privacy.subject_keys import SubjectKeys
 from app.quality.rows import Rows
-from app.review import Negative
+from app.review import Finding, Negative
 from app.settings import PrivacySettings
 from tests.fake_tgi import FakeTGI
 from tests.origin_server import Page, origin_server
@@ -194,6 +194,37 @@ async def test_the_label_of_an_erased_reviewer_is_told_its_new_probability(world
     assert (label.author, label.class_name, label.policy, label.sampling_probability) == (
         ("erased", "wrong", "q/negative_feedback", 1.0)
     )
+
+
+@on_either_kind("usual_database_url")
+async def test_a_reviewer_holds_nothing_that_was_erased_and_goes_on_with_other_items(world):
+    await world.queue()
+    await world.predict(user="anna@mail.example")
+    (other,) = await world.predict()
+    await world.fill()
+    (held,) = await world.lease("rita")
+    await erase(world, user="anna@mail.example")
+    with pytest.raises(NotFound):
+        await world.reviews.complete(person("rita"), held.review.id, Finding(class_name="right"))
+    assert [each.prediction.id for each in await world.lease("rita", 5)] == [other]
+    assert set(await world.items()) == {other}
+
+
+@on_either_kind("usual_database_url")
+async def test_what_some_have_reviewed_of_an_erased_person_is_done_and_shown_to_nobody(world):
+    await world.queue(overlap=2)
+    (made,) = await world.predict(user="anna@mail.example")
+    await world.fill()
+    await world.review("rita")
+    (held,) = await world.lease("sam")
+    await erase(world, user="anna@mail.example")
+    assert await world.lease("sam") == await world.lease("cleo") == []
+    with pytest.raises(NotFound):
+        await world.reviews.complete(person("sam"), held.review.id, Finding(class_name="right"))
+    item = (await world.items())[made]
+    assert (item.state, item.done, item.wanted) == ("done", 1, 1)
+    assert [task async for page in world.exchange.tasks("acme", "q") for task in page] == []
+    assert [each.class_name for each in await world.labels.find("acme")] == ["right"]
 
 
 @on_either_kind("usual_database_url")

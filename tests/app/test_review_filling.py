@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.database import Database, labels, predictions, review_items
@@ -432,11 +432,12 @@ async def test_a_label_that_was_stated_anew_by_hand_stays_as_it_was_stated(world
 
 async def test_what_was_erased_is_not_given_to_reviewers(world):
     await world.queue()
-    one, other = await world.predict(2)
+    one, blank, other = await world.predict(3)
     await world.fill()
     async with world.database.writing() as connection:
         await connection.execute(delete(predictions).where(predictions.c.id == one))
-        assert len((await connection.execute(select(review_items.c.id))).all()) == 2
+        await connection.execute(update(predictions).where(predictions.c.id == blank).values(store=False, answer=None))
+        assert len((await connection.execute(select(review_items.c.id))).all()) == 3
     assert [each.prediction.id for each in await world.lease("anna", 5)] == [other]
 
 

@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import AsyncIterator
 
 import pytest
+from sqlalchemy import delete, update
 
+from app.database import predictions, review_items
 from app.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from app.feedback import Stated
 from app.predictions import uuid7
@@ -114,6 +116,23 @@ async def test_a_lease_can_be_renewed_and_given_back(world):
     assert await world.lease("ben") == []
     assert (await world.reviews.give_back(ANNA, anna.review.id)).state == "returned"
     assert given(await world.lease("ben")) == made
+
+
+@on_either_kind("module_database_url")
+async def test_a_lease_whose_item_was_erased_as_it_was_given_holds_nothing(world):
+    made = await filled(world, 3)
+    held = await world.lease("anna", 2)
+    async with world.database.writing() as connection:
+        await connection.execute(delete(review_items).where(review_items.c.prediction_id == made[0]))
+        await connection.execute(update(predictions).where(predictions.c.id == made[1]).values(store=False))
+    for change in (
+        world.reviews.complete(ANNA, held[0].review.id, RIGHT),
+        world.reviews.skip(ANNA, held[0].review.id, "other"),
+        world.reviews.renew(ANNA, held[0].review.id),
+    ):
+        with pytest.raises(NotFound, match="erased"):
+            await change
+    assert given(await world.lease("anna", 3)) == made[2:]
 
 
 async def test_an_item_that_wants_more_reviewers_is_given_to_so_many_different_ones(world):
