@@ -17,6 +17,9 @@ RESAMPLES = 2_000
 MIN_ITEMS = 20
 """Items below which no interval is given: a bootstrap of fewer says little."""
 
+CELLS_AT_ONCE = 1_000_000
+"""Numbers that are held at a time, of 8 bytes and a few times over, whatever there is of items and classes."""
+
 Floats = NDArray[np.float64]
 Pattern = TypeVar("Pattern", bound=tuple[str, ...])
 
@@ -44,41 +47,58 @@ class PairAgreement(msgspec.Struct, frozen=True, kw_only=True):
 def krippendorff_alpha(items: Iterable[Sequence[str]]) -> Agreement:
     """Krippendorff's nominal alpha; `items` holds the classes that reviewers gave to each item, in any order."""
     patterns = _counted(tuple(sorted(given)) for given in items if len(given) > 1)
-    codes = {name: code for code, name in enumerate(sorted({name for pattern in patterns for name in pattern}))}
-    size = len(codes)
-    pairs = np.zeros((len(patterns), size, size))
-    for at, pattern in enumerate(patterns):
-        counts = np.bincount([codes[name] for name in pattern], minlength=size).astype(float)
-        pairs[at] = (np.outer(counts, counts) - np.diag(counts)) / (len(pattern) - 1)
+    size = np.array([len(pattern) for pattern in patterns], dtype=float)
+    differing = np.array([_differing(pattern) for pattern in patterns])
+    by_class = _ByClass(patterns)
 
     def alpha(weights: Floats) -> Floats:
-        together = np.tensordot(weights, pairs, axes=1)
-        of_class = together.sum(axis=2)
-        total = of_class.sum(axis=1)
-        observed = total - np.trace(together, axis1=1, axis2=2)
-        expected = (total**2 - (of_class**2).sum(axis=1)) / (total - 1)
-        return _divided(expected - observed, expected)
+        total = weights @ size
+        expected = (total**2 - (by_class.sums(weights) ** 2).sum(axis=1)) / (total - 1)
+        return _divided(expected - weights @ differing, expected)
 
-    return _bootstrapped(patterns.values(), alpha)
+    return _bootstrapped(patterns.values(), alpha, cells=by_class.cells)
+
+
+def _differing(pattern: Sequence[str]) -> float:
+    """The pairs of an item's classes that differ, each way round, as its reviewers share them out."""
+    alike = sum(count * (count - 1) for count in Counter(pattern).values())
+    return len(pattern) - alike / (len(pattern) - 1)
 
 
 def cohen_kappa(pairs: Iterable[tuple[str, str]]) -> Agreement:
     """Cohen's kappa; `pairs` holds what two reviewers chose for each item."""
     patterns = _counted(pairs)
-    codes = {name: code for code, name in enumerate(sorted({name for pair in patterns for name in pair}))}
-    chosen = np.zeros((2, len(patterns), len(codes)))
-    for at, pair in enumerate(patterns):
-        for reviewer in (0, 1):
-            chosen[reviewer, at, codes[pair[reviewer]]] = 1.0
+    # A class that only one of them chose is agreed on by no chance either.
+    both = {a for a, _ in patterns} & {b for _, b in patterns}
+    first, second = (_ByClass([[pair[who]] if pair[who] in both else [] for pair in patterns]) for who in (0, 1))
     same = np.array([float(a == b) for a, b in patterns])
 
     def kappa(weights: Floats) -> Floats:
         total = weights.sum(axis=1)
         observed = weights @ same / total
-        expected = ((weights @ chosen[0]) * (weights @ chosen[1])).sum(axis=1) / total**2
+        expected = (first.sums(weights) * second.sums(weights)).sum(axis=1) / total**2
         return _divided(observed - expected, 1.0 - expected)
 
-    return _bootstrapped(patterns.values(), kappa)
+    return _bootstrapped(patterns.values(), kappa, cells=len(patterns))
+
+
+class _ByClass:
+    """Counts how often each class was given, in the order of their names.
+
+    There may be as many classes as items, and a table of patterns by classes would not fit: what is 0 is not kept.
+    """
+
+    def __init__(self, patterns: Iterable[Sequence[str]]) -> None:
+        found = sorted((name, at, count) for at, each in enumerate(patterns) for name, count in Counter(each).items())
+        self.cells = len(found)
+        self._patterns = np.array([at for _, at, _ in found], dtype=np.intp)
+        self._counts = np.array([count for _, _, count in found], dtype=float)
+        is_first = [at == 0 or name != found[at - 1][0] for at, (name, _, _) in enumerate(found)]
+        self._starts = np.flatnonzero(is_first)
+
+    def sums(self, weights: Floats) -> Floats:
+        """The counts of each class where patterns have these weights, a row of them for a row of weights."""
+        return np.add.reduceat(weights[:, self._patterns] * self._counts, self._starts, axis=1)
 
 
 def pairwise(items: Iterable[dict[str, str]]) -> list[PairAgreement]:
@@ -98,8 +118,11 @@ def _counted(patterns: Iterable[Pattern]) -> dict[Pattern, int]:
     return dict(sorted(Counter(patterns).items()))
 
 
-def _bootstrapped(counts: Iterable[int], coefficient: Callable[[Floats], Floats]) -> Agreement:
-    """A coefficient with its interval; `counts` says how many items there are of each pattern."""
+def _bootstrapped(counts: Iterable[int], coefficient: Callable[[Floats], Floats], *, cells: int) -> Agreement:
+    """A coefficient with its interval.
+
+    `counts` says how many items there are of each pattern, `cells` how many numbers a coefficient is made of.
+    """
     given = np.array(list(counts), dtype=float)
     items = int(given.sum())
     if not items:
@@ -108,8 +131,16 @@ def _bootstrapped(counts: Iterable[int], coefficient: Callable[[Floats], Floats]
     low = high = None
     if items >= MIN_ITEMS and value is not None:
         # The same items get the same interval, whoever asks.
-        drawn = np.random.default_rng(items).multinomial(items, given / items, size=RESAMPLES).astype(float)
-        found = coefficient(drawn)
+        chance = np.random.default_rng(items)
+        at_once = max(1, CELLS_AT_ONCE // cells)
+        found = np.concatenate(
+            [
+                coefficient(
+                    chance.multinomial(items, given / items, size=min(at_once, RESAMPLES - start)).astype(float)
+                )
+                for start in range(0, RESAMPLES, at_once)
+            ]
+        )
         found = found[~np.isnan(found)]
         low, high = (_number(each) for each in np.quantile(found, (0.025, 0.975)))
     return Agreement(value=value, low=low, high=high, items=items)

@@ -1,7 +1,9 @@
 """Agreement and its intervals, against scikit-learn and against worked examples that were published."""
 
+import itertools
 import math
 import random
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -70,6 +72,42 @@ def test_intervals_are_the_same_whoever_asks_and_need_enough_items():
     assert cohen_kappa(pairs) == cohen_kappa(list(reversed(pairs)))
     assert cohen_kappa(pairs[-MIN_ITEMS + 1 :]).low is None
     assert cohen_kappa(pairs[-MIN_ITEMS:]).low is not None
+
+
+def test_as_many_classes_as_items_take_no_memory_by_their_square():
+    items = [(f"class {n}", f"class {n}" if n % 2 else f"other {n}") for n in range(2_000)]
+    tracemalloc.start()
+    try:
+        alpha, kappa = krippendorff_alpha(items), cohen_kappa(items)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (alpha.value, kappa.value) == (pytest.approx(0.5, abs=1e-3), pytest.approx(0.5, abs=1e-3))
+    assert alpha.low < 0.5 < alpha.high
+    assert kappa.low < 0.5 < kappa.high
+    assert peak_bytes < 100_000_000
+
+
+def _alpha_by_table(items, chosen):
+    """Nominal alpha by the definition, of those items, from the whole table of coincidences."""
+    codes = {name: at for at, name in enumerate(sorted({name for each in items for name in each}))}
+    table = np.zeros((len(codes), len(codes)))
+    for at in chosen:
+        given = [codes[name] for name in items[at]]
+        for a, b in itertools.permutations(given, 2):
+            table[a, b] += 1 / (len(given) - 1)
+    of_class, total = table.sum(axis=0), table.sum()
+    expected = (total**2 - (of_class**2).sum()) / (total * (total - 1))
+    return 1 - (1 - np.trace(table) / total) / expected
+
+
+def test_alpha_and_its_interval_are_those_of_the_table_of_coincidences():
+    chance = random.Random(7)
+    items = [[chance.choice("aabcd") for _ in range(chance.choice([2, 3, 5]))] for _ in range(150)]
+    found = krippendorff_alpha(items)
+    assert found.value == pytest.approx(_alpha_by_table(items, range(150)), abs=1e-12)
+    drawn = [_alpha_by_table(items, chance.choices(range(150), k=150)) for _ in range(300)]
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, (0.025, 0.975))), abs=0.03)
 
 
 @pytest.mark.parametrize("n", [40, pytest.param(150, marks=pytest.mark.slow)])
