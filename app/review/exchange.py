@@ -1,7 +1,8 @@
 """Takes items to Label Studio and brings what was said there back.
 
 The main rule: what comes in is written whole or not at all, and the same again changes nothing. An annotation is known
-by its item and its author; the later word of the two counts, whether it was said there or here.
+by its item and its author; the later word of the two counts, whether it was said there or here. One that was cancelled
+after it was taken in withdraws its label.
 """
 
 import asyncio
@@ -113,13 +114,14 @@ class Exchange:
             stated: list[tuple[Annotation, Stated | None]] = []
             for each in fresh:
                 try:
-                    stated.append((each, _statement(queue, items, each)))
+                    there = before.get((each.item_id, each.reviewer))
+                    stated.append((each, _statement(queue, items, each, there)))
                 except InvalidRequest as error:
                     problems.append(f"{each.entry}: {error.message}")
             if problems:
                 raise _refused(problems)
             await self._write(connection, queue, items, before, stated, key_id)
-        skipped = sum(each is None for _, each in stated)
+        skipped = sum(said.finding is None for said, _ in stated)
         return Imported(done=len(stated) - skipped, skipped=skipped, unchanged=len(annotations) - len(stated))
 
     async def _write(
@@ -138,7 +140,8 @@ class Exchange:
         rows: list[dict[str, Any]] = []
         known: list[dict[str, Any]] = []
         for said, each in stated:
-            row = _row(queue, items[said.item_id], said, key_id, next(written).row["id"] if each else None)
+            label_id = next(written).row["id"] if each else None
+            row = _row(queue, items[said.item_id], said, key_id, label_id if said.finding else None)
             there = before.get((said.item_id, said.reviewer))
             if there is None:
                 rows.append(row)
@@ -178,15 +181,17 @@ def _finished_at(row: Row[Any] | None) -> int:
     return row.finished_at if row is not None and row.state in ("done", "skipped") else -1
 
 
-def _statement(queue: Queue, items: Mapping[str, Row[Any]], said: Annotation) -> Stated | None:
-    """The label that an annotation makes, if it was not a skip; raises InvalidRequest."""
+def _statement(queue: Queue, items: Mapping[str, Row[Any]], said: Annotation, there: Row[Any] | None) -> Stated | None:
+    """What an annotation states: its label, or for a skip that it withdraws the one there; raises InvalidRequest."""
     item = items.get(said.item_id)
     if item is None:
         raise InvalidRequest(f"`data.hallmark_item`: the queue {queue.name!r} has no item {said.item_id}.")
     if said.reviewer.startswith(KEY_PREFIX):
         raise InvalidRequest(f"`completed_by`: a name that begins with {KEY_PREFIX!r} stands for that key.")
     if said.finding is None:
-        return None
+        if there is None or there.label_id is None:
+            return None
+        return Stated(prediction_id=item.prediction_id, source="review_queue", withdrawn=True, said_at=said.at)
     return msgspec.structs.replace(statement(queue, item, said.finding), said_at=said.at)
 
 

@@ -230,6 +230,16 @@ def _controls(result: Sequence[Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _strings(name: str, values: Sequence[Any], limit: int) -> list[str]:
     for value in values:
-        if not isinstance(value, str) or not value or len(value) > limit or "\0" in value:
+        if not isinstance(value, str) or not value or len(value) > limit:
             raise Unreadable(f"result: `{name}` holds no text of 1 to {limit} characters")
+        if not _is_plain(value):
+            raise Unreadable(f"result: `{name}` holds a NUL or half of a surrogate pair")
     return list(values)
+
+
+def _is_plain(text: str) -> bool:
+    """Whether every database takes a text: it has no NUL, and no half of a surrogate pair."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -168,6 +169,26 @@ async def test_the_same_file_again_changes_nothing_and_a_newer_word_replaces(wor
     assert (await exported(world))[0]["annotations"][0]["result"][0]["value"] == {"choices": ["wrong"]}
 
 
+@on_either_kind("module_database_url")
+async def test_what_was_cancelled_there_later_is_withdrawn_until_it_is_said_again(world):
+    tasks = await filled(world, 1)
+    for facts, done in (({}, (1, 0, 0)), ({"was_cancelled": True}, (0, 1, 0)), ({"was_cancelled": True}, (0, 1, 0))):
+        tasks[0]["annotations"] = [annotation(world.clock, "right", **facts)]
+        assert await bring(world, tasks) == done
+        assert await bring(world, tasks) == (0, 0, 1)
+        labels = await world.labels.find("acme", withdrawn=True)
+        assert [(each.class_name, each.withdrawn) for each in labels] == [("right", bool(facts))]
+        world.clock.pass_seconds(60)
+    (item,) = (await world.items()).values()
+    assert (item.state, item.done, item.skipped) == ("waiting", 0, 1)
+    tasks[0]["annotations"] = [annotation(world.clock, "wrong")]
+    assert await bring(world, tasks) == (1, 0, 0)
+    (label,) = await world.labels.find("acme")
+    assert (label.id, label.class_name, label.said_at) == (labels[0].id, "wrong", world.clock.now)
+    (item,) = (await world.items()).values()
+    assert (item.state, item.done, item.skipped) == ("done", 1, 0)
+
+
 async def test_who_annotates_is_known_by_email_or_by_number_and_several_may(world):
     tasks = await filled(world, 1, overlap=1)
     world.clock.pass_seconds(1)
@@ -222,6 +243,8 @@ async def test_every_bad_entry_is_named_and_nothing_is_written(world):
     tasks[8]["annotations"][0]["result"][0]["value"]["choices"] = ["right", "wrong"]
     tasks[9]["annotations"][0]["result"][0]["value"]["choices"] = ["perhaps"]
     tasks[10]["annotations"][0]["completed_by"] = {"email": "key:other"}
+    text = {"from_name": "comment", "value": {"text": ["half of a pair: \ud83d"]}}
+    tasks[11]["annotations"][0]["result"].append(text)
     with pytest.raises(InvalidRequest) as refused:
         await bring(world, tasks)
     message = refused.value.message
@@ -238,6 +261,7 @@ async def test_every_bad_entry_is_named_and_nothing_is_written(world):
         "[8].annotations[0].result: `class` holds not just one",
         "[9].annotations[0]: `class`: 'perhaps' is none of",
         "[10].annotations[0]: `completed_by`: a name that begins with 'key:'",
+        "[11].annotations[0].result: `comment` holds a NUL or half of a surrogate pair",
     ):
         assert said in message
     assert refused.value.param == "[0].data"
@@ -266,8 +290,9 @@ async def test_many_faults_are_counted(world):
             await bring(world, body)
 
 
+_texts = st.text(st.characters(), max_size=5)  # With halves of surrogate pairs, which JSON can spell.
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | _texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
@@ -275,7 +300,10 @@ _regions = st.fixed_dictionaries(
     {},
     optional={
         "from_name": st.sampled_from(["class", "correction", "comment", "passages", "else"]),
-        "value": st.fixed_dictionaries({}, optional={"choices": json_values, "text": json_values}) | json_values,
+        "value": st.fixed_dictionaries(
+            {}, optional={"choices": json_values | st.lists(_texts), "text": json_values | _texts}
+        )
+        | json_values,
     },
 )
 _annotations = st.fixed_dictionaries(
@@ -302,6 +330,7 @@ def test_whatever_a_file_holds_is_read_or_told(body):
     found, problems = read_tasks(body, now=2_000_000_000_000)
     for each in found:
         assert each.entry.startswith("[")
+        assert msgspec.json.encode(each)  # It refuses halves of surrogate pairs, as databases do.
         assert (
             each.finding is None or each.finding.class_name or each.finding.answer or each.finding.passages is not None
         )
