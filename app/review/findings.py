@@ -60,7 +60,7 @@ class Reviewer(msgspec.Struct, frozen=True, kw_only=True):
     leased: int
     """Leases that have not expired."""
     mean_seconds: float | None
-    """From lease to completion."""
+    """From lease to completion; of a review that was imported no lease is known."""
     gold: int
     """Items done whose right class is known."""
     gold_right: int
@@ -200,6 +200,8 @@ def _shares(classes: Iterable[str], rows: Sequence[Any]) -> list[Share]:
 
 def _by_reviewer(queue: Queue, now: int) -> Any:
     is_done, is_gold = _r.state == "done", _i.gold_class.is_not(None)
+    # What is imported was leased for no time, or was done elsewhere before its reviewer leased it here.
+    is_timed = is_done & (_r.expires_at > _r.leased_at) & (_r.finished_at >= _r.leased_at)
 
     def count(condition: Any) -> Any:
         return func.count().filter(condition)
@@ -210,7 +212,7 @@ def _by_reviewer(queue: Queue, now: int) -> Any:
             count(is_done).label("done"),
             count(_r.state == "skipped").label("skipped"),
             count((_r.state == "leased") & (_r.expires_at > now)).label("leased"),
-            func.avg(_r.finished_at - _r.leased_at).filter(is_done).label("milliseconds"),
+            func.avg(_r.finished_at - _r.leased_at).filter(is_timed).label("milliseconds"),
             count(is_done & is_gold).label("gold"),
             count(is_done & (_i.gold_class == _r["class"])).label("gold_right"),
         )

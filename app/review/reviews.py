@@ -190,6 +190,8 @@ class Reviews:
             _, row, _ = await self._taken(connection, speaker, review_id)
             if row.state == "done":
                 raise Conflict("This review is done: complete it anew, or withdraw its label.")
+            if row.state == "returned":
+                raise Conflict("This item was given back: lease it anew to skip it.")
             return await self._change(connection, row, {"state": "skipped", "finished_at": now, "reason": reason})
 
     async def give_back(self, speaker: Speaker, review_id: str) -> Review:
@@ -275,10 +277,12 @@ def statement(queue: Queue, item: Row[Any], finding: Finding) -> Stated:
 
 
 async def recount(connection: AsyncConnection, item_ids: Collection[str]) -> None:
-    """Bring items to what their reviews say."""
+    """Bring items to what their reviews say; a reviewer counts once, however often they leased an item."""
 
     def count(state: State) -> Any:
-        return select(func.count()).where(_r.item_id == _i.id, _r.state == state).scalar_subquery()
+        return (
+            select(func.count(_r.reviewer.distinct())).where(_r.item_id == _i.id, _r.state == state).scalar_subquery()
+        )
 
     mine = _i.id.in_(item_ids)
     counted = update(review_items).where(mine).values(done=count("done"), skipped=count("skipped"))

@@ -168,7 +168,7 @@ class ReviewerObject(Shown):
     done: int
     skipped: int
     leased: int = Field(description="Leases that have not expired.")
-    mean_seconds: float | None = Field(description="From lease to completion.")
+    mean_seconds: float | None = Field(description="From lease to completion, of reviews that were not imported.")
     gold: int = Field(description="Items done whose class is known.")
     gold_right: int
     gold_share: float | None = Field(description="Of those, how many were found right.")

@@ -225,6 +225,24 @@ async def test_a_lease_that_is_open_here_is_done_by_what_its_reviewer_said_there
     assert await world.lease("anna") == []
 
 
+@on_either_kind("module_database_url")
+async def test_reviews_that_were_imported_do_not_count_as_done_in_no_time(world):
+    tasks = await filled(world, 4)
+    earlier = annotation(world.clock, by="anna")
+    world.clock.pass_seconds(60)
+    (timed, done_there) = await world.lease("anna", 2)
+    world.clock.pass_seconds(30)
+    await world.reviews.complete(person("anna"), timed.review.id, Finding(class_name="right"))
+    for task in tasks:
+        is_mine = task["data"]["hallmark_item"] == timed.review.item_id
+        task["annotations"] = [] if is_mine else [earlier, annotation(world.clock, by="ben")]
+    assert await bring(world, tasks) == (6, 0, 0)
+    (anna, ben) = (await world.findings.progress("acme", "q")).reviewers
+    assert (anna.done, anna.mean_seconds) == (4, 30.0)
+    assert (ben.done, ben.mean_seconds) == (3, None)
+    assert (await world.reviews.get("acme", done_there.review.id)).state == "done"
+
+
 # --- faults ---
 
 

@@ -275,6 +275,26 @@ async def test_a_skipped_item_goes_to_others_and_is_set_aside_when_enough_skip_i
     assert await world.labels.find("acme") == []
 
 
+@on_either_kind("module_database_url")
+async def test_one_reviewer_alone_sets_no_item_aside(world):
+    (made,) = await filled(world, 1, lease_seconds=60)
+    (returned,) = await world.lease("anna")
+    await world.reviews.give_back(ANNA, returned.review.id)
+    with pytest.raises(Conflict, match="lease it anew"):
+        await world.reviews.skip(ANNA, returned.review.id, "other")
+    expired = []
+    for _ in range(MAX_SKIPS):
+        expired += await world.lease("anna")
+        world.clock.pass_seconds(60)
+    assert len({each.review.id for each in expired}) == MAX_SKIPS
+    for each in expired:
+        await world.reviews.skip(ANNA, each.review.id, "other")
+    item = (await world.items())[made]
+    assert (item.state, item.skipped) == ("waiting", 1)
+    assert await world.lease("anna") == []
+    assert given(await world.lease("ben")) == [made]
+
+
 async def test_a_review_that_is_done_is_neither_skipped_nor_given_back(world):
     await filled(world, 1)
     (leased,) = await world.lease("anna")
