@@ -13,6 +13,8 @@ from functools import lru_cache
 from typing import NamedTuple
 from unicodedata import normalize
 
+from retrieval.numerals import SCALE_WORDS, dates_spelled, groups_joined, normal_number, other_numbers, scale_of
+
 
 def word_set(words: str) -> frozenset[str]:
     """Make a set of the words of a string: a word list reads best as text."""
@@ -36,7 +38,6 @@ _NUMBER_WORDS = {
     "eighteen": 18, "nineteen": 19, "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70,
     "eighty": 80, "ninety": 90,
 }  # fmt: skip
-_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "k": 1000}
 # Right after a number these are units; elsewhere "s" and "m" are letters.
 _UNITS = {
     "ms": "millisecond", "msec": "millisecond", "us": "microsecond", "µs": "microsecond", "s": "second",
@@ -62,7 +63,6 @@ _TOKEN = re.compile(
 _ALIKE = {
     code: normalize("NFKC", chr(code)) for code in (*range(0xFB00, 0xFB07), *range(0xFF01, 0xFF5F))
 } | dict.fromkeys((0xAD, 0x200B, 0x2060, 0xFEFF))
-_THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 # What "million" may multiply: not "1,2,3", nor more digits than any amount has, each of which would be written anew for
 # each further "thousand".
 _SCALED = re.compile(r"-?\d{1,100}(?:\.\d{1,100})?")
@@ -78,7 +78,7 @@ _MARKED = frozenset(("number", "name", "identifier", "also"))
 _NUMBERS = frozenset(("number", "number word"))
 _ORDINALS = frozenset(("st", "nd", "rd", "th"))
 # What a number may take into it from the words behind.
-_AFTER_NUMBER = _ORDINALS.union(_UNITS, _SCALES, _NUMBER_WORDS, ("one",))
+_AFTER_NUMBER = _ORDINALS.union(_UNITS, SCALE_WORDS, _NUMBER_WORDS, ("one",))
 _VOWEL = re.compile(r"[aeiouy]")
 # (ending, the least that must stay of the word)
 _ENDINGS = (("ations", 4), ("ation", 4), ("ions", 4), ("ion", 4), ("ing", 3), ("ed", 3), ("ment", 4), ("ly", 4))
@@ -205,6 +205,7 @@ def _runs(text: str) -> list[_Run]:
     # A look for the words themselves first: few sentences have them, and the patterns are slow.
     plain = _NO_NEGATION.sub(" ", text) if "no " in lower or "not " in lower else text
     plain = _NO_ONE.sub(" ", plain) if "one" in lower else plain
+    plain = groups_joined(plain)
     pieces = _RUN.findall(plain)
     found: list[_Run] = []
     first, skipped = True, 0
@@ -255,6 +256,7 @@ def _read(tokens: Sequence[tuple[str, str]], first: bool) -> _Run:
         elif kind in _NUMBERS:
             value, at = _amount(tokens, at - 1)
             found.append(("number" if kind == "number" else "word", value))
+            found += [("also", other) for other in other_numbers(word, value)]
             following = tokens[at][1].lower() if at < len(tokens) else ""
             if following in _UNITS:
                 found.append(("word", stem(_UNITS[following])))
@@ -287,7 +289,8 @@ def _tokens(run: str) -> list[tuple[str, str]]:
 
 def _spelled(run: str) -> str:
     """Spell one way what looks alike: a PDF or a file name from a Mac is seldom spelled as a question is."""
-    return run if run.isascii() else normalize("NFC", run.translate(_ALIKE))
+    plain = run if run.isascii() else normalize("NFC", run.translate(_ALIKE))
+    return dates_spelled(plain)
 
 
 def _amount(tokens: Sequence[tuple[str, str]], at: int) -> tuple[str, int]:
@@ -301,21 +304,9 @@ def _amount(tokens: Sequence[tuple[str, str]], at: int) -> tuple[str, int]:
         value, at = str(_NUMBER_WORDS[lower] + _NUMBER_WORDS[following]), at + 1
     elif following == "one" and kind != "number" and _NUMBER_WORDS[lower] >= 20:
         value, at = str(_NUMBER_WORDS[lower] + 1), at + 1
-    while at < len(tokens) and (scale := _SCALES.get(tokens[at][1].lower())) and _SCALED.fullmatch(value):
+    while at < len(tokens) and (scale := scale_of(tokens[at][1])) and _SCALED.fullmatch(value):
         value, at = normal_number(f"{Decimal(value) * scale:f}", trim=True), at + 1
     return value, at
-
-
-def normal_number(written: str, *, trim: bool = False) -> str:
-    """Write a number one way: no thousands separators, a plain minus sign; `trim` drops a fraction of zeros."""
-    plain = written.replace("−", "-").lstrip("vV")
-    if _THOUSANDS.fullmatch(plain):
-        plain = plain.replace(",", "")
-    elif plain.count(",") == 1 and "." not in plain:
-        plain = plain.replace(",", ".")  # A decimal comma.
-    if trim and "." in plain:
-        plain = plain.rstrip("0").rstrip(".")
-    return plain
 
 
 def _terms_of(word: str, first: bool) -> Iterator[tuple[str, str]]:

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieval.documents import Hit, Passage
+from retrieval.numerals import normal_number
 from retrieval.support import Evidence, Support
-from retrieval.terms import normal_number, stem, terms
+from retrieval.terms import stem, terms
 from tests.stopwatch import Stopwatch
 
 SCALES = ("hundred", "thousand", "million", "trillion", "k")
@@ -51,6 +52,19 @@ def best(claim: str, *texts: str, question: str = "") -> Support:
         ("the o\ufb03ce of the \ufb01rst \ufb02oor", "the office of the first floor"),
         ("a fi\u00adnal of\u200bfer", "a final offer"),
         ("\uff12\uff14 months", "24 months"),
+        ("$1,000.00", "$1,000"),
+        ("2024-03-05", "5 March 2024"),
+        ("05.03.2024", "5.3.2024"),
+        ("log-2024-03-05", "log, 5 March 2024"),
+        ("1 000 000 users", "1,000,000 users"),
+        ("10 000 users", "10,000 users"),
+        ("1\u202f500 users", "1500 users"),
+        ("1'000'000 users", "1000000 users"),
+        ("1.234,56 Euro", "1234.56 Euro"),
+        ("12,34,567 users", "1,234,567 users"),
+        ("5 million users", "5M users"),
+        ("5 mn users", "5 million users"),
+        ("3 bn users", "3 billion users"),
     ],
 )
 def test_the_same_fact_has_the_same_terms(one: str, other: str) -> None:
@@ -67,6 +81,10 @@ def test_the_same_fact_has_the_same_terms(one: str, other: str) -> None:
         ("MAX_SIZE", "MAX_AGE"),
         ("1.5", "15"),
         ("10³", "103"),
+        ("5 m", "5 M"),
+        ("version 1.2.2024.1", "version 1.2.2024"),
+        ("2024-13-05", "5 March 2024"),
+        ("12 300 rows", "12,300 rows"),
     ],
 )
 def test_different_values_have_different_terms(one: str, other: str) -> None:
@@ -75,6 +93,20 @@ def test_different_values_have_different_terms(one: str, other: str) -> None:
 
 def test_numbers_are_written_one_way() -> None:
     assert [normal_number(each) for each in ("1,234,567.5", "−3", "2,5", "v2.0")] == ["1234567.5", "-3", "2.5", "2.0"]
+
+
+@pytest.mark.parametrize(
+    ("passage", "claim"),
+    [
+        ("The licence is 1.000 Euro.", "1000 Euro"),
+        ("The licence is 1.000 Euro.", "1.000 Euro"),
+        ("It stores 2.0 TB.", "2 TB"),
+        ("At 05:30 it starts.", "At 5:30"),
+        ("At 5:30 it starts.", "At 05:30"),
+    ],
+)
+def test_a_number_that_can_be_read_in_two_ways_supports_both(passage: str, claim: str) -> None:
+    assert best(claim, passage).missing == frozenset()
 
 
 @given(st.text())
