@@ -2,12 +2,13 @@
 
 The main rule: a number or an identifier of the claim must stand in the passage, whatever else matches. Then counts how
 much of the claim's content stands in one place of the passage, and whether one of the two denies what the other
-states. Words of the question weigh less, because a wrong answer repeats them just as well.
+states. Words of the question weigh less, because a wrong answer repeats them just as well; a number that stands beside
+another subject is not the claim's (`retrieval.subjects`).
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import log
@@ -16,6 +17,7 @@ from typing import NamedTuple
 from retrieval.asking import asked
 from retrieval.documents import Hit, Passage
 from retrieval.sentences import sentences
+from retrieval.subjects import of_others
 from retrieval.terms import Terms, terms, word_set
 
 _NOTHING: frozenset[str] = frozenset()
@@ -76,13 +78,18 @@ class Reading:
             for place, words in enumerate(here)
         ]
 
+    def without(self, places: Collection[int]) -> frozenset[str]:
+        """Return the vocabulary of the passage without some of its sentences."""
+        kept = (each.vocabulary for place, each in enumerate(self.sentences) if place not in places)
+        return self.head.union(*kept, *self.under)
+
 
 class Support(NamedTuple):
     """How far a passage supports a claim, and where: `start:end` of the passage's text, a sentence or two.
 
     `share` (0 to 1) is the weighted part of the claim's content that stands there; `missing` are its numbers and
-    identifiers that stand nowhere in the passage; `contradicted` says that one denies what the other states;
-    `covered` are the words of the claim that stand at the place.
+    identifiers that stand nowhere in the passage, or only with another subject; `contradicted` says that one denies
+    what the other states; `covered` are the words of the claim that stand at the place.
     """
 
     hit: int
@@ -312,7 +319,11 @@ class Evidence:
             return Support(hit, 0.0, 0, 0, frozenset(), hard)
         words = weights.words
         head = words & reading.head
-        singles = [head | (words & each.vocabulary) for each in reading.sentences]
+        others = of_others(claim, self.subject, reading.sentences, reading.under) if claim.numbers else ()
+        singles = [
+            head if place in others else head | (words & each.vocabulary)
+            for place, each in enumerate(reading.sentences)
+        ]
         shares = [weights.sum(each) / total for each in singles]
         first = last = max(range(len(shares)), key=lambda i: (shares[i], -i))
         covered, share = singles[first], shares[first]
@@ -320,14 +331,15 @@ class Evidence:
             both = singles[i] | singles[i + 1]
             if (together := weights.sum(both) / total) >= share + _SECOND_SENTENCE_GAIN:
                 first, last, covered, share = i, i + 1, both, together
-        whole = weights.sum(words & reading.vocabulary) / total
+        vocabulary = reading.without(others) if others else reading.vocabulary
+        whole = weights.sum(words & vocabulary) / total
         return Support(
             hit=hit,
             share=_PLACE_WEIGHT * share + (1 - _PLACE_WEIGHT) * whole,
             start=reading.spans[first][0],
             end=reading.spans[last][1],
             covered=covered,
-            missing=hard - reading.vocabulary,
+            missing=hard - vocabulary,
             contradicted=contradicts(claim, reading.sentences[first : last + 1]),
         )
 
