@@ -12,7 +12,7 @@ from typing import Literal
 from retrieval.abstention import CheckPolicy, engine_abstains, is_polar, says_nothing, split_yes_no
 from retrieval.documents import Hit
 from retrieval.errors import RetrievalError
-from retrieval.markers import Marker, cells, claim_text, is_code, is_item, read_markers, split_lead_in
+from retrieval.markers import Marker, cells, claim_text, is_code, is_item, is_text, read_markers, split_lead_in
 from retrieval.ranking import Ranking, by_ratings, by_words, likeliest, reaches
 from retrieval.support import Candidate, Evidence, Support, contradicts
 from retrieval.terms import Terms, terms, word_set
@@ -88,9 +88,9 @@ class Judge:
 
     async def judge(self, written: str, *, focused: bool) -> Finding:
         """Judge one sentence; `focused` says that one before it already answers the question."""
-        written_markers = tuple(read_markers(written))
+        written_markers = self._markers(written)
         text, led = split_lead_in(written)
-        markers = tuple(read_markers(text)) if led else written_markers
+        markers = self._markers(text) if led else written_markers
         named = tuple(dict.fromkeys([*led, *(number for marker in written_markers for number in marker.numbers)]))
         own = tuple(number - 1 for number in named if number <= len(self._shown))
         finding = await self._weigh(text, markers, own, focused)
@@ -112,6 +112,13 @@ class Judge:
             self._quotation(*place)
             for place in _joined([self._whole(each) for score, each in ranking.scored[:most] if score >= least])
         ]
+
+    def _markers(self, text: str) -> tuple[Marker, ...]:
+        """Find the markers of a sentence, but for brackets that are text of a passage."""
+        if not (markers := read_markers(text)):
+            return ()
+        passages = [self._hits[hit].passage.text for hit in self._shown]
+        return tuple(each for each in markers if not is_text(text, each, passages))
 
     async def _ranking(self) -> Ranking:
         """Order the likeliest sentences; in one answer more than one sentence may ask for it."""
@@ -146,7 +153,7 @@ class Judge:
             status = "unsupported"
         if status != "unsupported" and yes_no and not self._confirms(yes_no, kept[0]):
             text = _without_yes_no(text)
-            markers = tuple(read_markers(text))
+            markers = self._markers(text)
         return self._cite(text, markers, own, status, kept, found)
 
     async def _grade(self, claim: Terms, said: str, found: Sequence[Support]) -> tuple[Status, list[Support]]:
@@ -301,12 +308,14 @@ class Judge:
         return [each.hit for each in sorted(kept, key=order)]
 
     def _quotation(self, hit: int, first: int, last: int) -> Finding:
-        """Make sentences of a passage a sentence of the answer."""
+        """Make sentences of a passage a sentence of the answer; marks of the passage's own sources are not ours."""
         reading = self._evidence.readings[hit]
         start, end = reading.spans[first][0], reading.spans[last][1]
+        text = self._readable(hit, first, last)
         return Finding(
             kind="claim",
-            text=self._readable(hit, first, last),
+            text=text,
+            markers=self._markers(text),
             status="supported",
             share=1.0,
             cited=(hit,),

@@ -29,6 +29,10 @@ _LEAD_IN = re.compile(
     r"|(?P<marks>\x00++(?:\s*+(?:,|and|&)?\s*+\x00++)*))\s*,\s*(?=\S)",
     re.IGNORECASE,
 )
+# Of a text written backwards as well.
+_BEFORE_BRACKET = re.compile(r"\s?\w++")
+_LONGEST_WORD = 64
+_GOES_ON = r"(?:\.\w|\s?(?=\w)[^A-Z])"
 _BULLET = re.compile(r"\s*(?:>\s*)*(?:(?:[-*+•‣◦▪–]|\(?\d{1,3}[.)])\s+)?")
 
 
@@ -63,6 +67,19 @@ def read_markers(text: str) -> list[Marker]:
         return []
     prose = _INLINE_CODE.sub(lambda code: "`" * len(code[0]), text)
     return [Marker(found.start(), found.end(), _numbers(found[0])) for found in _MARKER.finditer(prose)]
+
+
+def is_text(text: str, marker: Marker, sources: Sequence[str]) -> bool:
+    """Tell whether a bracket is text of a source: an index, `items[7]`, or a range that a sentence goes on after.
+
+    A single number after a space, or one that ends what it stands in, marks a source's own source.
+    """
+    written = _BEFORE_BRACKET.match(text[max(0, marker.start - _LONGEST_WORD) : marker.start][::-1])
+    if written is None or (written[0][0].isspace() and len(marker.numbers) == 1):
+        return False
+    bracket = text[marker.start - len(written[0]) : marker.end]
+    pattern = re.compile(r"(?<!\w)" + r"\s+".join(map(re.escape, bracket.split())) + _GOES_ON)
+    return any(pattern.search(source) for source in sources)
 
 
 def claim_text(text: str, markers: Sequence[Marker]) -> str:
