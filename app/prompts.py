@@ -66,7 +66,7 @@ _SLOT = re.compile(r"\{(question|sources|fence|features|labels|schema)\}")
 # Words by which a question points back at the conversation.
 _ANAPHORA = frozenset(
     {"it", "its", "that", "this", "these", "those", "they", "them", "their", "he", "she", "his", "her", "one", "ones"}
-    | {"there", "then", "such", "same", "former", "latter", "why", "how", "else", "more", "another"}
+    | {"there", "then", "such", "same", "former", "latter", "else", "more", "another"}
 )
 
 

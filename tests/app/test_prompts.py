@@ -243,6 +243,8 @@ def test_a_question_that_leans_on_the_conversation_is_searched_with_the_one_befo
     [
         "Which scopes does an API key need to read documents?",
         "Which limit does the service set for the bytes of an upload?",
+        "How long are the access logs of Zephyr kept?",
+        "Why does the gateway ask the engine twice?",
         "I run the service on a machine with two cores and the engine elsewhere and ask myself whether that is enough",
     ],
 )
