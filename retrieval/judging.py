@@ -26,6 +26,8 @@ Status = Literal["supported", "weak", "unsupported"]
 _SAME_SHARE = 0.1
 # Least share of what a sentence adds to the question that must stand at the places it rests on.
 _NEW_SHARE = 0.5
+# With so few new words a sentence says the question again, unless what is asked for is among them.
+_AGAIN_SHARE = 0.3
 # What follows a sentence that ends in a colon belongs to it, to so many lines.
 _LONGEST_LIST = 8
 # What "it" stands for is looked for in so many sentences before.
@@ -182,7 +184,10 @@ class Judge:
 
     def _answers(self, said: str, claim: Terms, kept: Sequence[Support]) -> bool:
         """Tell whether a supported sentence is an answer: of the kind asked for, from a place about the question."""
-        if self._evidence.asked.suits(said, claim) <= -1.0 or not (is_code(said) or self._adds(claim, kept)):
+        suits = self._evidence.asked.suits(said, claim)
+        if suits <= -1.0 or not (is_code(said) or self._adds(claim, kept)):
+            return False
+        if suits <= 0.0 and self._evidence.asked.kind and self._says_again(claim):
             return False
         for each in kept:
             fit = self._evidence.focus(each.hit, each.start, each.end)
@@ -209,6 +214,11 @@ class Judge:
         new = frozenset(claim.words) - self._evidence.question.vocabulary
         held = frozenset().union(*(each.covered for each in kept))
         return len(new & held) >= len(new) * _NEW_SHARE
+
+    def _says_again(self, claim: Terms) -> bool:
+        """Tell whether a sentence is the question put another way: a small model likes to answer with that."""
+        words = frozenset(claim.words)
+        return len(words - self._evidence.question.vocabulary) <= len(words) * _AGAIN_SHARE
 
     async def _cosines(self, text: str, texts: list[str]) -> list[float | None]:
         """Return the cosine of `text` to each, None where no embedder answers: the words then decide alone."""

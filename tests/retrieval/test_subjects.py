@@ -1,4 +1,4 @@
-"""A value belongs to the subject beside which it stands: rows, items and sentences that tell the same of many."""
+"""A value belongs to the subject beside which it stands, and the question said again holds none."""
 
 import pytest
 
@@ -60,3 +60,27 @@ async def test_other_words_for_the_same_are_no_other_subject() -> None:
     text = "Access logs are stored for 30 days. Error logs are kept for 90 days."
     assert await answered("How long are access logs kept?", "Access logs are kept for 30 days.", text)
     assert not await answered("How long are error logs kept?", "Error logs are kept for 30 days.", text)
+
+
+@pytest.mark.parametrize(
+    ("question", "again", "answer"),
+    [
+        (
+            "Which setting should I lower when the embedded engine is slow?",
+            "When the embedded engine is slow, you should lower the setting to a lower number.",
+            "Lower `HALLMARK_EMBEDDED_THREADS` when the embedded engine is slow.",
+        ),
+        (
+            "Why is the embedded engine slow on a machine with other programs?",
+            "The embedded engine is slow on a machine with other programs beside it.",
+            "The embedded engine is slow because other programs use the same cores.",
+        ),
+    ],
+)
+async def test_the_question_said_again_is_no_answer(question: str, again: str, answer: str) -> None:
+    text = (
+        "The embedded engine is slow on a machine with other programs, because they use the same cores. "
+        "When the embedded engine is slow, set `HALLMARK_EMBEDDED_THREADS` to a lower number."
+    )
+    assert not await answered(question, again, text)
+    assert await answered(question, answer, text)
