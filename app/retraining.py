@@ -29,6 +29,15 @@ from app.retrain_files import (
 )
 
 CANDIDATE, STABLE = "candidate", "stable"
+OUTAGES = frozenset(
+    {"429", "500", "502", "503", "504", "engine_error", "engine_interrupted", "engine_timeout", "engine_unavailable",
+     "features_unavailable", "internal_error", "overloaded", "rate_limit_exceeded", "record_unavailable",
+     "retrieval_unavailable", "timeout", "unavailable", "unreachable"}
+)  # fmt: skip
+"""Failures that say of the service, and not of a release, that it did not answer: our error codes, and where there was
+none what training calls it."""
+MOST_OUTAGES = 0.01
+"""The share of the rows that may be lost to them: it moves a difference by so much at most."""
 Tell = Callable[[str], object]
 
 
@@ -192,6 +201,12 @@ class Retraining:
         if state.evaluation not in (None, digest):
             raise ServiceFailure(f"{results}: it is not the evaluation that was noted; run this with --anew.")
         evaluation = decoded(content, results / "evaluation.json", EvaluationRead)
+        if reason := not_asked(evaluation, state):
+            # Such an evaluation, kept, would be judged again for ever: what was asked of it was not answered.
+            state.evaluation = None
+            save(self.folder, state)
+            (results / "evaluation.json").unlink()
+            raise ServiceFailure(f"{reason} Run this again once all are well: it evaluates anew.")
         recommendation = read_json(compared / "recommendation.json", RecommendationRead)
         verdict = judge(evaluation, recommendation, state)
         state.evaluation = digest
@@ -225,21 +240,32 @@ class Retraining:
         return rollout
 
 
+def not_asked(evaluation: EvaluationRead, state: State) -> str | None:
+    """Why it says nothing of the two releases, whatever its figures are; None if it does."""
+    labels = {CANDIDATE: state.release, STABLE: state.stable}
+    for arm in evaluation.arms:
+        label = labels.get(arm.name)
+        away = {code: count for code, count in arm.failures.items() if code in OUTAGES}
+        if sum(away.values()) > MOST_OUTAGES * evaluation.rows:
+            kinds = ", ".join(f"{count} {code}" for code, count in sorted(away.items()))
+            return f"The service did not answer {sum(away.values())} of {evaluation.rows} rows for {label} ({kinds})."
+        others = [each for each in arm.releases if each != label]
+        if others:
+            return f"{', '.join(others)} answered in place of {label}."
+    return None
+
+
 def judge(evaluation: EvaluationRead, recommendation: RecommendationRead, state: State) -> Verdict:
-    """Whether the candidate may be tried: it was it that answered, and it is not worse by the margin.
+    """Whether the candidate may be tried: it is not worse by the margin.
 
     Raises:
         ServiceFailure: the candidate is not in the results.
     """
     tested = next((each for each in recommendation.tested if each.arm == CANDIDATE), None)
-    candidate = next((each for each in evaluation.arms if each.name == CANDIDATE), None)
-    if tested is None or candidate is None:
+    if tested is None:
         raise ServiceFailure("The evaluation says nothing of the candidate; run this with --anew.")
     drop = f"its score is {-100 * tested.drop.value:+.1f} points beside {state.stable} on {evaluation.rows} rows"
     least, margin = f"{-100 * tested.drop.upper:+.1f}", f"{100 * state.plan.margin:g}"
-    others = [label for label in candidate.releases if label != state.release]
-    if others:
-        return Verdict(False, f"{', '.join(others)} answered in place of {state.release}.", evaluation, tested)
     if tested.outcome == "passes":
         reason = f"{drop}, with 95 % certainty above {least}; {margin} points less are allowed."
         return Verdict(True, reason, evaluation, tested)

@@ -2,7 +2,8 @@
 
 What it does besides is in `control.json` in the folder that is its first argument: `fail` and `kill` name commands that
 end with an error, or end whoever started them, the first time; `outcome`, `value` and `needed` are what it finds;
-`answered` is what answered in the candidate's place. Its calls are in `calls.jsonl`.
+`answered` and `failures` are what answered in an arm's place, and how often which failure came. Its calls are in
+`calls.jsonl`.
 """
 
 import argparse
@@ -58,7 +59,7 @@ def evaluate(arguments: list[str], control: dict[str, Any]) -> None:
     given = parser.parse_args(arguments)
     manifest = json.loads((Path(given.dataset) / "manifest.json").read_text())
     arms = dict(arm.split(",")[0].split("=") for arm in given.arm)
-    answered = {**arms, "candidate": control.get("answered", arms["candidate"])}
+    answered = {**arms, **control.get("answered", {})}
     figure = {"value": 0.9, "low": 0.8, "high": 0.95, "n": 100, "effective_n": 100.0}
     found = {
         "format": "hallmark-evaluation/1",
@@ -69,13 +70,13 @@ def evaluate(arguments: list[str], control: dict[str, Any]) -> None:
                 "name": name,
                 "releases": [answered[name]],
                 "figures": {"score": figure},
-                "failures": {},
+                "failures": control.get("failures", {}).get(name, {}),
                 "seconds": {"p50": 1.0},
             }
             for name in arms
         ],
     }
-    Path(given.output).mkdir(parents=True)
+    Path(given.output).mkdir(parents=True, exist_ok=True)
     (Path(given.output) / "evaluation.json").write_text(json.dumps(found))
 
 
@@ -92,7 +93,7 @@ def compare(arguments: list[str], control: dict[str, Any]) -> None:
         "drop": {"value": value, "low": value - 0.05, "high": value + 0.05, "upper": value + 0.04},
         "rows_needed": control.get("needed"),
     }
-    Path(given.output).mkdir(parents=True)
+    Path(given.output).mkdir(parents=True, exist_ok=True)
     (Path(given.output) / "recommendation.json").write_text(json.dumps({"tested": [tested]}))
 
 

@@ -120,7 +120,6 @@ async def test_labels_become_a_canary_that_was_evaluated(world):
         ({"outcome": "too few rows", "value": 0.03, "needed": 240}, "need about 240 more labels"),
         ({"outcome": "worse", "value": 0.2}, "seems worse than allowed"),
         ({"outcome": "a slice is worse", "value": 0.01}, "worse on a part of the rows"),
-        ({"answered": "hallmark@1"}, "hallmark@1 answered in place of"),
     ],
 )
 async def test_what_is_not_shown_to_be_good_enough_gets_no_canary(world, found, said):
@@ -131,6 +130,28 @@ async def test_what_is_not_shown_to_be_good_enough_gets_no_canary(world, found, 
     assert said in told(done)
     assert (await world.rollout())["canary"] is None
     assert world.state()["outcome"] == "refused"
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({"failures": {"stable": {"engine_unavailable": 30, "timeout": 10}}}, "did not answer 40 of 100 rows for hall"),
+        ({"failures": {"candidate": {"503": 2}}, "outcome": "worse", "value": 0.2}, "did not answer 2 of 100 rows for"),
+        ({"answered": {"stable": "smaller@4"}}, "smaller@4 answered in place of hallmark@1"),
+        ({"answered": {"candidate": "smaller@4"}}, "smaller@4 answered in place of"),
+    ],
+)
+async def test_an_evaluation_that_the_service_was_away_for_decides_nothing_and_is_made_again(world, found, said):
+    world.control(**found)
+    away = await world.retrain()
+    assert away.exit_code == 1, away.output
+    assert said in told(away)
+    assert "Run this again" in told(away)
+    assert ((await world.rollout())["canary"], world.state().get("outcome")) == (None, None)
+    world.control(failures={"stable": {"engine_unavailable": 1}, "candidate": {"unfit_answer": 20}})
+    done = await world.retrain()
+    assert done.exit_code == 0, done.output
+    assert world.calls == ["train", "evaluate", "compare", "evaluate", "compare"]
 
 
 async def test_what_nothing_is_new_for_is_not_trained_again_unless_it_is_told_to(world):
