@@ -124,7 +124,7 @@ def _run(work: Retraining, share: float, guards: dict[str, Any] | None, *, earli
     work.train()
     while True:
         try:
-            work.draft()
+            drafted = work.draft()
         except NeedsRestart as error:
             err.print(escape(str(error)))
             if not (sys.stdin.isatty() and typer.confirm("Is it started with them?", err=True)):
@@ -132,6 +132,9 @@ def _run(work: Retraining, share: float, guards: dict[str, Any] | None, *, earli
                 raise typer.Exit(NEEDS_RESTART) from None
         else:
             break
+    if not drafted:
+        out.print("Nothing is left to do: this run's release was promoted by hand, and is the stable one.")
+        return
     verdict = work.evaluate()
     _show(verdict)
     rollout = work.finish(verdict, share, guards)

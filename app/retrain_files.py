@@ -51,7 +51,8 @@ class State(msgspec.Struct, kw_only=True, omit_defaults=True):
     release: str | None = None
     evaluation: str | None = None
     """The digest of `evaluation.json`."""
-    outcome: Literal["canary", "refused", "given up"] | None = None
+    outcome: Literal["canary", "refused", "promoted", "given up"] | None = None
+    """`promoted` by hand, before there was a canary."""
     reason: str = ""
 
 

@@ -151,8 +151,10 @@ class Retraining:
         state.adapter_digest = adapter.manifest.adapter_digest
         save(self.folder, state)
 
-    def draft(self) -> None:
+    def draft(self) -> bool:
         """Publish the adapter as a release that nobody is answered by yet; anew where another is stable by now.
+
+        False where it has become the stable one meanwhile, by hand, so that nothing is left to do.
 
         Raises:
             NeedsRestart: the engine has to be started with the adapter.
@@ -161,7 +163,9 @@ class Retraining:
         state = load(self.folder)
         stable = publishing.stable_release(self.client, state.plan.name)
         if state.release == stable["id"]:
-            return  # It was promoted meanwhile, by hand.
+            state.outcome, state.reason = "promoted", f"{state.release} was promoted by hand."
+            save(self.folder, state)
+            return False
         if state.stable != stable["id"]:
             state.stable, state.release, state.evaluation = stable["id"], None, None
             save(self.folder, state)
@@ -173,6 +177,7 @@ class Retraining:
         state.release = made["id"]
         save(self.folder, state)
         self.tell(f"{made['id']} is a draft beside {stable['id']}")
+        return True
 
     def evaluate(self) -> Verdict:
         """Ask the draft and the stable release the same rows through the gateway, and judge."""
@@ -333,4 +338,4 @@ def _labels_since(client: Client, since: str | None, *, enough: int) -> int:
 
 def _made_alike(earlier: State, state: State) -> bool:
     """Whether an earlier run went to its end with all that this one has."""
-    return earlier.outcome in ("canary", "refused") and earlier.plan == state.plan
+    return earlier.outcome in ("canary", "refused", "promoted") and earlier.plan == state.plan

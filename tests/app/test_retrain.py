@@ -241,6 +241,24 @@ async def test_what_is_stable_by_now_is_evaluated_against(world):
             await world.api.client.post(f"/v1/rollouts/hallmark/{step}", json={})
 
 
+async def test_a_draft_that_was_promoted_by_hand_ends_its_run(world):
+    world.control(fail="compare")
+    assert (await world.retrain()).exit_code == 1
+    draft = world.state()["release"]
+    promoted = await world.api.client.post("/v1/rollouts/hallmark/promote", json={"release": draft})
+    assert promoted.status_code == 200
+    try:
+        done = await world.retrain()
+        assert done.exit_code == 0, done.output
+        assert "was promoted by hand" in done.stdout
+        assert ((await world.rollout())["stable"], world.state()["outcome"]) == (draft, "promoted")
+        again = await world.retrain()
+        assert (again.exit_code, world.calls) == (0, ["train", "evaluate", "compare"])
+        assert "Nothing to do: the rows are those of an earlier run, which ended with promoted" in again.stdout
+    finally:
+        await world.api.client.post("/v1/rollouts/hallmark/rollback", json={})
+
+
 async def test_a_trial_that_is_under_way_is_not_disturbed(world):
     assert (await world.retrain()).exit_code == 0
     refused = await world.retrain("--anew")
