@@ -1,13 +1,14 @@
 """Asking a served model over OpenAI's API, so that what is measured is what is served.
 
 The main rule: a question is asked until it is answered or refused for good. Being told to wait is no failure; an
-answer that does not come is one, and is counted. What is wrong with all questions alike ends the evaluation.
+answer that does not come is one, and is counted. What is wrong with all questions alike ends the evaluation; what is
+wrong with one of them, which is too long for the engine, say, is a failure of that one.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import msgspec
@@ -20,10 +21,40 @@ from finetune.scoring import Answer, Citation
 
 ATTEMPTS = 5
 LONGEST_WAIT_SECONDS = 30.0
-WRONG_FOR_ALL = frozenset({400, 401, 403, 404, 405, 422})
-"""Statuses that say what the first question already shows: the key, the model or the request is wrong."""
+WRONG_FOR_ALL = frozenset({401, 403, 404, 405})
+"""Statuses that say what the first question already shows: the key or the model is wrong."""
+REFUSED = frozenset({400, 422})
+"""Statuses that say that a request is wrong: all of them, or one row's."""
+REFUSED_FIRST = 3
+"""So many first rows, all refused, show that it is the arm that is wrong, and not the rows."""
 
 Sleep = Callable[[float], None]
+
+
+class _Message(msgspec.Struct, frozen=True):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct, frozen=True):
+    message: _Message
+
+
+class _Usage(msgspec.Struct, frozen=True):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class _Verdict(msgspec.Struct, frozen=True):
+    abstained: bool | None = None
+
+
+class _Reply(msgspec.Struct, frozen=True):
+    """What of a completion is needed here."""
+
+    choices: Annotated[tuple[_Choice, ...], msgspec.Meta(min_length=1)]
+    usage: _Usage | None = None
+    citations: tuple[Citation, ...] | None = None
+    verdict: _Verdict | None = None
 
 
 def ask_all(
@@ -32,7 +63,7 @@ def ask_all(
     """Ask an arm all rows, a few at a time, and give the answers in the rows' order.
 
     Raises:
-        Unreachable: nothing answers there, or it refuses the key, the model or the request.
+        Unreachable: nothing answers there, or it refuses the key, the model or the first requests.
     """
     headers = {"authorization": f"Bearer {key}"} if key else {}
     limits = httpx.Limits(max_connections=concurrency)
@@ -40,10 +71,22 @@ def ask_all(
         httpx.Client(base_url=arm.url, headers=headers, timeout=arm.timeout_seconds, limits=limits) as client,
         ThreadPoolExecutor(concurrency, thread_name_prefix="ask") as pool,
     ):
-        if rows:
-            yield _ask(client, arm, rows[0], manifest, sleep)  # Alone, so that a wrong key is said once.
+
+        def ask(row: Row) -> tuple[Answer, str | None]:
+            return _ask(client, arm, row, manifest, sleep)
+
+        asked_alone, refusal = 0, None
+        for row in rows[:REFUSED_FIRST]:  # Alone, so that a wrong key is said once.
+            answer, refusal = ask(row)
+            asked_alone += 1
+            if refusal is None or asked_alone < min(REFUSED_FIRST, len(rows)):
+                yield answer
+            if refusal is None:
+                break
+        if refusal is not None:
+            raise Unreachable(refusal)
         try:
-            yield from pool.map(lambda row: _ask(client, arm, row, manifest, sleep), rows[1:])
+            yield from (answer for answer, _ in pool.map(ask, rows[asked_alone:]))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -66,7 +109,8 @@ def request_body(arm: Arm, row: Row, manifest: Manifest) -> dict[str, Any]:
     return body
 
 
-def _ask(client: httpx.Client, arm: Arm, row: Row, manifest: Manifest, sleep: Sleep) -> Answer:
+def _ask(client: httpx.Client, arm: Arm, row: Row, manifest: Manifest, sleep: Sleep) -> tuple[Answer, str | None]:
+    """The answer to a row, and how the server refused the request, if it did."""
     body, failure = request_body(arm, row, manifest), "unreachable"
     for attempt in range(ATTEMPTS):
         started = time.perf_counter()
@@ -81,32 +125,35 @@ def _ask(client: httpx.Client, arm: Arm, row: Row, manifest: Manifest, sleep: Sl
             sleep(2.0**attempt)
             continue
         if response.status_code == httpx.codes.OK:
-            return _answer(row, response, time.perf_counter() - started)
+            return _answer(row, response, time.perf_counter() - started), None
         failure = _code(response)
+        refusal = f"{arm.name}: {arm.url} refuses with {response.status_code}: {_message(response)}"
         if response.status_code in WRONG_FOR_ALL:
-            raise Unreachable(f"{arm.name}: {arm.url} refuses with {response.status_code}: {_message(response)}")
+            raise Unreachable(refusal)
+        if response.status_code in REFUSED:
+            return Answer(row=row.row, failure=failure), refusal
         if response.status_code not in (429, 503):
             break
         sleep(_wait_seconds(response, attempt))
-    return Answer(row=row.row, failure=failure)
+    return Answer(row=row.row, failure=failure), None
 
 
 def _answer(row: Row, response: httpx.Response, seconds: float) -> Answer:
     try:
-        body = response.json()
-        usage, verdict = body.get("usage") or {}, body.get("verdict")
-        return Answer(
-            row=row.row,
-            text=body["choices"][0]["message"]["content"] or "",
-            seconds=seconds,
-            prompt_tokens=usage.get("prompt_tokens", 0),
-            completion_tokens=usage.get("completion_tokens", 0),
-            citations=tuple(msgspec.convert(each, Citation) for each in body.get("citations") or ()),
-            abstained=verdict["abstained"] if verdict else None,
-            release=response.headers.get("x-release"),
-        )
-    except (ValueError, KeyError, IndexError, TypeError, msgspec.ValidationError):
+        reply = msgspec.json.decode(response.content, type=_Reply)
+    except (msgspec.DecodeError, RecursionError):
         return Answer(row=row.row, failure="unreadable", seconds=seconds)
+    usage = reply.usage or _Usage()
+    return Answer(
+        row=row.row,
+        text=reply.choices[0].message.content or "",
+        seconds=seconds,
+        prompt_tokens=usage.prompt_tokens or 0,
+        completion_tokens=usage.completion_tokens or 0,
+        citations=reply.citations or (),
+        abstained=reply.verdict.abstained if reply.verdict else None,
+        release=response.headers.get("x-release"),
+    )
 
 
 def _wait_seconds(response: httpx.Response, attempt: int) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 from finetune.errors import BadConfig, BadDataset
 from finetune.evaluate import column
 from finetune.evaluations import ArmResult, Evaluation, RowFacts, read_results, write_json
-from finetune.report import points, shown, table
+from finetune.report import plain, points, shown, table
 from finetune.statistics import Difference, Sample, difference, rows_needed
 
 FLOOR = 2.0
@@ -243,11 +243,16 @@ def draw_costs(file: Path, found: Recommendation, arms: Sequence[ArmResult]) -> 
             fmt="s" if arm.name == found.recommended else "o",
             capsize=3,
         )
-        axes.annotate(arm.name, (arm.cost, value), xytext=(5, 5), textcoords="offset points")
+        axes.annotate(plain(arm.name), (arm.cost, value), xytext=(5, 5), textcoords="offset points")
         if arm.name == found.reference:
-            axes.axhline(value - found.margin, linestyle=":", color="grey", label=f"{arm.name} less {found.margin:.1%}")
+            axes.axhline(
+                value - found.margin, linestyle=":", color="grey", label=f"{plain(arm.name)} less {found.margin:.1%}"
+            )
     axes.set(
-        xlabel=found.cost_unit, ylabel="score (95 % interval)", ylim=(0, 1), title=f"recommended: {found.recommended}"
+        xlabel=found.cost_unit,
+        ylabel="score (95 % interval)",
+        ylim=(0, 1),
+        title=f"recommended: {plain(found.recommended)}",
     )
     axes.legend()
     figure.savefig(file, dpi=120)

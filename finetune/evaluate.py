@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import combinations
 
+import msgspec
 import numpy as np
 
 from finetune.asking import ask_all
@@ -16,6 +17,7 @@ from finetune.dataset import Dataset, Row, read_dataset
 from finetune.errors import BadConfig
 from finetune.evaluations import (
     ANSWERS,
+    PICTURE,
     RESULTS,
     SCORES,
     Arm,
@@ -53,21 +55,28 @@ def evaluate(config: EvaluateConfig, *, key: str | None = None, tell: Tell = lam
         for answer in ask_all(arm, rows, dataset.manifest, key=key, concurrency=config.concurrency):
             answers[arm.name].append(answer)
             tell(arm.name, len(answers[arm.name]), len(rows))
-    evaluation, facts = judge(dataset, config, rows, answers, started_at)
-    write_evaluation(config, evaluation, facts, answers)
-    return evaluation
+    return conclude(dataset, config, rows, answers, started_at)
 
 
-def write_evaluation(
-    config: EvaluateConfig, evaluation: Evaluation, facts: list[RowFacts], answers: dict[str, list[Answer]]
-) -> None:
-    """Write what an evaluation found; the results last, so that where they are the rest is too."""
-    config.output.mkdir(parents=True, exist_ok=True)
-    write_lines(config.output / ANSWERS, [{"arm": name, "answer": each} for name in answers for each in answers[name]])
-    write_lines(config.output / SCORES, facts)
-    draw_arms(config.output / "arms.png", evaluation)
-    (config.output / "report.md").write_text(evaluation_markdown(evaluation), encoding="utf-8")
-    write_json(config.output / RESULTS, evaluation)
+def conclude(
+    dataset: Dataset, config: EvaluateConfig, rows: Sequence[Row], answers: dict[str, list[Answer]], started_at: int
+) -> Evaluation:
+    """Write what was answered, judge it, and write what was found.
+
+    The answers come first, so that nothing loses what was asked for hours. The results come after all that they are
+    read with, and name its digest: where they are, they are of these rows. Pictures come last: only people want them.
+    """
+    output = config.output
+    output.mkdir(parents=True, exist_ok=True)
+    for earlier in (RESULTS, PICTURE):
+        (output / earlier).unlink(missing_ok=True)
+    write_lines(output / ANSWERS, [{"arm": name, "answer": each} for name in answers for each in answers[name]])
+    found, facts = judge(dataset, config, rows, answers, started_at)
+    found = msgspec.structs.replace(found, scores_sha256=write_lines(output / SCORES, facts))
+    (output / "report.md").write_text(evaluation_markdown(found), encoding="utf-8")
+    write_json(output / RESULTS, found)
+    draw_arms(output / PICTURE, found)
+    return found
 
 
 def judge(

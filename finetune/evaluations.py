@@ -1,10 +1,11 @@
 """What an evaluation asks whom, and the form of its results.
 
 The main rule: an arm is one way to answer, named, with all that is asked of it; what it cost stands beside what it was
-worth. Results are written once, and every later table is made of them.
+worth. Results are written once, and every later table is made of them. Each file is written beside and renamed.
 """
 
 import tomllib
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from finetune.errors import BadConfig, BadDataset
 from finetune.scoring import Score
 from finetune.statistics import Difference, Estimate
 
-RESULTS, SCORES, ANSWERS = "evaluation.json", "scores.jsonl", "answers.jsonl"
+RESULTS, SCORES, ANSWERS, PICTURE = "evaluation.json", "scores.jsonl", "answers.jsonl", "arms.png"
 
 
 class Arm(BaseModel):
@@ -139,6 +140,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     started_at: int
     arms: tuple[ArmResult, ...]
     comparisons: tuple[Comparison, ...]
+    scores_sha256: str | None = None
+    """Of the file with the rows' scores."""
 
 
 class RowFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,25 +180,36 @@ def load_evaluation(file: Path | None, given: dict[str, Any]) -> EvaluateConfig:
 
 def write_json(file: Path, value: Any) -> None:
     """Write something as JSON that a person can read."""
-    file.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    _write(file, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
-def write_lines(file: Path, values: list[Any]) -> None:
-    """Write things as JSON, a line each."""
-    file.write_bytes(b"".join(msgspec.json.encode(value) + b"\n" for value in values))
+def write_lines(file: Path, values: list[Any]) -> str:
+    """Write things as JSON, a line each, and give the file's SHA-256."""
+    content = b"".join(msgspec.json.encode(value) + b"\n" for value in values)
+    _write(file, content)
+    return sha256(content).hexdigest()
+
+
+def _write(file: Path, content: bytes) -> None:
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_bytes(content)
+    partial.replace(file)
 
 
 def read_results(folder: Path) -> tuple[Evaluation, list[RowFacts]]:
     """Read what an evaluation wrote.
 
     Raises:
-        BadDataset: the folder holds no evaluation.
+        BadDataset: the folder holds no evaluation, or not all of one.
     """
     try:
         evaluation = msgspec.json.decode((folder / RESULTS).read_bytes(), type=Evaluation)
-        lines = (folder / SCORES).read_bytes().splitlines()
-        return evaluation, [msgspec.json.decode(line, type=RowFacts) for line in lines]
+        scores = (folder / SCORES).read_bytes()
+        facts = [msgspec.json.decode(line, type=RowFacts) for line in scores.splitlines()]
     except OSError as error:
         raise BadDataset(f"{error.filename}: {error.strerror}; name a folder that `evaluate` wrote") from error
     except msgspec.DecodeError as error:
         raise BadDataset(f"{folder}: {error}; it is not what this version of `evaluate` writes") from error
+    if evaluation.scores_sha256 not in (None, sha256(scores).hexdigest()):
+        raise BadDataset(f"{folder}: {SCORES} is not that of {RESULTS}; evaluate anew")
+    return evaluation, facts

@@ -14,7 +14,7 @@ import numpy as np
 
 from finetune.dataset import Row, read_dataset
 from finetune.errors import BadConfig, Unreachable
-from finetune.evaluate import Tell, judge, write_evaluation
+from finetune.evaluate import Tell, conclude
 from finetune.evaluations import Arm, EvaluateConfig, Evaluation
 from finetune.scoring import Answer
 from finetune.statistics import Floats
@@ -48,9 +48,7 @@ def probe(config: EvaluateConfig, *, key: str | None = None, tell: Tell = lambda
             said = str(model.predict(_embed(client, arm, [row]))[0])
             answers.append(Answer(row=row.row, text=said, seconds=time.perf_counter() - asked))
             tell(arm.name, len(answers), len(rows))
-    evaluation, facts = judge(dataset, config, rows, {arm.name: answers}, started_at)
-    write_evaluation(config, evaluation, facts, {arm.name: answers})
-    return evaluation
+    return conclude(dataset, config, rows, {arm.name: answers}, started_at)
 
 
 def _fit(vectors: Floats, labels: Sequence[str]) -> Any:

@@ -123,13 +123,18 @@ def _differences(comparisons: tuple[Comparison, ...]) -> list[list[str]]:
     return [[each.arm, each.against, points(each.difference)] for each in comparisons]
 
 
+def plain(name: str) -> str:
+    """A name as a picture shows it letter for letter: what stands between dollar signs would be a formula."""
+    return name.replace("$", r"\$")
+
+
 def draw_arms(file: Path, found: Evaluation) -> None:
     """Draw the score of each arm with its interval, and what an answer took beside it."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 1.2 + 0.45 * len(found.arms)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    names = [arm.name for arm in found.arms]
+    names = [plain(arm.name) for arm in found.arms]
     values = [arm.figures["score"] for arm in found.arms]
     middle = [each.value or 0.0 for each in values]
     spread = [

@@ -150,10 +150,17 @@ def _extraction(row: Row, answer: Answer, manifest: Manifest) -> Score:
         except (ValueError, RecursionError):
             continue
         break
-    fits = isinstance(found, dict) and jsonschema_rs.is_valid(manifest.schema or {}, found)
+    fits = isinstance(found, dict) and _fits(found, manifest.schema or {})
     f1 = _field_f1(found, right) if isinstance(found, dict) else 0.0
     same = float(fits and found == right)
     return Score(row=row.row, score=same, exact=same, token_f1=f1, valid=float(fits), failed=answer.failure is not None)
+
+
+def _fits(found: dict[str, Any], schema: dict[str, Any]) -> bool:
+    try:
+        return jsonschema_rs.is_valid(schema, found)
+    except ValueError:  # Half a character, or levels too deep to follow: no program takes such data either.
+        return False
 
 
 def _field_f1(found: Any, right: Any) -> float:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from finetune.asking import ask_all
+from finetune.compare import compare
 from finetune.dataset import read_dataset
-from finetune.errors import BadConfig, Unreachable
+from finetune.errors import BadConfig, BadDataset, Unreachable
 from finetune.evaluate import evaluate
 from finetune.evaluations import Arm, EvaluateConfig, load_evaluation, read_results
 from finetune.probe import probe
@@ -136,9 +137,95 @@ def test_an_answer_that_does_not_come_is_counted_and_not_left_out(write: Write, 
     assert arm.figures["score"].n == 4
 
 
-def test_garbage_is_a_failure(write: Write) -> None:
-    answers = list(ask(write(heldout=tickets(2)), lambda *_: (200, {"choices": []}, {})))
-    assert [answer.failure for answer in answers] == ["unreadable"] * 2
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        {"choices": []},
+        {"choices": [{"message": {"content": [{"type": "text", "text": "red"}]}}]},
+        {"choices": [{"message": {"content": "half of a character: \ud83d"}}]},
+        {"choices": [{"message": {"content": "red"}}], "usage": "none"},
+        {"choices": [{"message": {"content": "red"}}], "verdict": "good"},
+        [1],
+    ],
+)
+def test_garbage_is_a_failure(garbage: Any, write: Write, tmp_path: Path) -> None:
+    def act(_: str, body: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, str]]:
+        return (200, garbage, {}) if body["messages"][-1]["content"] == "Ticket 1" else completion("red")
+
+    folder = write(heldout=tickets(3))
+    with serves(act) as (url, _):
+        config = EvaluateConfig(dataset=folder, output=tmp_path / "out", arms=(Arm(name="a", model="m", url=url),))
+        (arm,) = evaluate(config).arms
+    assert (arm.failures, arm.figures["score"].value) == ({"unreadable": 1}, pytest.approx(2 / 3))
+
+
+def test_a_server_that_counts_no_tokens_is_measured_in_all_else(write: Write, tmp_path: Path) -> None:
+    folder = write(heldout=tickets(2))
+    with serves(lambda *_: completion("red", usage={"prompt_tokens": None})) as (url, _):
+        config = EvaluateConfig(dataset=folder, output=tmp_path / "out", arms=(Arm(name="a", model="m", url=url),))
+        (arm,) = evaluate(config).arms
+    assert (arm.failures, arm.tokens) == ({}, {"prompt": 0, "completion": 0})
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_row_that_is_refused_is_a_failure_of_its_own_also_where_it_is_the_first(write: Write, status: int) -> None:
+    folder = write(heldout=tickets(8))
+    first, *_, last = (row.asked[-1].content for row in read_dataset(folder).split("heldout"))
+    refusal = (status, {"error": {"message": "9,012 tokens", "code": "context_length_exceeded"}}, {})
+
+    def act(_: str, body: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, str]]:
+        return refusal if body["messages"][-1]["content"] in (first, last) else completion("red")
+
+    found = [answer.failure for answer in ask(folder, act)]
+    assert found == ["context_length_exceeded", *[None] * 6, "context_length_exceeded"]
+
+
+@pytest.mark.parametrize(("rows", "asked"), [(9, 3), (1, 1)])
+def test_requests_that_are_all_refused_end_the_evaluation(write: Write, rows: int, asked: int) -> None:
+    seen = list[dict[str, Any]]()
+
+    def act(_: str, body: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, str]]:
+        seen.append(body)
+        return 422, {"error": {"message": "`choice` is not known."}}, {}
+
+    with pytest.raises(Unreachable, match=r"refuses with 422: `choice` is not known\."):
+        list(ask(write(heldout=tickets(rows)), act))
+    assert len(seen) == asked
+
+
+def test_an_evaluation_that_is_cut_off_leaves_its_answers_and_no_results(write: Write, tmp_path: Path) -> None:
+    folder, out = write(heldout=tickets(4)), tmp_path / "out"
+    with serves(lambda *_: completion("red")) as (url, _):
+        config = EvaluateConfig(dataset=folder, output=out, arms=(Arm(name="a", model="m", url=url),))
+        evaluate(config)
+        (out / "report.md").unlink()
+        (out / "report.md").mkdir()  # What ends the next one before it has written its results.
+        (out / "answers.jsonl").unlink()
+        with pytest.raises(OSError, match=r"report\.md"):
+            evaluate(config)
+    assert len((out / "answers.jsonl").read_text().splitlines()) == 4
+    with pytest.raises(BadDataset, match="name a folder that `evaluate` wrote"):
+        read_results(out)
+
+
+def test_scores_of_another_evaluation_than_the_results_are_told(write: Write, tmp_path: Path) -> None:
+    folder, out = write(heldout=tickets(4)), tmp_path / "out"
+    with serves(lambda *_: completion("red")) as (url, _):
+        evaluate(EvaluateConfig(dataset=folder, output=out, arms=(Arm(name="a", model="m", url=url),)))
+    scores = out / "scores.jsonl"
+    scores.write_bytes(scores.read_bytes().replace(b'"score":1.0', b'"score":0.0', 1))
+    with pytest.raises(BadDataset, match=r"scores\.jsonl is not that of evaluation\.json; evaluate anew"):
+        read_results(out)
+
+
+def test_an_arm_may_have_any_name(write: Write, tmp_path: Path) -> None:
+    folder = write(heldout=tickets(4))
+    with serves(lambda *_: completion("red")) as (url, _):
+        arms = (Arm(name=r"$\frac$", model="m", url=url, cost=1), Arm(name="tuned $5_$", model="n", url=url, cost=2))
+        evaluate(EvaluateConfig(dataset=folder, output=tmp_path / "out", arms=arms))
+    assert (tmp_path / "out" / "arms.png").read_bytes().startswith(b"\x89PNG")
+    compare([tmp_path / "out"], tmp_path / "compared", margin=0.05)
+    assert (tmp_path / "compared" / "recommendation.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_key_that_is_refused_ends_the_evaluation_with_the_servers_words(write: Write) -> None:

@@ -10,7 +10,11 @@ from finetune.scoring import Answer, Citation, exact_match, read_label, score, t
 from observability import matching
 
 LABELS = ("card arrival", "card", "top up", "Top-Up", "lost")
-SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}, "n": {"type": "integer"}}, "required": ["name"]}
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "pattern": "^[A-Z]"}, "n": {"type": "integer"}},
+    "required": ["name"],
+}
 
 
 def manifest(task: str, **more: Any) -> Manifest:
@@ -94,6 +98,8 @@ def test_abstaining_is_right_where_there_is_no_answer_and_wrong_elsewhere(
         ("Ana, 3", 0, 0, 0),
         ("[1]", 0, 0, 0),
         ('{"name": "Ana", "n": 3, "m": ' + "[" * 900 + "1" + "]" * 900 + "}", 1, 0, 0.8),
+        ('{"n": 3, "name": "\\ud83d"}', 0, 0, 0.5),
+        ('{"n": 3, "name": "Ana", "\\ud83d": 1}', 1, 0, 0.8),
         ('{"a":' * 100_000 + "1" + "}" * 100_000, 0, 0, 0),
     ],
 )
