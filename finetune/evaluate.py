@@ -31,7 +31,7 @@ from finetune.evaluations import (
 )
 from finetune.report import draw_arms, evaluation_markdown
 from finetune.scoring import Answer, Score, score
-from finetune.statistics import Estimate, Floats, Sample, bootstrap, difference, mean
+from finetune.statistics import MIN_SESSIONS, Estimate, Floats, Sample, bootstrap, difference, mean
 
 Tell = Callable[[str, int, int], None]
 
@@ -177,13 +177,19 @@ def figures(rows: Sequence[Row], scores: list[Score], sample: Sample) -> dict[st
             found[name] = mean(np.array([value for value in values if value is not None]), sample.where(kept))
     if rows[0].task == "answer":
         cited = np.array([[each.cited_right, each.cited, each.to_cite_found, each.to_cite] for each in scores], float)
-        found["citation_precision"] = bootstrap(lambda sums: _ratio(sums[:, 0], sums[:, 1]), cited, sample)
-        found["citation_recall"] = bootstrap(lambda sums: _ratio(sums[:, 2], sums[:, 3]), cited, sample)
+        found["citation_precision"] = _ratio(cited[:, :2], sample)
+        found["citation_recall"] = _ratio(cited[:, 2:], sample)
     return found
 
 
-def _ratio(parts: Floats, wholes: Floats) -> Floats:
-    return np.divide(parts, wholes, out=np.full(len(parts), np.nan), where=wholes > 0)
+def _ratio(parts: Floats, sample: Sample) -> Estimate:
+    """The sum of the first column over that of the second, by the rows that have something of the second."""
+
+    def statistic(sums: Floats) -> Floats:
+        return np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0)
+
+    kept = parts[:, 1] > 0
+    return bootstrap(statistic, parts[kept], sample.where(kept))
 
 
 def _macro_f1(truths: list[str], scores: list[Score], sample: Sample) -> Estimate:
@@ -203,4 +209,9 @@ def _macro_f1(truths: list[str], scores: list[Score], sample: Sample) -> Estimat
         averaged: Floats = np.nanmean(scored, axis=1)
         return averaged
 
-    return bootstrap(statistic, parts, sample)
+    found = bootstrap(statistic, parts, sample)
+    # As the quality figures do: the effective rows of a class, on harmonic average, each class with the same say.
+    own = parts[:, 2 * width :]
+    of_class = Sample(sample.weights / (own @ (sample.weights @ own)), sample.sessions)
+    enough = of_class.equal_sessions >= MIN_SESSIONS * width
+    return found if enough else msgspec.structs.replace(found, low=0.0, high=1.0)

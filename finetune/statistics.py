@@ -1,6 +1,7 @@
 """Figures with intervals for evaluations: rows that weigh differently or share sessions, differences of two arms.
 
-The main rule: a session counts once. Everything here takes numbers and gives numbers.
+The main rule: a session counts once, and rows that happen to be equal are not certain. Everything here takes numbers
+and gives numbers.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 CONFIDENCE = 0.95
 ROUNDS = 1000
 POWER = 0.8
+MIN_SESSIONS = 10
+"""Equal sessions, for each class of an average over classes, below which draws of them make no interval."""
 
 Floats = NDArray[np.float64]
 
@@ -38,6 +41,20 @@ class Sample(msgspec.Struct, frozen=True):
         _, numbered = np.unique(self.sessions[kept], return_inverse=True)
         return Sample(self.weights[kept], numbered.astype(np.int64))
 
+    @property
+    def equal_sessions(self) -> float:
+        """How many sessions of equal weight have a say like these (Kish 1965)."""
+        sums = self.per_session(self.weights)
+        return float(sums.sum() ** 2 / (sums**2).sum())
+
+    @property
+    def caution(self) -> float:
+        """What a variance must be multiplied by because few sessions tell it only roughly (Korn, Graubard 1998)."""
+        sessions = int(self.sessions.max()) + 1
+        if sessions == len(self.sessions):
+            return 1.0
+        return (_quantile(0.5 + CONFIDENCE / 2, sessions) / NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)) ** 2
+
     def per_session(self, values: Floats) -> Floats:
         """Sums over each session's rows; rows first."""
         summed = np.zeros((int(self.sessions.max()) + 1, *values.shape[1:]))
@@ -61,26 +78,33 @@ UNKNOWN = Estimate(None, 0.0, 1.0, 0, 0.0)
 def mean(values: Floats, sample: Sample) -> Estimate:
     """The weighted mean of scores between 0 and 1, with Wilson's interval (1927) at the effective n.
 
-    The variance is that of a ratio of weighted sums, added up over sessions first (Kalton 1979).
+    The variance is that of a ratio of weighted sums, added up over sessions first (Kalton 1979). It is the interval of
+    the service's quality figures, whose module says why it is made like that.
     """
     n = len(values)
     if not n:
         return UNKNOWN
     value = float(np.average(values, weights=sample.weights))
-    kish = float(sample.weights.sum() ** 2 / (sample.weights**2).sum())
-    variance = _variance(values, value, sample)
-    sessions = int(sample.sessions.max()) + 1
-    effective = value * (1 - value) / variance if variance > 0 and 0 < value < 1 else min(kish, float(sessions))
-    if np.isin(values, (0.0, 1.0)).all():
-        effective = min(effective, float(n))  # The few errors that were seen may be those that weigh little.
-    low, high = _wilson(value, effective, _quantile(0.5 + CONFIDENCE / 2, sessions))
+    spread = float(np.average((values - value) ** 2, weights=sample.weights))
+    sums = sample.per_session(sample.weights * (values - value) / sample.weights.sum())
+    variance = float((sums**2).sum()) * (len(sums) / (len(sums) - 1) if 1 < len(sums) < n else 1.0)
+    # Sessions whose means are alike leave a variance of rounding alone, which would be taken for certainty.
+    varied = variance > 1e-12 * spread > 0
+    effective = spread / variance if varied else sample.equal_sessions
+    # The few errors that were seen may be those that weigh little.
+    effective = min(effective, float(n)) / sample.caution
+    # One row is imagined that spreads as a coin does, so that scores that happen to be equal do not seem certain.
+    coin = value * (1 - value)
+    imagined = (n * spread + coin) / (n + 1)
+    low, high = _wilson(value, effective * coin / imagined if imagined > 0 else effective)
     return Estimate(value, low, high, n, effective)
 
 
 def bootstrap(statistic: Callable[[Floats], Floats], parts: Floats, sample: Sample) -> Estimate:
     """A figure made of sums over rows, with the percentiles of `ROUNDS` draws of whole sessions (Efron 1979).
 
-    `parts` has a row's addends; `statistic` makes a figure of each row of sums, NaN where there is none.
+    `parts` has a row's addends; `statistic` makes a figure of each row of sums, NaN where there is none. The interval
+    is 0 to 1 where there are too few sessions to draw from, and Wilson's where all draws are alike.
     """
     if not len(parts):
         return UNKNOWN
@@ -91,9 +115,14 @@ def bootstrap(statistic: Callable[[Floats], Floats], parts: Floats, sample: Samp
     sessions = len(per_session)
     draws = np.random.default_rng(0).multinomial(sessions, np.full(sessions, 1 / sessions), ROUNDS)
     found = statistic(draws @ per_session)
+    effective = sample.equal_sessions
+    if effective < MIN_SESSIONS:
+        return Estimate(value, 0.0, 1.0, len(parts), effective)
     tail = (1 - CONFIDENCE) / 2 * 100
-    low, high = np.nanpercentile(found, (tail, 100 - tail))
-    return Estimate(value, min(value, float(low)), max(value, float(high)), len(parts), float(sessions))
+    low, high = map(float, np.nanpercentile(found, (tail, 100 - tail)))
+    if high - low < 1e-9:
+        low, high = _wilson(value, effective / sample.caution)
+    return Estimate(value, min(value, low), max(value, high), len(parts), effective)
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -157,13 +186,14 @@ def _variance(values: Floats, value: float, sample: Sample) -> float:
 
 
 def _quantile(probability: float, sessions: int) -> float:
-    """Student's quantile by the first terms of its expansion (Fisher and Cornish 1960); the normal one's for many."""
-    z = NormalDist().inv_cdf(probability)
-    freedom = max(1, sessions - 1)
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    """Student's quantile."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(max(1, sessions - 1), probability))
 
 
-def _wilson(value: float, effective_n: float, z: float) -> tuple[float, float]:
+def _wilson(value: float, effective_n: float) -> tuple[float, float]:
+    z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
     denominator = 1 + z * z / effective_n
     centre = (value + z * z / (2 * effective_n)) / denominator
     half = z * np.sqrt(value * (1 - value) / effective_n + (z / (2 * effective_n)) ** 2) / denominator

@@ -68,6 +68,18 @@ def test_two_arms_are_measured_on_the_same_rows_and_compared(write: Write, tmp_p
     assert json.loads(answers[0])["arm"] == "base"
 
 
+@pytest.mark.parametrize(("rows", "told"), [(40, True), (12, False)])
+def test_an_average_over_classes_has_an_interval_only_where_each_has_rows_enough(
+    rows: int, told: bool, write: Write, tmp_path: Path
+) -> None:
+    folder = write(heldout=tickets(rows))
+    with serves(knows(10)) as (url, _):
+        config = EvaluateConfig(dataset=folder, output=tmp_path / "o", arms=(Arm(name="a", model="tuned", url=url),))
+        found = evaluate(config).arms[0].figures["macro_f1"]
+    assert ((found.low, found.high) != (0, 1)) == told
+    assert found.low < found.value < found.high
+
+
 def test_four_arms_are_base_and_adapter_with_and_without_retrieval(write: Write, tmp_path: Path) -> None:
     row = {"task": "answer", "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "50 MB"}],
            "passages": [{"id": "d/1", "document_id": "d", "text": "Up to 50 MB."}], "citations": ["d/1"]}  # fmt: skip

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from finetune.statistics import Sample, bootstrap, difference, mean, rows_needed
+from finetune.statistics import Floats, Sample, bootstrap, difference, mean, rows_needed
 from observability.estimates import mean_score
 
 RNG = np.random.default_rng(5)
@@ -15,6 +15,37 @@ def test_a_mean_is_that_of_the_quality_figures(values: list[float]) -> None:
     expected = mean_score(values)
     assert found.value == pytest.approx(expected.value)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.02)
+
+
+GRADES = RNG.random(60)
+THIRDS = np.arange(60) // 3
+
+
+@pytest.mark.parametrize(
+    ("values", "sessions"),
+    [
+        (GRADES, None),
+        (GRADES, THIRDS),
+        (GRADES.round(), THIRDS),
+        (np.tile([0.3, 0.7, 0.15], 20), THIRDS),
+        (np.tile([1.0, 0.0, 1.0], 2), THIRDS[:6]),
+        (np.array([0.3, 0.7, 0.15]), np.zeros(3)),
+        (np.full(6, 0.4), None),
+        (np.ones(9), THIRDS[:9]),
+    ],
+)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_sessions_weights_and_grades_have_the_intervals_of_the_quality_figures(
+    values: Floats, sessions: Floats | None, weighted: bool
+) -> None:
+    probabilities = np.where(np.arange(len(values)) % 4, 1.0, 0.25) if weighted else np.ones(len(values))
+    named = [None] * len(values) if sessions is None else sessions.tolist()
+    found = mean(values, Sample.of((1 / probabilities).tolist(), named))
+    expected = mean_score(values, probabilities, sessions=None if sessions is None else named)
+    assert (found.value, found.low, found.high, found.effective_n) == pytest.approx(
+        (expected.value, expected.low, expected.high, expected.effective_n), abs=1e-6
+    )
+    assert found.high - found.low > 0.05
 
 
 def test_rows_of_one_session_count_once() -> None:
@@ -71,6 +102,22 @@ def test_rows_needed_are_enough_and_fewer_are_not() -> None:
 def test_no_number_of_rows_shows_what_is_not_so() -> None:
     seen = difference(np.ones(50), np.zeros(50), Sample.of([1.0] * 50, [None] * 50))
     assert rows_needed(seen, 0.05) is None
+
+
+def test_what_draws_cannot_tell_has_no_narrow_interval() -> None:
+    def share(sums: np.ndarray) -> np.ndarray:
+        return sums[:, 0] / sums[:, 1]
+
+    parts = np.tile([[1.0, 1.0], [0.0, 1.0]], (20, 1))
+    one = bootstrap(share, parts, Sample.of([1.0] * 40, ["only"] * 40))
+    assert (one.value, one.low, one.high) == (0.5, 0, 1)
+    few = bootstrap(share, parts, Sample.of([1000.0] * 2 + [1.0] * 38, [None] * 40))
+    assert (few.low, few.high) == (0, 1)
+    alike = bootstrap(share, parts, Sample.of([1.0] * 40, np.repeat(np.arange(20), 2).tolist()))
+    assert alike.low < 0.3
+    assert alike.high > 0.7
+    right = bootstrap(share, np.ones((40, 2)), Sample.of([1.0] * 40, [None] * 40))
+    assert (right.low < 0.95, right.high) == (True, 1)
 
 
 def test_a_ratio_of_sums_has_an_interval_and_none_without_a_denominator() -> None:
