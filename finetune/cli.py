@@ -65,8 +65,12 @@ def train(
     from finetune.train import train as run
 
     with _explained():
-        given = _pairs(settings) | {"dataset": dataset, "base": base, "output": output}
-        config = load_config(file, given)
+        given = _pairs(settings)
+        options = {"dataset": dataset, "base": base, "output": output}
+        for name, value in options.items():
+            if value is not None and name in given:
+                raise typer.BadParameter(f"--set {name}: --{name} is given, too; give one of them")
+        config = load_config(file, options | given)
         with _progress() as progress:
             task = progress.add_task("loading", total=None)
 

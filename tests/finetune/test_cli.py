@@ -35,6 +35,7 @@ def test_example_writes_a_dataset_and_prints_its_digest(tmp_path: Path) -> None:
             "name the folder that a dataset was exported",
         ),
         (["train", "--set", "rank"], "write NAME=VALUE"),
+        (["train", "--base", "b", "--set", "base=c"], "--set base: --base is given, too; give one of them"),
         (["evaluate", "--dataset", "d", "--output", "o"], "arms: there are none"),
         (["evaluate", "--arm", "base"], "write NAME=MODEL"),
         (["evaluate", "--arm", "base=m,retrieval=maybe"], "retrieval"),
@@ -46,6 +47,28 @@ def test_what_is_wrong_is_told_without_a_trace(arguments: list[str], told: str) 
     assert done.exit_code == 2
     assert told in done.output
     assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("dataset", "/elsewhere/manifest.json: No such file or directory"),
+        ("base", "base: there is no folder /elsewhere"),
+        ("output", "holds a finished adapter of another run"),
+    ],
+)
+def test_any_setting_of_a_file_may_be_set_anew(
+    name: str, told: str, write: Callable[..., Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    folder = write([class_row(1, "red")])
+    (tmp_path / "finished").mkdir()
+    (tmp_path / "finished" / "manifest.json").write_text('{"run": "r1"}')
+    file = tmp_path / "train.toml"
+    file.write_text(f'dataset = "{folder.name}"\nbase = "{tiny_base}"\noutput = "adapter"\nthreads = 1\nmax_steps = 1')
+    value = str(tmp_path / "finished") if name == "output" else "/elsewhere"
+    done = runner.invoke(app, ["train", str(file), "--set", f"{name}={value}"])
+    assert done.exit_code == 2, done.output
+    assert told in done.output
 
 
 def test_evaluate_asks_the_arms_with_the_key_and_prints_the_report(write: Callable[..., Path], tmp_path: Path) -> None:
