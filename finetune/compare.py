@@ -14,9 +14,9 @@ import numpy as np
 
 from finetune.errors import BadConfig, BadDataset
 from finetune.evaluate import column
-from finetune.evaluations import ArmResult, Evaluation, RowFacts, read_results, write_json
+from finetune.evaluations import MEASURED, ArmResult, Evaluation, RowFacts, read_results, write_json
 from finetune.report import plain, points, shown, table
-from finetune.statistics import Difference, Sample, difference, rows_needed
+from finetune.statistics import Difference, Sample, difference, mean, rows_needed
 
 FLOOR = 2.0
 """No slice may be worse by more than so many margins."""
@@ -167,7 +167,7 @@ def _reason(best: ArmResult, tested: list[Tested], margin: float) -> str:
 
 
 def _joined(evaluations: Sequence[tuple[Evaluation, list[RowFacts]]]) -> tuple[list[ArmResult], list[RowFacts]]:
-    """The arms of all evaluations, and the rows that all of them asked."""
+    """The arms of all evaluations, with their scores on the rows that all of them asked, and these rows."""
     first = evaluations[0][0]
     arms: list[ArmResult] = []
     by_row: dict[str, RowFacts] = {}
@@ -191,7 +191,16 @@ def _joined(evaluations: Sequence[tuple[Evaluation, list[RowFacts]]]) -> tuple[l
         }
     if not by_row:
         raise BadDataset("the evaluations have no row in common; evaluate all arms with the same `limit`")
-    return arms, list(by_row.values())
+    rows = list(by_row.values())
+    fewer = any(len(facts) > len(rows) for _, facts in evaluations)
+    if fewer and any(arm.cost_unit == MEASURED for arm in arms):
+        raise BadConfig(
+            "cost: the seconds were measured on different rows; evaluate all arms with the same `limit`, or give each "
+            "arm its cost"
+        )
+    sample = Sample.of([fact.weight for fact in rows], [fact.session for fact in rows])
+    scored = {arm.name: mean(column([fact.scores[arm.name] for fact in rows]), sample) for arm in arms}
+    return [msgspec.structs.replace(arm, figures=arm.figures | {"score": scored[arm.name]}) for arm in arms], rows
 
 
 def recommendation_markdown(found: Recommendation, arms: Sequence[ArmResult]) -> str:

@@ -17,6 +17,8 @@ from finetune.dataset import Dataset, Row, read_dataset
 from finetune.errors import BadConfig
 from finetune.evaluations import (
     ANSWERS,
+    GIVEN,
+    MEASURED,
     PICTURE,
     RESULTS,
     SCORES,
@@ -152,7 +154,7 @@ def _result(arm: Arm, rows: Sequence[Row], answers: list[Answer], scores: list[S
             "completion": round(float(np.mean([answer.completion_tokens for answer in came] or [0])), 1),
         },
         cost=round(float(seconds.mean()) * 1000, 3) if arm.cost is None else arm.cost,
-        cost_unit="seconds for 1,000 answers" if arm.cost is None else "cost of 1,000 answers",
+        cost_unit=MEASURED if arm.cost is None else GIVEN,
     )
 
 

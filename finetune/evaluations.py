@@ -99,6 +99,10 @@ class EvaluateConfig(BaseModel):
         return (*(self.four.arms({"url": self.url}) if self.four else ()), *self.arms)
 
 
+MEASURED, GIVEN = "seconds for 1,000 answers", "cost of 1,000 answers"
+"""The units of costs."""
+
+
 class ArmResult(msgspec.Struct, frozen=True, kw_only=True):
     """What an arm was worth and took."""
 

@@ -93,17 +93,36 @@ def test_a_reference_that_is_not_there_is_told() -> None:
         recommend(ARMS, facts(10, large=1), margin=0.05, reference="huge")
 
 
+def wrote(folder: Path, one: ArmResult, rows: list[RowFacts], digest: str = "d") -> Path:
+    """A folder as `evaluate` writes it, of one arm."""
+    folder.mkdir()
+    evaluation = Evaluation(dataset="x 1", dataset_digest=digest, split="heldout", task="classify", rows=len(rows),
+                            sessions=len(rows), concurrency=1, started_at=0, arms=(one,), comparisons=())  # fmt: skip
+    write_json(folder / "evaluation.json", evaluation)
+    write_lines(folder / SCORES, [RowFacts(row=row.row, scores={one.name: row.scores[one.name]}) for row in rows])
+    return folder
+
+
+def test_scores_and_costs_are_those_of_the_rows_that_all_arms_were_asked(tmp_path: Path) -> None:
+    rows = facts(400, large=0.5, small=1.0)
+    right = [row for row in rows if row.scores["large"].score][:60]
+    folders = [wrote(tmp_path / "large", ARMS[0], rows), wrote(tmp_path / "small", ARMS[2], right)]
+    compare(folders, tmp_path / "out", margin=0.05)
+    assert "| large | 100.0% (" in (tmp_path / "out" / "recommendation.md").read_text()
+    measured = "seconds for 1,000 answers"
+    timed = [
+        wrote(tmp_path / "a", arm("large", 9, measured), rows),
+        wrote(tmp_path / "b", arm("small", 1, measured), right),
+    ]
+    with pytest.raises(BadConfig, match="cost: the seconds were measured on different rows"):
+        compare(timed, tmp_path / "out", margin=0.05)
+
+
 def test_evaluations_of_the_same_rows_are_joined_and_others_refused(tmp_path: Path) -> None:
     rows = facts(400, large=0.92, small=0.91)
     for name, digest in (("large", "d"), ("small", "d"), ("other", "e")):
-        which = "small" if name == "other" else name
-        folder = tmp_path / name
-        folder.mkdir()
-        (one,) = [each for each in ARMS if each.name == which]
-        evaluation = Evaluation(dataset="x 1", dataset_digest=digest, split="heldout", task="classify", rows=400,
-                                sessions=400, concurrency=1, started_at=0, arms=(one,), comparisons=())  # fmt: skip
-        write_json(folder / "evaluation.json", evaluation)
-        write_lines(folder / SCORES, [RowFacts(row=row.row, scores={which: row.scores[which]}) for row in rows])
+        (one,) = [each for each in ARMS if each.name == ("small" if name == "other" else name)]
+        wrote(tmp_path / name, one, rows, digest)
     found = compare([tmp_path / "large", tmp_path / "small"], tmp_path / "out", margin=0.05)
     assert found.recommended == "small"
     assert "# Recommended: small" in (tmp_path / "out" / "recommendation.md").read_text()
