@@ -19,7 +19,11 @@ from finetune.dataset import canonical
 from finetune.errors import BadOutput
 
 WHOLE = "whole"
-"""A file in a checkpoint's folder, written when all others are."""
+"""A file in a checkpoint's folder, written when all others are, and removed before any of them is."""
+STATE = "trainer_state.json"
+"""What the library keeps its place in."""
+KEPT = 2
+"""Checkpoints at a time, besides the best one."""
 
 
 class Work:
@@ -110,13 +114,26 @@ class Work:
         found = {}
         for path in self.folder.glob("checkpoint-*"):
             step = re.fullmatch(r"checkpoint-(\d+)", path.name)
-            if step and (path / WHOLE).is_file():
+            if step and (path / WHOLE).is_file() and (path / STATE).is_file():
                 found[int(step[1])] = path
             elif _first_process():
-                shutil.rmtree(path)  # What a killed run was writing.
+                shutil.rmtree(path)  # What a killed run was writing, or removing.
         if found:
             self.resumed_from_step = max(found)
             self.checkpoint = str(found[self.resumed_from_step])
+
+    def mark_whole(self, step: int, best_step: int | None) -> None:
+        """Mark the checkpoint of a step, which has all its files by now, and remove older ones but the best."""
+        with (self._checkpoint(step) / WHOLE).open("w") as file:
+            os.fsync(file.fileno())
+        steps = sorted(int(path.name.partition("-")[2]) for path in self.folder.glob("checkpoint-*"))
+        for older in steps[:-KEPT]:
+            if older != best_step:
+                (self._checkpoint(older) / WHOLE).unlink(missing_ok=True)
+                shutil.rmtree(self._checkpoint(older))
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.folder / f"checkpoint-{step}"
 
 
 def callbacks(work: Work, patience: int, watch: Callable[[dict[str, float]], None]) -> list[Any]:
@@ -126,8 +143,7 @@ def callbacks(work: Work, patience: int, watch: Callable[[dict[str, float]], Non
     class MarkWhole(TrainerCallback):
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - the library's names.
             if state.is_world_process_zero:
-                with (work.folder / f"checkpoint-{state.global_step}" / WHOLE).open("w") as file:
-                    os.fsync(file.fileno())
+                work.mark_whole(state.global_step, state.best_global_step)
 
     class Tell(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, **told: Any) -> None:  # noqa: ARG002

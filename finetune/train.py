@@ -303,7 +303,7 @@ def _arguments(config: TrainConfig, base: Base, work: Work, *, heldout: bool) ->
         "eval_steps": config.check_every_steps,
         "save_strategy": "steps",
         "save_steps": config.check_every_steps,
-        "save_total_limit": 2,
+        "save_total_limit": None,  # The library would remove older checkpoints before the newest one is marked whole.
         "load_best_model_at_end": heldout and config.patience > 0,
         "metric_for_best_model": "loss" if heldout else None,
         "greater_is_better": False if heldout else None,

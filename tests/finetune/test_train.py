@@ -20,6 +20,7 @@ from finetune.config import TrainConfig
 from finetune.dataset import write_dataset
 from finetune.errors import BadConfig, BadDataset, BadOutput
 from finetune.manifest import registration
+from finetune.resuming import Work
 from finetune.train import train
 from tests.finetune.conftest import class_row, preference_row
 
@@ -113,13 +114,37 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_bytes(
     config = TrainConfig(**settings, output=tmp_path / "adapter")
     with pytest.raises(Cut):
         train(config, cut)
-    half_written = config.output / "work" / "checkpoint-9"
+    half_written, half_removed = (config.output / "work" / f"checkpoint-{step}" for step in (9, 12))
     half_written.mkdir()
+    half_removed.mkdir()
+    (half_removed / "whole").touch()
     manifest = train(config)
     assert manifest["resumed_from_step"] == {2: None, 8: 6}[cut_at]
     assert manifest["adapter_digest"] == finished[1]["adapter_digest"]
     assert manifest["metrics"] == finished[1]["metrics"]
     assert not (config.output / "work").exists()
+
+
+def test_the_newest_checkpoints_and_the_best_are_kept(settings: dict[str, Any], tmp_path: Path) -> None:
+    seen: list[set[int]] = []
+
+    def look(told: dict[str, float]) -> None:
+        seen.append({int(path.name.partition("-")[2]) for path in (tmp_path / "work").glob("checkpoint-*")})
+
+    hot = settings | {"learning_rate": 0.5, "schedule": "constant", "patience": 9, "check_every_steps": 1}
+    best = train(TrainConfig(**hot, max_steps=6, output=tmp_path), look)["metrics"]["kept_step"]
+    assert seen[-1] == {best, 5, 6}
+
+
+def test_a_checkpoint_is_marked_before_an_older_one_goes_whose_mark_goes_first(tmp_path: Path) -> None:
+    for name in ("elsewhere", "checkpoint-2", "checkpoint-3"):
+        (tmp_path / "work" / name).mkdir(parents=True)
+    (tmp_path / "work" / "elsewhere" / "whole").touch()
+    (tmp_path / "work" / "checkpoint-1").symlink_to(tmp_path / "work" / "elsewhere")  # It cannot be removed.
+    with pytest.raises(OSError, match="symbolic link"):
+        Work(tmp_path / "work", {}).mark_whole(3, best_step=None)
+    marked = {path.parent.name for path in (tmp_path / "work").glob("*/whole")}
+    assert marked == {"checkpoint-3"}
 
 
 def test_a_finished_run_is_left_as_it_is_and_another_is_not_written_over_it(
