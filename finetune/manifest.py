@@ -141,6 +141,24 @@ def read_manifest(output: Path) -> dict[str, Any]:
     return _read(output / MANIFEST)
 
 
+def verify_files(output: Path, manifest: dict[str, Any]) -> None:
+    """Hold the adapter's files against its manifest.
+
+    Raises:
+        BadOutput: one is missing, or they are not those of the manifest.
+    """
+    try:
+        found = adapter_digest(output)
+    except OSError as error:
+        raise BadOutput(f"{error.filename}: {error.strerror}; put it back, or train into another folder") from error
+    wanted = manifest.get("adapter_digest")
+    if found != wanted:
+        raise BadOutput(
+            f"{output}: its files have the digest {found}, the manifest says {wanted}; put back what was changed, or "
+            "train into another folder"
+        )
+
+
 def registration(output: Path) -> dict[str, Any]:
     """The body with which the run is registered at `POST /v1/lineage/training-runs`.
 
@@ -150,9 +168,7 @@ def registration(output: Path) -> dict[str, Any]:
     manifest = read_manifest(output)
     if manifest.get("format") != FORMAT:
         raise BadOutput(f"{output / MANIFEST}: there is no manifest of a finished run; train the adapter first")
-    found = adapter_digest(output)
-    if found != manifest["adapter_digest"]:
-        raise BadOutput(f"{output}: its files have the digest {found}, the manifest says {manifest['adapter_digest']}")
+    verify_files(output, manifest)
     return {"id": manifest["run"], "manifest": manifest, "digest": sha256(canonical(manifest))}
 
 

@@ -24,6 +24,7 @@ from finetune.manifest import (
     hardware,
     library_versions,
     read_manifest,
+    verify_files,
     why_bytes_may_differ,
     write_adapter,
     write_manifest,
@@ -72,6 +73,7 @@ def train(config: TrainConfig, watch: Watch = lambda _: None) -> dict[str, Any]:
     work = Work(config.output / WORK, inputs)
     finished = work.finished_manifest(read_manifest(config.output))
     if finished:
+        verify_files(config.output, finished)
         return finished
     from datasets import disable_progress_bars
     from transformers import AutoTokenizer, PrinterCallback

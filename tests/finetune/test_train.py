@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -154,6 +155,20 @@ def test_a_finished_run_is_left_as_it_is_and_another_is_not_written_over_it(
     assert train(TrainConfig(**settings, output=output)) == manifest
     with pytest.raises(BadOutput, match=r"holds a finished adapter of another run \(its config differ"):
         train(TrainConfig(**(settings | {"seed": 1}), output=output))
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"), [(b"", "its files have the digest"), (None, r"adapter_model\.safetensors: No such file")]
+)
+def test_a_finished_run_whose_files_were_changed_is_not_taken_for_done(
+    weights: bytes | None, told: str, finished: tuple[Path, dict[str, Any]], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    output = shutil.copytree(finished[0], tmp_path / "adapter")
+    (output / "adapter_model.safetensors").unlink()
+    if weights is not None:
+        (output / "adapter_model.safetensors").write_bytes(weights)
+    with pytest.raises(BadOutput, match=told):
+        train(TrainConfig(**settings, output=output))
 
 
 def test_checkpoints_of_other_inputs_are_not_gone_on_from(settings: dict[str, Any], tmp_path: Path) -> None:
