@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from finetune.config import load_config
 from finetune.errors import TrainingError, Unreachable
-from finetune.evaluations import Arm, load_evaluation
+from finetune.evaluations import Arm, address, load_evaluation
 
 out, err = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
 
@@ -141,7 +141,7 @@ def probe(
     from finetune.report import evaluation_markdown
 
     with _explained():
-        arm = Arm(name=name, model=model, url=url, cost=cost)
+        arm = {"name": name, "model": model, "url": url, "cost": cost}
         config = load_evaluation(
             None, {"dataset": dataset, "split": split, "output": output, "limit": limit, "arms": (arm,)}
         )
@@ -192,6 +192,10 @@ def register(
     from finetune.manifest import registration
 
     with _explained():
+        try:
+            address(url)
+        except ValueError as error:
+            raise typer.BadParameter(f"--url {error}") from error
         headers = {"authorization": f"Bearer {key}"} if key else {}
         try:
             answer = httpx.post(f"{url}/lineage/training-runs", json=registration(folder), headers=headers, timeout=30)

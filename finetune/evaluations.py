@@ -7,10 +7,11 @@ worth. Results are written once, and every later table is made of them. Each fil
 import tomllib
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import httpx
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from finetune.dataset import Kind
 from finetune.errors import BadConfig, BadDataset
@@ -18,6 +19,24 @@ from finetune.scoring import Score
 from finetune.statistics import Difference, Estimate
 
 RESULTS, SCORES, ANSWERS, PICTURE = "evaluation.json", "scores.jsonl", "answers.jsonl", "arms.png"
+
+
+def address(url: str) -> str:
+    """A URL that requests can be sent to, as it was given.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"{url} is no URL: {error}") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ValueError(f"{url} is no address of a server; write it as http://127.0.0.1:8080/v1")
+    return url
+
+
+Address = Annotated[str, AfterValidator(address)]
 
 
 class Arm(BaseModel):
@@ -28,7 +47,7 @@ class Arm(BaseModel):
     name: str = Field(min_length=1, max_length=80)
     model: str
     """What the server calls it: a release for the gateway, an adapter's name for an engine."""
-    url: str = "http://127.0.0.1:8080/v1"
+    url: Address = "http://127.0.0.1:8080/v1"
     """OpenAI's API: the gateway's, or an engine's."""
     retrieval: Literal["off", "auto", "required"] | None = None
     """What to ask the gateway for; not sent by default, so that the release decides."""
@@ -79,7 +98,7 @@ class EvaluateConfig(BaseModel):
     concurrency: int = Field(4, ge=1, le=256)
     arms: tuple[Arm, ...] = ()
     four: FourArms | None = None
-    url: str = "http://127.0.0.1:8080/v1"
+    url: Address = "http://127.0.0.1:8080/v1"
     """For the four arms."""
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 
 from finetune.dataset import Row, read_dataset
-from finetune.errors import BadConfig, Unreachable
+from finetune.errors import BadConfig, BadDataset, Unreachable
 from finetune.evaluate import Tell, conclude
 from finetune.evaluations import Arm, EvaluateConfig, Evaluation
 from finetune.scoring import Answer
@@ -28,12 +28,14 @@ def probe(config: EvaluateConfig, *, key: str | None = None, tell: Tell = lambda
     """Fit on the split `train`, answer the other, and write what `evaluate` writes. The one arm names the vectors.
 
     Raises:
-        TrainingError: the dataset is not one of classes, or nothing answers.
+        TrainingError: the dataset is not one of classes, of two or more, or nothing answers.
     """
     dataset, (arm,) = read_dataset(config.dataset), config.all_arms
     if dataset.manifest.task != "classify":
         raise BadConfig(f"dataset: a linear probe tells classes, and the task is {dataset.manifest.task!r}")
     train, rows = dataset.split("train"), dataset.split(config.split)[: config.limit]
+    if len({row.label for row in train}) < 2:
+        raise BadDataset(f"{dataset.folder}: all rows of `train` are {train[0].label!r}; a probe needs two classes")
     started_at = int(time.time())
     headers = {"authorization": f"Bearer {key}"} if key else {}
     with httpx.Client(base_url=arm.url, headers=headers, timeout=arm.timeout_seconds) as client:

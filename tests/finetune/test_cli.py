@@ -39,6 +39,14 @@ def test_example_writes_a_dataset_and_prints_its_digest(tmp_path: Path) -> None:
         (["evaluate", "--dataset", "d", "--output", "o"], "arms: there are none"),
         (["evaluate", "--arm", "base"], "write NAME=MODEL"),
         (["evaluate", "--arm", "base=m,retrieval=maybe"], "retrieval"),
+        (["evaluate", "--arm", "base=m", "--url", "http://[::1"], "is no URL"),
+        (
+            ["evaluate", "--dataset", "d", "--output", "o", "--arm", "base=m,url=localhost:8080/v1"],
+            "is no address of a",
+        ),
+        (["probe", "--dataset", "d", "--output", "o", "--url", "http://[::1"], "arms.0.url: http://[::1 is no URL"),
+        (["probe", "--dataset", "d", "--output", "o", "--cost", "-1"], "arms.0.cost: Input should be greater than or"),
+        (["register", ".", "--url", "localhost:8080/v1"], "--url localhost:8080/v1 is no address of a server"),
         (["compare", "/nowhere", "--output", "o"], "name a folder that `evaluate` wrote"),
     ],
 )

@@ -304,6 +304,13 @@ def test_a_linear_probe_is_an_arm_like_others(write: Write, tmp_path: Path) -> N
     assert found.arms[0].seconds["mean"] > 0
 
 
+def test_a_probe_of_one_class_is_refused_before_anything_is_asked(write: Write, tmp_path: Path) -> None:
+    folder = write([class_row(n, "red") for n in range(4)], tickets(4))
+    arm = Arm(name="probe", model="mini", url="http://127.0.0.1:9/v1")
+    with pytest.raises(BadDataset, match="all rows of `train` are 'red'; a probe needs two classes"):
+        probe(EvaluateConfig(dataset=folder, output=tmp_path / "out", arms=(arm,)))
+
+
 def ask(folder: Path, act: Act, *, sleep: Any = lambda _: None, **arm: Any) -> Iterator[Any]:
     dataset = read_dataset(folder)
     with serves(act) as (url, _):
