@@ -7,6 +7,7 @@ that releases name it by, and the manifest is what the service's lineage takes f
 import hashlib
 import json
 import platform
+import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def adapter_digest(folder: Path) -> str:
 
 
 def write_adapter(saved: Path, output: Path, base: Base) -> None:
-    """Move what peft saved to where it belongs, its configuration in one form and without this machine's paths.
+    """Copy what peft saved to where it belongs, its configuration in one form and without this machine's paths.
 
     peft keeps `target_modules` as a set, whose order differs from process to process, and the base model's folder.
     """
@@ -87,7 +88,7 @@ def write_adapter(saved: Path, output: Path, base: Base) -> None:
             config[name] = sorted(value)
     text = json.dumps(config, sort_keys=True, indent=2, ensure_ascii=False)
     (output / ADAPTER_CONFIG).write_text(f"{text}\n", encoding="utf-8")
-    (saved / WEIGHTS).replace(output / WEIGHTS)
+    shutil.copyfile(saved / WEIGHTS, output / WEIGHTS)
 
 
 def library_versions() -> dict[str, str]:

@@ -77,6 +77,21 @@ class Work:
         if self._lock:
             self._lock.close()
 
+    def ended(self, patience: int) -> tuple[Any, Path] | None:
+        """The trainer's state and the checkpoint to keep, where all steps were done and only the adapter is missing.
+
+        The library would train a step more, or lose the best checkpoint of a folder that was moved.
+        """
+        if self.checkpoint is None:
+            return None
+        from transformers import TrainerState
+
+        state = TrainerState.load_from_json(str(Path(self.checkpoint) / STATE))
+        if state.global_step < state.max_steps and not _no_better(state.log_history, patience):
+            return None
+        best = state.best_global_step if patience else None
+        return state, self._checkpoint(best) if best else Path(self.checkpoint)
+
     def clear(self) -> None:
         """Remove the checkpoints of a finished run; what TensorBoard reads stays."""
         for path in self.folder.iterdir():
@@ -156,18 +171,16 @@ def callbacks(work: Work, patience: int, watch: Callable[[dict[str, float]], Non
         """It counts in the log that every checkpoint holds, so a run that went on stops where it would have."""
 
         def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-            self._decide(state, control)
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-            self._decide(state, control)
-
-        def _decide(self, state: Any, control: Any) -> None:
-            scores = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
-            since_best = len(scores) - 1 - scores.index(min(scores)) if scores else 0
-            if since_best >= patience:
+            if _no_better(state.log_history, patience):
                 control.should_training_stop = True
 
-    return [MarkWhole(), Tell(), *([StopEarly()] if patience else [])]
+    return [MarkWhole(), Tell(), StopEarly()]
+
+
+def _no_better(log: list[dict[str, Any]], patience: int) -> bool:
+    """Whether so many scores have come without a better one; never, if the patience is 0."""
+    scores = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    return bool(patience and scores) and len(scores) - 1 - scores.index(min(scores)) >= patience
 
 
 def _first_process() -> bool:

@@ -91,11 +91,15 @@ def train(config: TrainConfig, watch: Watch = lambda _: None) -> dict[str, Any]:
         started = time.time()
         trainer = _trainer(config, base, tokenizer, examples, work, watch)
         trainer.remove_callback(PrinterCallback)  # Progress is told to `watch`.
-        trainer.train(resume_from_checkpoint=work.checkpoint)
-        trainer.save_model(str(work.folder / "adapter"))  # Every process takes part; the first one writes.
+        saved = work.folder / "adapter"
+        if ended := work.ended(_patience(config, examples)):
+            trainer.state, saved = ended
+        else:
+            trainer.train(resume_from_checkpoint=work.checkpoint)
+            trainer.save_model(str(saved))  # Every process takes part; the first one writes.
         if not trainer.is_world_process_zero():
             return {}
-        write_adapter(work.folder / "adapter", config.output, base)
+        write_adapter(saved, config.output, base)
         rows = loss_rows(trainer.state.log_history)
         write_curve(config.output / "loss.csv", rows)
         draw_curve(config.output / "loss.png", rows, trainer.state.best_global_step)
@@ -245,7 +249,8 @@ def _trainer(
     from peft import LoraConfig
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-    arguments = _arguments(config, base, work, heldout=bool(examples.get("heldout")))
+    patience = _patience(config, examples)
+    arguments = _arguments(config, base, work, heldout=bool(examples.get("heldout")), keep_best=patience > 0)
     kind: Any = SFTTrainer
     if "chosen" in examples["train"][0]:
         if config.packing:
@@ -268,11 +273,15 @@ def _trainer(
             task_type="CAUSAL_LM",
         ),
         quantization_config=_four_bits() if config.quantize == "nf4" else None,
-        callbacks=callbacks(work, config.patience if heldout else 0, watch),
+        callbacks=callbacks(work, patience, watch),
     )
 
 
-def _arguments(config: TrainConfig, base: Base, work: Work, *, heldout: bool) -> dict[str, Any]:
+def _patience(config: TrainConfig, examples: dict[str, list[dict[str, Any]]]) -> int:
+    return config.patience if examples.get("heldout") else 0
+
+
+def _arguments(config: TrainConfig, base: Base, work: Work, *, heldout: bool, keep_best: bool) -> dict[str, Any]:
     """What both kinds of trainer are told."""
     on_cpu = config.device == "cpu"
     return {
@@ -306,9 +315,9 @@ def _arguments(config: TrainConfig, base: Base, work: Work, *, heldout: bool) ->
         "save_strategy": "steps",
         "save_steps": config.check_every_steps,
         "save_total_limit": None,  # The library would remove older checkpoints before the newest one is marked whole.
-        "load_best_model_at_end": heldout and config.patience > 0,
-        "metric_for_best_model": "loss" if heldout else None,
-        "greater_is_better": False if heldout else None,
+        "load_best_model_at_end": keep_best,
+        "metric_for_best_model": "loss" if keep_best else None,
+        "greater_is_better": False if keep_best else None,
         "report_to": config.report_to,
         "run_name": config.output.name,
         "disable_tqdm": True,

@@ -181,6 +181,41 @@ def test_checkpoints_of_other_inputs_are_not_gone_on_from(settings: dict[str, An
         train(TrainConfig(**(settings | {"rank": 8}), output=tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("how", "moved"),
+    [
+        ({"check_every_steps": 1, "patience": 1, "epochs": 20}, False),
+        ({"check_every_steps": 2, "patience": 1, "epochs": 20}, True),
+        ({"check_every_steps": 3, "patience": 2, "max_steps": 8}, True),
+        ({"check_every_steps": 3, "patience": 0, "max_steps": 8}, False),
+    ],
+)
+def test_a_run_that_was_cut_off_after_its_last_step_only_writes_its_adapter(
+    how: dict[str, Any], moved: bool, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    given = settings | {"learning_rate": 0.5, "schedule": "constant"} | how
+    expected = train(TrainConfig(**given, output=tmp_path / "whole"))
+
+    def cut(told: dict[str, float]) -> None:
+        last = tmp_path / "a" / "work" / f"checkpoint-{expected['metrics']['steps']}" / "whole"
+        if last.exists():  # What is told once it is marked is what the whole run came to.
+            raise Cut
+
+    with pytest.raises(Cut):
+        train(TrainConfig(**given, output=tmp_path / "a"), cut)
+    output = (tmp_path / "a").rename(tmp_path / "b") if moved else tmp_path / "a"
+    found = train(TrainConfig(**given, output=output))
+    assert found["metrics"] == expected["metrics"]
+    assert found["adapter_digest"] == expected["adapter_digest"]
+    assert (output / "loss.csv").read_bytes() == (tmp_path / "whole" / "loss.csv").read_bytes()
+
+
+def test_without_patience_the_last_step_is_kept(settings: dict[str, Any], tmp_path: Path) -> None:
+    hot = settings | {"learning_rate": 0.5, "schedule": "constant", "patience": 0, "check_every_steps": 1}
+    metrics = train(TrainConfig(**hot, max_steps=2, output=tmp_path))["metrics"]
+    assert metrics["kept_step"] == metrics["steps"] == 2
+
+
 @pytest.mark.slow
 def test_it_stops_when_the_held_out_rows_get_worse_and_keeps_the_best(settings: dict[str, Any], tmp_path: Path) -> None:
     hot = settings | {"learning_rate": 0.5, "patience": 1, "epochs": 20, "check_every_steps": 1, "schedule": "constant"}
