@@ -26,8 +26,15 @@ PREDICTION_KINDS: Mapping[str, Kind] = {
 """The columns of predictions that are no plain text."""
 
 
+MAX_ROW_BYTES = 4_000_000
+"""Of a row that is read: what its values take."""
+MAX_GROUP_BYTES = 256 << 20
+"""Of a row group that is read: what it takes when it is no longer compressed."""
+_ROWS_AT_ONCE = 500
+
+
 class BadParquet(Exception):
-    """A file that is no Parquet, or is damaged."""
+    """A file that is no Parquet, is damaged, or takes too much memory."""
 
 
 class _Pending:
@@ -109,13 +116,68 @@ def read_parquet(file: IO[bytes]) -> Iterator[dict[str, Any]]:
     """
     pyarrow, parquet = _loaded()
     try:
-        reader = parquet.ParquetFile(file)
+        metadata = parquet.read_metadata(file)
+        texts = _checked_texts(metadata)
+        file.seek(0)
+        # A text that a file has once and refers to often is kept once: it is copied when a row's size is known.
+        reader = parquet.ParquetFile(file, read_dictionary=texts)
         names = _class_names(reader.schema_arrow.metadata or {})
-        for batch in reader.iter_batches(batch_size=500):
-            for row in batch.to_pylist():
+        for batch in reader.iter_batches(batch_size=_ROWS_AT_ONCE):
+            for row in _rows(batch):
                 yield {key: _named(value, names.get(key)) for key, value in row.items()}
     except (pyarrow.ArrowException, OSError, ValueError, NotImplementedError) as error:
         raise BadParquet(f"it is no Parquet file that can be read ({type(error).__name__})") from error
+
+
+def _checked_texts(metadata: Any) -> list[str]:
+    """The columns of text; raises BadParquet where a row group would take too much memory."""
+    columns = [metadata.schema.column(at) for at in range(metadata.num_columns)]
+    for at in range(metadata.num_row_groups):
+        group = metadata.row_group(at)
+        chunks = [group.column(each) for each in range(group.num_columns)]
+        for chunk in chunks:
+            # Here a value is what it shares with the one before and a rest, so a few bytes can stand for very many.
+            if "DELTA_BYTE_ARRAY" in chunk.encodings:
+                raise BadParquet(f"`{chunk.path_in_schema}`: write it in another encoding than DELTA_BYTE_ARRAY")
+        if sum(map(_bytes_of, columns, chunks)) > MAX_GROUP_BYTES:
+            raise BadParquet(f"a row group takes more than {MAX_GROUP_BYTES >> 20} MiB; write it in smaller row groups")
+    return [each.path for each in columns if each.physical_type == "BYTE_ARRAY" and each.logical_type.type != "DECIMAL"]
+
+
+def _bytes_of(column: Any, chunk: Any) -> int:
+    """What a column of a row group takes at most: lists come whole, so that their values count."""
+    values = chunk.num_values * max(8, column.length) if column.max_repetition_level or column.length else 0
+    return max(int(chunk.total_uncompressed_size), values)
+
+
+def _rows(batch: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a batch, of which so many are made at a time as take no more than one may."""
+    if sum(map(_size, batch.columns)) <= MAX_ROW_BYTES:
+        yield from batch.to_pylist()
+    elif batch.num_rows == 1:
+        raise BadParquet(f"the row is longer than {MAX_ROW_BYTES:,} bytes")
+    else:
+        half = batch.num_rows // 2
+        yield from _rows(batch.slice(0, half))
+        yield from _rows(batch.slice(half))
+
+
+def _size(array: Any) -> int:
+    """The bytes that values take when each is there for itself."""
+    from pyarrow import compute, types
+
+    kind = array.type
+    own = 8 * len(array)
+    if types.is_dictionary(kind):
+        lengths = compute.binary_length(array.dictionary).take(array.indices)
+        return own + (compute.sum(lengths.cast("int64")).as_py() or 0)
+    if types.is_struct(kind):
+        return own + sum(map(_size, array.flatten()))
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_map(kind):
+        start, end = (array.offsets[0].as_py(), array.offsets[-1].as_py()) if len(array) else (0, 0)
+        parts = (array.keys, array.items) if types.is_map(kind) else (array.values,)
+        return own + sum(_size(part.slice(start, end - start)) for part in parts)
+    return max(own, int(array.nbytes))
 
 
 def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:

@@ -12,9 +12,9 @@ from typing import IO, Any
 import msgspec
 
 from app.datasets.recipes import Split
-from app.parquet import BadParquet, read_parquet
+from app.parquet import MAX_ROW_BYTES, BadParquet, read_parquet
 
-MAX_LINE = 4_000_000
+MAX_LINE = MAX_ROW_BYTES
 """Bytes of a line."""
 
 KINDS = ("jsonl", "csv", "parquet")
@@ -101,6 +101,8 @@ class _Lines:
 
 def _csv(file: IO[bytes]) -> Iterator[tuple[int, Mapping[str, Any] | BadLine]]:
     lines = _Lines(file)
+    # The limit is the process's, and nobody else reads CSV. A field is no longer than its line is, or its lines are.
+    csv.field_size_limit(MAX_LINE)
     reader = csv.reader(lines, strict=True)
     try:
         header = next(reader, [])

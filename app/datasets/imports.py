@@ -45,6 +45,7 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
 }
 """Our fields, and what they may be called in a file where `columns` does not say it."""
 
+_PASSAGE = ("id", "document_id", "document_version", "text")
 _HELDOUT = frozenset({"heldout", "validation", "valid", "val", "dev", "test", "eval"})
 _REASONS = {
     "unknown_class": "`label`: it is none of the recipe's `classes`",
@@ -109,7 +110,7 @@ def _take_file(
         try:
             if isinstance(row, BadLine):
                 raise row
-            found.add([_example(tenant, purpose, recipe, row, side)])
+            found.add([_taken(tenant, purpose, recipe, row, side)])
             rows += 1
         except BadLine as error:
             problems.append(f"{upload.name} line {number}: {error}.")
@@ -171,6 +172,15 @@ class _Row:
         return value
 
 
+def _taken(tenant: str, purpose: Purpose, recipe: Recipe, given: Mapping[str, Any], side: Split | None) -> Example:
+    """The row of a dataset that a row of a file makes; raises BadLine or Unusable."""
+    try:
+        return _example(tenant, purpose, recipe, given, side)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        # Files hold what JSON has not, such as dates and numbers without end: that is a row's fault, and no failure.
+        raise BadLine("a value in it is of a kind that no row has; write it as text") from error
+
+
 def _example(tenant: str, purpose: Purpose, recipe: Recipe, given: Mapping[str, Any], side: Split | None) -> Example:
     row = _Row(recipe, given)
     turns, target = _turns(row)
@@ -182,7 +192,7 @@ def _example(tenant: str, purpose: Purpose, recipe: Recipe, given: Mapping[str, 
         if target == facts["rejected"]:
             raise BadLine("`rejected`: is the same as `chosen`")
     else:
-        target = fitting(recipe.shape, target if target is not None else _answer(row))
+        target = fitting(recipe.shape, _answer(row, target))
     if recipe.task == "answer":
         facts |= _grounds(row)
     question = turns[-1]["content"]
@@ -233,9 +243,18 @@ def _label(recipe: Recipe, row: _Row, target: str | None) -> str:
     return label
 
 
-def _answer(row: _Row) -> str:
+def _answer(row: _Row, target: str | None) -> str:
+    if target is not None:
+        if not target.strip():
+            raise BadLine(f"`{row.called('messages')}`: the assistant's last turn is empty; write the answer there")
+        return target
     value = row.get("answer")
-    return canonical(value) if isinstance(value, dict) else row.need("answer")
+    if not isinstance(value, dict):
+        return row.need("answer")
+    try:
+        return canonical(value)
+    except TypeError as error:
+        raise BadLine(f"`{row.called('answer')}`: {error}; write it as text") from None
 
 
 def _said(row: _Row, field: str) -> str:
@@ -256,13 +275,22 @@ def _grounds(row: _Row) -> dict[str, Any]:
     if answerable is not None and not isinstance(answerable, bool):
         raise BadLine(f"`{row.called('answerable')}`: must be true or false")
     passages, citations = row.items("passages") or [], row.items("citations") or []
-    for each in passages:
-        if not isinstance(each, dict) or not isinstance(each.get("id"), str) or not isinstance(each.get("text"), str):
-            raise BadLine(f"`{row.called('passages')}`: each is an object with `id` and `text`")
+    if not all(isinstance(each, dict) and _is_passage(each) for each in passages):
+        raise BadLine(
+            f"`{row.called('passages')}`: each is an object with `id` and `text`, and perhaps `document_id` and "
+            "`document_version`, all of them texts, and the `id` not empty"
+        )
     if not all(isinstance(each, str) for each in citations):
         raise BadLine(f"`{row.called('citations')}`: must be a list of the ids of passages")
-    known = [{name: each.get(name) for name in ("id", "document_id", "document_version", "text")} for each in passages]
+    known = [{name: each.get(name) for name in _PASSAGE} for each in passages]
     return {"passages": known, "citations": citations, "answerable": answerable is not False}
+
+
+def _is_passage(given: Mapping[str, Any]) -> bool:
+    texts = [given.get(name) for name in _PASSAGE]
+    return (
+        bool(given.get("id")) and all(isinstance(each, str | None) for each in texts) and given.get("text") is not None
+    )
 
 
 def _number(row: _Row, field: str) -> float | None:
@@ -271,7 +299,7 @@ def _number(row: _Row, field: str) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = -1.0
     if isinstance(value, bool) or not 0 < number < 1e9:
         raise BadLine(f"`{row.called(field)}`: must be a number above 0")
@@ -283,9 +311,9 @@ def _side(row: _Row, side: Split | None) -> Split | None:
     value = row.get("split")
     if value is None:
         return side
-    if value in ("train", "training"):
+    if isinstance(value, str) and value in ("train", "training"):
         return "train"
-    if value in _HELDOUT:
+    if isinstance(value, str) and value in _HELDOUT:
         return "heldout"
     raise BadLine(f"`{row.called('split')}`: must be `train` or `heldout` (or `validation`, `test`)")
 

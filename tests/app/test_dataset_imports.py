@@ -2,15 +2,24 @@
 
 import io
 import json
+import tracemalloc
 from collections.abc import AsyncIterator
+from datetime import date
+from decimal import Decimal
+from itertools import product
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from app.datasets import Upload
+from app.datasets import Upload, read_recipe
+from app.datasets.candidates import Candidates
 from app.datasets.files import split_of_name
+from app.datasets.imports import take_files
 from app.errors import InvalidRequest, NotFound
+from finetune.dataset import read_dataset
 from tests.dataset_world import World, open_world
 from tests.migrated import migrated
 
@@ -35,10 +44,13 @@ def text(name: str, content: str | bytes) -> Upload:
     return Upload(name, io.BytesIO(content if isinstance(content, bytes) else content.encode()))
 
 
-def table(name: str, metadata: dict[bytes, bytes] | None = None, **columns: list) -> Upload:
+def table(name: str, metadata: dict[bytes, bytes] | None = None, **columns: Any) -> Upload:
+    return written(pa.table(columns).replace_schema_metadata(metadata or {}), name=name)
+
+
+def written(made: pa.Table, *, name: str = "data.parquet", **how: Any) -> Upload:
     file = io.BytesIO()
-    made = pa.table(columns)
-    parquet.write_table(made.replace_schema_metadata(metadata or {}), file)
+    parquet.write_table(made, file, compression="zstd", **how)
     file.seek(0)
     return Upload(name, file)
 
@@ -150,6 +162,158 @@ async def test_a_file_that_cannot_be_read_is_told_by_name(world, upload, what):
         await world.bring("data", [upload])
     assert what in refused.value.message
     assert refused.value.param == "files"
+
+
+LONG = pa.array(["x" * 5_000_000])
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"text": pa.DictionaryArray.from_arrays(pa.array([0] * 100, pa.int32()), LONG), "label": ["card"] * 100},
+        {
+            "text": ["Where is my card?"],
+            "passages": pa.ListArray.from_arrays(
+                [0, 100], pa.DictionaryArray.from_arrays(pa.array([0] * 100, pa.int32()), LONG)
+            ),
+        },
+    ],
+    ids=["in-many-rows", "in-one-list"],
+)
+async def test_a_long_text_that_a_small_parquet_file_repeats_is_refused_in_little_memory(world, columns):
+    upload = written(pa.table(columns), store_schema=False)
+    assert upload.file.seek(0, io.SEEK_END) < 10_000
+    upload.file.seek(0)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest, match=r"data.parquet line 1: the row is longer than 4,000,000 bytes"):
+            await world.bring("data", [upload])
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    finally:
+        tracemalloc.stop()
+
+
+async def test_a_parquet_file_that_unpacks_to_very_much_is_told_what_to_write_in_its_place(world):
+    rows = pa.table({"text": ["Where is my card, please?", "Where is my money?"], "label": ["card", "money"]})
+    shared = written(rows, use_dictionary=False, column_encoding={"text": "DELTA_BYTE_ARRAY"})
+    with pytest.raises(InvalidRequest, match="line 1: `text`: write it in another encoding than DELTA_BYTE_ARRAY"):
+        await world.bring("data", [shared])
+    many = pa.ListArray.from_arrays([0, 34_000_000], pa.array(np.zeros(34_000_000, dtype=bool)))
+    with pytest.raises(InvalidRequest, match="line 1: a row group takes more than 256 MiB; write it in smaller"):
+        await world.bring("data", [written(pa.table({"text": many}))])
+
+
+async def test_rows_of_parquet_come_whole_in_whatever_batches_they_are_made(world):
+    texts = [f"Question {n}: " + f"{n} " * 100_000 for n in range(30)]
+    passages = [[{"id": f"p{n}", "text": f"It is {n}."}] if n % 3 else [] for n in range(30)]
+    upload = table("data.parquet", text=texts, answer=[f"It is {n}." for n in range(30)], passages=passages)
+    build = await world.bring("data", [upload], task="answer", dedup={"near": False})
+    assert build.state == "done", build.error
+    rows = {row["question"]: row for row in await world.rows()}
+    assert sorted(rows) == sorted(texts)
+    assert [rows[text]["messages"][-1]["content"] for text in texts] == [f"It is {n}." for n in range(30)]
+    assert [[each["text"] for each in rows[text]["passages"]] for text in texts] == [
+        [each["text"] for each in some] for some in passages
+    ]
+
+
+async def test_a_field_of_csv_may_be_as_long_as_a_text(world):
+    upload = text("data.csv", "text,label\n" + "word " * 40_000 + ",card\n")
+    build = await world.bring("data", [upload])
+    assert build.state == "done", build.error
+
+
+EXTRACT = {"task": "extract", "schema": {"type": "object"}}
+QUESTION = {"question": "What is the notice period?", "answer": "Four weeks."}
+
+
+@pytest.mark.parametrize(
+    ("upload", "recipe", "what"),
+    [
+        (jsonl("a.jsonl", {**ROWS[0], "split": ["train"]}), {}, "`split`: must be `train` or `heldout`"),
+        (jsonl("a.jsonl", {**ROWS[0], "weight": 10**400}), {}, "`weight`: must be a number above 0"),
+        (table("a.parquet", text=["?"], answer=[{"on": date(2026, 1, 2)}]), EXTRACT, "`answer`: Object of type date"),
+        (table("a.parquet", text=["?"], answer=[{"n": Decimal("1.5")}]), EXTRACT, "`answer`: Object of type Decimal"),
+        (
+            table(
+                "a.parquet",
+                **{name: [value] for name, value in QUESTION.items()},
+                passages=[[{"id": "p", "text": "It is.", "document_version": date(2026, 1, 1)}]],
+            ),
+            {"task": "answer"},
+            "`passages`: each is an object with `id` and `text`",
+        ),
+        (
+            jsonl("a.jsonl", {**QUESTION, "passages": [{"id": "p", "text": "It is.", "document_id": 17}]}),
+            {"task": "answer"},
+            "`passages`: each is an object with `id` and `text`",
+        ),
+        (
+            jsonl("a.jsonl", {**QUESTION, "passages": [{"id": "", "text": "It is."}]}),
+            {"task": "answer"},
+            "`passages`: each is an object with `id` and `text`",
+        ),
+        (
+            jsonl("a.jsonl", {"messages": [{"role": "user", "content": "What is it?"},
+                                           {"role": "assistant", "content": ""}]}),
+            {"task": "answer"},
+            "`messages`: the assistant's last turn is empty",
+        ),
+    ],
+    ids=["split", "weight", "date", "decimal", "version", "document", "passage", "silence"],
+)  # fmt: skip
+async def test_a_value_that_no_row_can_hold_is_told_by_its_line_and_field(world, upload, recipe, what):
+    with pytest.raises(InvalidRequest) as refused:
+        await world.bring("data", [upload], **recipe)
+    assert f"line 1: {what}" in refused.value.message
+
+
+GOOD = {
+    "classify": ROWS[0],
+    "answer": {
+        "text": "What is it?",
+        "answer": "That.",
+        "passages": [{"id": "p", "text": "It is."}],
+        "citations": ["p"],
+        "answerable": True,
+    },
+    "extract": {"text": "How many are there?", "answer": {"n": 2}},
+    "preference": {"text": "Is it there?", "chosen": "Yes.", "rejected": "No."},
+}
+FIELDS = ("text", "messages", "system", "label", "answer", "chosen", "rejected", "passages", "citations", "answerable",
+          "session", "user", "slice", "weight", "split")  # fmt: skip
+ODD: tuple[Any, ...] = (
+    None, "", " ", "\0", "a\0b", "word", 0, 1, -1, 1e-320, 10**400, True, [], {}, [[]], [{}], ["p"], {"n": None}, "[]",
+    *([{"id": one, "text": two}] for one, two in product(("", "p", 7), ("", "t", None))),
+    *([{"id": "p", "text": "t", name: 7}] for name in ("document_id", "document_version", "title", "heading_path")),
+    *([{"role": "user", "content": said}, {"role": "assistant", "content": answer}]
+      for said, answer in product(("", "What?", None, [{"type": "text", "text": "What?"}]), ("", " ", "That.", None))),
+    [{"role": "system", "content": ""}, {"role": "user", "content": "Why?"}],
+    [{"role": "assistant", "content": "Hello."}, {"role": "user", "content": "Who?"}],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("task", list(GOOD))
+async def test_what_is_imported_can_be_trained_on(world, task, tmp_path):
+    recipe = {"task": task, "dedup": {"near": False}} | ({"schema": {"type": "object"}} if task == "extract" else {})
+    taken = []
+    for number, (field, value) in enumerate(product(FIELDS, ODD)):
+        row = {**GOOD[task], "text": f"{number}. {GOOD[task]['text']}", field: value}
+        found = Candidates()
+        try:
+            take_files("acme", "training", read_recipe(recipe), [jsonl("a.jsonl", row)], found)
+        except InvalidRequest:
+            continue
+        finally:
+            found.close()
+        taken.append(row)
+    assert len(taken) > 100
+    build = await world.bring("data", [jsonl("a.jsonl", *taken)], **recipe)
+    assert build.state == "done", build.error
+    for name in ("manifest.json", "train.jsonl", "heldout.jsonl"):
+        (tmp_path / name).write_bytes(await world.file("data", name))
+    read = read_dataset(tmp_path)
+    assert sum(map(len, read.splits.values())) > 100
 
 
 async def test_columns_say_what_fields_are_called(world):
