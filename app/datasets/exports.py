@@ -33,7 +33,7 @@ _COLUMNS: dict[str, dict[str, Kind]] = {
     "extract": _CHAT,
     "preference": {"prompt": "json", "chosen": "json", "rejected": "json"},
 }
-_LAST: dict[str, Kind] = {"weight": "number", "meta": "json"}
+_LAST: dict[str, Kind] = {"features": "json", "weight": "number", "meta": "json"}
 
 
 class Exports:

@@ -489,16 +489,21 @@ async def _rename_labels(world: World, ids: dict[str, str]) -> None:
 
 async def test_parquet_holds_what_the_lines_hold(lite, tmp_path):
     await lite.classified(*asked(10))
-    await lite.build()
+    plan = {"feature": "customer:plan", "value": "pro", "state": "read", "entity": "c"}
+    await lite.classified(("Which plan is mine, please?", "card"), features=[plan])
+    await lite.build(split={"heldout": 0})
     path = tmp_path / "train.parquet"
     path.write_bytes(await lite.file("data", "train.parquet"))
     assert path.read_bytes() == await lite.file("data", "train.parquet")
     lines = [json.loads(line) for line in (await lite.file("data", "train.jsonl")).splitlines()]
     with path.open("rb") as file:
         rows = list(read_parquet(file))
+    assert {name for row in rows for name, value in row.items() if value is not None} == {
+        name for line in lines for name, value in line.items() if value is not None
+    }
     assert [row["row"] for row in rows] == [line["row"] for line in lines]
     for row, line in zip(rows, lines, strict=True):
-        told = {name: json.loads(row[name]) if name in ("messages", "meta") else row[name] for name in line}
+        told = {name: json.loads(row[name]) if name in ("messages", "meta", "features") else row[name] for name in line}
         assert told == line
 
 
