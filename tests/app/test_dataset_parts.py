@@ -2,6 +2,7 @@
 
 import json
 import random
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from app.datasets.examples import Unusable, example, line_of, turns_of
 from app.datasets.opinions import Opinion, resolved, row_of
 from app.datasets.recipes import Balance, Recipe, Splitting, read_recipe
 from app.datasets.sessions import session_of, split_of
-from app.datasets.similarity import Texts
+from app.datasets.similarity import Texts, bare
 from app.errors import InvalidRequest
 from app.lineage import canonical, row_digest
 from app.predictions import Prediction, uuid7
@@ -89,8 +90,52 @@ def test_a_conversation_is_one_session_whatever_else_is_known():
 
 def test_what_differs_in_case_and_marks_alone_repeats():
     texts = Texts()
-    texts.add(["Where is my card?", "I want a refund", "where is my CARD", "", "!!", "Who opened it?"])
+    texts.add(["Where is my card?", "I want a refund", "where is my CARD", "", " ", "Who opened it?"])
     assert texts.near(0.8) == [None, None, 0, None, 3, None]
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ("मेरा दिन कब आएगा?", "मेरा दान कब आएगा?"),
+        ("क्या मुझे पैसे मिले?", "कया मझ पस मल"),
+        ("ข้าว", "ขาว"),
+        ("👍", "👎"),
+        ("👍", "???"),
+        ("", "!!"),
+    ],
+)
+def test_texts_that_differ_in_vowel_signs_or_have_no_words_are_not_the_same(left, right):
+    assert bare(left) != bare(right)
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ("Café", "CAFE\u0301!"),
+        ("①  ﬁne", "1 fine"),
+        ("Danke \u2764\ufe0f sehr", "danke sehr"),
+        ("मेरा दिन कब आएगा?", "मेरा, दिन कब आएगा"),
+        (" 👍\n", "👍"),
+    ],
+)
+def test_texts_that_are_the_same_word_for_word_are_equal(left, right):
+    assert bare(left) == bare(right)
+
+
+def test_many_texts_that_are_the_same_take_little_memory_and_are_settled_without_comparing():
+    texts = Texts()
+    tracemalloc.start()
+    try:
+        texts.add("Ping!" if n % 2 else "ping" for n in range(20_000))
+        texts.add(f"Where is my card, asks number {n % 500} of us, please?" for n in range(2_000))
+        near = texts.near(0.8)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+    assert near[:20_000] == [None] + [0] * 19_999
+    assert near[20_500:] == [20_000 + n % 500 if near[20_000 + n % 500] is None else near[20_000 + n % 500]
+                             for n in range(1_500)]  # fmt: skip
 
 
 def test_a_text_repeats_a_kept_one_and_not_one_that_was_dropped():
@@ -111,6 +156,20 @@ def test_those_to_be_kept_are_kept():
     texts = Texts()
     texts.add(["the same text here", "the same text here", "the same text here"])
     assert texts.near(0.9, keeping=2) == [None, None, 0]
+
+
+@given(st.lists(st.sampled_from(["a b c d e f", "A, b, c, d, e, f!", "a b c d e g", "", "x", "quite another"])),
+       st.integers(0, 4))  # fmt: skip
+def test_what_is_near_is_what_comparing_each_with_all_before_finds(given_texts, keeping):
+    texts = Texts()
+    texts.add(given_texts)
+    expected: list[int | None] = []
+    for at in range(len(given_texts)):
+        overlap = {n: texts.overlap(n, at) for n in range(at) if expected[n] is None}
+        same = [n for n, share in overlap.items() if share == 1.0]
+        near = [n for n, share in overlap.items() if share >= 0.6]
+        expected.append(min(same or near, default=None) if at >= keeping else None)
+    assert texts.near(0.6, keeping=keeping) == expected
 
 
 def test_pairs_well_above_the_threshold_are_found():
