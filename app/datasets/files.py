@@ -46,7 +46,10 @@ def split_of_name(name: str) -> Split | None:
 
 
 def rows_of(name: str, file: IO[bytes]) -> Iterator[tuple[int, Mapping[str, Any] | BadLine]]:
-    """Give the number of each line and its row, or what is wrong with it; empty lines are none."""
+    """Give the number of each line and its row, or what is wrong with it; empty lines are none.
+
+    A field of CSV that is empty is None.
+    """
     kind = kind_of(name)
     if kind == "csv":
         yield from _csv(file)
@@ -118,7 +121,8 @@ def _csv(file: IO[bytes]) -> Iterator[tuple[int, Mapping[str, Any] | BadLine]]:
             if not values:
                 continue
             if len(values) == len(header):
-                yield started, {name: value for name, value in zip(header, values, strict=True) if value}
+                named = zip(header, values, strict=True)
+                yield started, {name: value or None for name, value in named if name or value}
             else:
                 yield (
                     started,
@@ -137,6 +141,6 @@ def _parquet(file: IO[bytes]) -> Iterator[tuple[int, Mapping[str, Any] | BadLine
     try:
         for row in read_parquet(file):
             number += 1
-            yield number, {name: value for name, value in row.items() if value is not None}
+            yield number, row
     except BadParquet as error:
         yield number + 1, BadLine(str(error))

@@ -126,7 +126,7 @@ class _Row:
 
     def __init__(self, recipe: Recipe, row: Mapping[str, Any]) -> None:
         self._columns = recipe.columns
-        self._row = row
+        self._row = {name: value for name, value in row.items() if value is not None}
 
     def get(self, field: str) -> Any:
         """What a field holds; None where it is not there."""

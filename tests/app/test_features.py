@@ -7,13 +7,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from app.database import Database
 from app.errors import Conflict, FeatureMissing, FeaturesUnavailable, InvalidRequest, NotFound, Unavailable
+from app.feature_commands import read_rows
 from app.features import Asker, FeatureReader, FeatureRow, FeatureValue, FeatureView, Point, SqlFeatures, rows_of, shown
 from app.features.asking import Asked, ask
 from app.privacy.rings import FileRing
@@ -323,6 +326,20 @@ def test_what_a_csv_file_has_as_text_is_read_as_what_the_view_says():
     for name, text in (("n", "1.5"), ("n", "1_0"), ("x", "nan"), ("x", "many"), ("b", "yes")):
         with pytest.raises(InvalidRequest, match=f"`{name}`: must be"):
             rows_of(view, [("line 2", line | {name: text})], now=NOW, is_text=True)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
+def test_a_file_of_any_kind_can_say_that_nothing_is_known_any_more(tmp_path, kind):
+    file = tmp_path / f"rows.{kind}"
+    lines = [{"customer": "c", "event_time": "2026-01-01", "plan": "pro", "seats": 5},
+             {"customer": "c", "event_time": "2026-02-01", "plan": None, "seats": None}]  # fmt: skip
+    if kind == "csv":
+        file.write_text("customer,event_time,plan,seats,\nc,2026-01-01,pro,5,\nc,2026-02-01,,,\n")
+    elif kind == "parquet":
+        parquet.write_table(pa.Table.from_pylist(lines), file)
+    else:
+        file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert [read.values for read in read_rows(VIEW, file)] == [{"plan": "pro", "seats": 5}, {}]
 
 
 @pytest.mark.parametrize(
