@@ -33,6 +33,8 @@ from app.releases import Digest, Release
 MAX_DATASET_ROWS = 100_000
 _ROWS_AT_ONCE = 1_000
 """So many are written in one transaction: others write to the database too."""
+_CONDITIONS_AT_ONCE = 200
+"""SQLite takes a thousand in one statement."""
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256, pattern=r"^[^\x00]*$")]
 PlainId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")]
@@ -267,9 +269,11 @@ class Provenance:
             for field, values in needles
             for value in values
         ]
-        if not said:
-            return []
-        return await self._all(select(releases).where(or_(*said)).order_by(releases.c.name, releases.c.number))
+        found: dict[tuple[str, int], Row[Any]] = {}
+        for at in range(0, len(said), _CONDITIONS_AT_ONCE):
+            some = select(releases).where(or_(*said[at : at + _CONDITIONS_AT_ONCE]))
+            found |= {(row.name, row.number): row for row in await self._all(some)}
+        return [found[key] for key in sorted(found)]
 
     async def _dataset(self, tenant: str, digest: str) -> Row[Any] | None:
         return await self._first(select(datasets).where(datasets.c.tenant == tenant, datasets.c.digest == digest))

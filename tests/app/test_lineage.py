@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from app.database import Database, dataset_rows, datasets, releases, training_runs
 from app.errors import Conflict, InvalidRequest, NotFound
@@ -303,6 +303,22 @@ async def test_the_way_back_comes_in_pages(world):
     rest = await world.uses.of_adapter("acme", release.adapter_digest, limit=4, before=first.next)
     assert [each.prediction_id for each in first.data + rest.data] == sorted(each.id for each in predictions)[::-1]
     assert rest.next is None
+
+
+async def test_a_row_of_very_many_versions_is_traced(world):
+    release = await world.trained(examples=1)
+    prediction = world.prediction(release)
+    await world.put(prediction)
+    (row,) = await world.provenance.rows("acme", release.lineage.dataset_digest)
+    async with world.database.writing() as connection:
+        for table, name in ((datasets, "digest"), (dataset_rows, "dataset_digest")):
+            (one,) = (await connection.execute(select(table))).all()
+            more = [{**one._asdict(), "version": f"v{n}", name: f"{n:064x}"} for n in range(1_200)]
+            kept = {column.name for column in table.columns}
+            await connection.execute(table.insert(), [{key: each[key] for key in each if key in kept} for each in more])
+    found = await world.uses.of_dataset_row("acme", row.digest, limit=5)
+    assert len(found.datasets) == 1_201
+    assert (found.releases, [each.prediction_id for each in found.data]) == (("hallmark@1",), [prediction.id])
 
 
 async def test_what_nobody_knows_is_not_found(world):
