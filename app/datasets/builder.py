@@ -19,6 +19,7 @@ from app.datasets.candidates import Candidates, Fact, Step
 from app.datasets.examples import Unusable, line_of
 from app.datasets.leaks import Leaks
 from app.datasets.opinions import Opinion, row_of
+from app.datasets.owners import name_owners, nobodys
 from app.datasets.reading import Reading
 from app.datasets.recipes import FORMAT, OTHER, SPLITS, Recipe, Split, fixed
 from app.datasets.similarity import Texts, bare
@@ -186,6 +187,7 @@ class Builder:
         report = {"steps": [_plain(step) for step in steps], "rows": sieve.composition(kept)}
         newest = await self._store.version(series.tenant, series.name, "latest") if series.revision else None
         if newest is not None and newest.digest == digest:
+            await self._name_owners(series, build, found, kept)
             said = {"step": "unchanged", "version": newest.number, "report": canonical(report)}
             await self._store.release(series.id, build, "done", **said)
             return Built(number=newest.number, digest=digest, report=report, is_new=False)
@@ -196,6 +198,7 @@ class Builder:
             await self._store.write(series, build, added=added)
         for some in _batches(sorted(before - {fact.digest for fact in kept}), ROWS_AT_ONCE):
             await self._store.write(series, build, removed=some)
+        await self._name_owners(series, build, found, kept)
         manifest = {
             "format": FORMAT,
             "name": series.name,
@@ -226,6 +229,14 @@ class Builder:
             who=who,
         )
         return None if number is None else Built(number=number, digest=digest, report=report, is_new=True)
+
+    async def _name_owners(self, series: Series, build: str, found: Candidates, kept: Sequence[Fact]) -> None:
+        """Say whose rows are that were kept before anybody said it."""
+        owned = [fact for fact in kept if fact.subject is not None]
+        unnamed = await nobodys(self._store, series.tenant, [fact.digest for fact in owned])
+        for facts in _batches((fact for fact in owned if fact.digest in unnamed), ROWS_AT_ONCE):
+            contents = await self._work(list, map(found.content, facts))
+            await name_owners(self._store, series, build, list(map(_addition, facts, contents)))
 
     async def _texts(self, tenant: str, recipe: Recipe, prediction: Prediction) -> dict[str, str]:
         if self._passages is None or recipe.task != "answer" or not prediction.passages:
@@ -287,17 +298,20 @@ def _additions(
         line = line_of(fact.digest, fact.content_digest, content, fact.prediction_id, fact.label_id)
         hashes[fact.split].update(line.encode() + b"\n")
         if fact.digest not in before:
-            addition = Addition(
-                digest=fact.digest,
-                content_digest=fact.content_digest,
-                prediction_id=fact.prediction_id,
-                label_id=fact.label_id,
-                split=fact.split,
-                subject=fact.subject,
-                content=content,
-            )
-            new.append(addition)
+            new.append(_addition(fact, content))
     return new
+
+
+def _addition(fact: Fact, content: str) -> Addition:
+    return Addition(
+        digest=fact.digest,
+        content_digest=fact.content_digest,
+        prediction_id=fact.prediction_id,
+        label_id=fact.label_id,
+        split=fact.split,
+        subject=fact.subject,
+        content=content,
+    )
 
 
 def _plain(step: Step) -> dict[str, Any]:

@@ -157,7 +157,7 @@ class Store:
             async with self.database.writing() as connection:
                 # Whoever adds a row to another dataset must not find one here that is about to go.
                 await self.database.one_at_a_time(connection, dataset_examples.name)
-                revision = await self._held(connection, series_id, build)
+                revision = await self.held(connection, series_id, build)
                 left = (_m.series_id == series_id, _m.v_from > revision)
                 query = select(_m.digest, _s.tenant).join(dataset_series, _s.id == _m.series_id)
                 rows = (await connection.execute(query.where(*left).limit(ROWS_AT_ONCE))).all()
@@ -188,7 +188,7 @@ class Store:
         kept = await sealed(self.ring, series.tenant, rows)
         async with self.database.writing() as connection:
             await self.database.not_while_one(connection, dataset_examples.name)
-            number = await self._held(connection, series.id, build) + 1
+            number = await self.held(connection, series.id, build) + 1
             if added:
                 lasts = await lasting(self.ring, connection, series.tenant, rows, kept)
                 await connection.execute(self.database.insert(dataset_examples).on_conflict_do_nothing(), lasts)
@@ -223,7 +223,7 @@ class Store:
             await self.database.one_at_a_time(connection, f"{dataset_versions.name} of {series.tenant}")
             if await self.versions_apart(connection, series) != apart_from:
                 return None
-            number = await self._held(connection, series.id, build) + 1
+            number = await self.held(connection, series.id, build) + 1
             members = select(func.count()).select_from(dataset_members)
             written = (await connection.execute(members.where(_m.series_id == series.id, alive(number)))).scalar_one()
             if written != rows:
@@ -258,7 +258,7 @@ class Store:
         held = {"build_id": build, "build_expires_at": now + round(CLAIM_SECONDS * 1000)}
         await connection.execute(update(dataset_series).where(_s.id == series_id).values(**held))
 
-    async def _held(self, connection: AsyncConnection, series_id: str, build: str) -> int:
+    async def held(self, connection: AsyncConnection, series_id: str, build: str) -> int:
         """The newest version, if the claim is still held; no other transaction changes that until this one ends."""
         query = select(_s.revision).where(_s.id == series_id, _s.build_id == build).with_for_update()
         row = (await connection.execute(query)).one_or_none()

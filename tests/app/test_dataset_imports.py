@@ -4,6 +4,7 @@ import io
 import json
 import tracemalloc
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import date
 from decimal import Decimal
 from itertools import product
@@ -14,11 +15,13 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from app.datasets import Upload, read_recipe
+from app.datasets import Upload, open_datasets, read_recipe
 from app.datasets.candidates import Candidates
 from app.datasets.files import split_of_name
 from app.datasets.imports import take_files
 from app.errors import InvalidRequest, NotFound
+from app.privacy.rings import SharedRing
+from app.privacy.sealing import MasterKeys, new_key
 from finetune.dataset import read_dataset
 from tests.dataset_world import World, open_world
 from tests.migrated import migrated
@@ -375,6 +378,35 @@ async def test_the_same_files_again_in_whatever_order_change_nothing(world):
     assert next(step for step in first.report["steps"] if step["name"] == "same")["dropped"] == {"same_row": 1}
     again = await world.bring("data", [jsonl("a.jsonl", ROWS[1]), jsonl("b.jsonl", ROWS[0])])
     assert (again.state, again.step, again.version) == ("done", "unchanged", 1)
+
+
+@pytest.mark.parametrize(
+    "more", [[], [{"text": "How do I change it?", "label": "pin"}]], ids=["unchanged", "a-new-version"]
+)
+async def test_erasing_a_user_reaches_rows_that_a_later_import_says_are_theirs(world, more):
+    row = {**ROWS[0], "session": "c1"}
+    await world.bring("data", [jsonl("train.jsonl", row)])
+    await world.bring("other", [jsonl("train.jsonl", {**row, "user": "ben"})])
+    await world.bring("data", [jsonl("train.jsonl", {**row, "user": "ann"}, *more)])
+    first = await world.bring("new", [jsonl("train.jsonl", {**ROWS[1], "session": "c2"})])
+    again = await world.bring("new", [jsonl("train.jsonl", {**ROWS[1], "session": "c2", "user": "ann"}, *more)])
+    assert (first.version, again.version) == (1, 2 if more else 1)
+    assert len((await world.datasets.changes.erase("acme", subjects=["ann"])).rows) == 1
+    assert [each["question"] for each in await world.rows("data", "1")] == [row["text"]]  # Ben was named first.
+    assert await world.rows("new", "1") == []
+    assert len((await world.datasets.changes.erase("acme", subjects=["ben"])).rows) == 1
+
+
+async def test_a_row_of_which_it_becomes_known_whose_it_is_is_sealed_by_their_key(world):
+    ring = SharedRing(world.database, MasterKeys.parse(new_key()))
+    async with open_datasets(world.database, world.history, ring=ring, rest=0.0) as parts:
+        keyed = replace(world, datasets=parts)
+        await keyed.bring("data", [jsonl("a.jsonl", {**ROWS[0], "session": "c1"})])
+        await keyed.bring("data", [jsonl("a.jsonl", {**ROWS[0], "session": "c1", "user": "ann"})])
+        assert [row["question"] for row in await keyed.rows()] == [ROWS[0]["text"]]
+        assert await world.rows() == []  # It has no keys.
+        await ring.destroy("acme", ["ann"])
+        assert await keyed.rows() == []
 
 
 async def test_an_evaluation_set_holds_out_all_its_rows(world):
