@@ -304,7 +304,8 @@ def student(
     if average is None or units < 2:
         return Estimate(average, None, None, n, float(units), "t", confidence)
     half = float(stdtrit(units - 1, 0.5 + confidence / 2)) * variance**0.5
-    effective_n = min(float(n), spread / variance) if variance > 0 else float(units)
+    # Sessions whose means are the same but for rounding do not vary.
+    effective_n = min(float(n), spread / variance) if variance > 1e-12 * spread > 0 else float(units)
     return Estimate(average, average - half, average + half, n, effective_n, "t", confidence)
 
 
