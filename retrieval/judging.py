@@ -187,7 +187,7 @@ class Judge:
         suits = self._evidence.asked.suits(said, claim)
         if suits <= -1.0 or not (is_code(said) or self._adds(claim, kept)):
             return False
-        if suits <= 0.0 and self._evidence.asked.kind and self._says_again(claim):
+        if suits <= 0.0 and self._evidence.asked.kind and self._says_again(said, claim, kept):
             return False
         for each in kept:
             fit = self._evidence.focus(each.hit, each.start, each.end)
@@ -215,10 +215,16 @@ class Judge:
         held = frozenset().union(*(each.covered for each in kept))
         return len(new & held) >= len(new) * _NEW_SHARE
 
-    def _says_again(self, claim: Terms) -> bool:
-        """Tell whether a sentence is the question put another way: a small model likes to answer with that."""
+    def _says_again(self, said: str, claim: Terms, kept: Sequence[Support]) -> bool:
+        """Tell whether a sentence is the question put another way: a small model likes to answer with that.
+
+        What a document says word for word is an answer, however few of its words are new.
+        """
         words = frozenset(claim.words)
-        return len(words - self._evidence.question.vocabulary) <= len(words) * _AGAIN_SHARE
+        if len(words - self._evidence.question.vocabulary) > len(words) * _AGAIN_SHARE:
+            return False
+        sentence = " ".join(said.split()).rstrip(".")
+        return not any(sentence in " ".join(self._hits[each.hit].passage.text.split()) for each in kept)
 
     async def _cosines(self, text: str, texts: list[str]) -> list[float | None]:
         """Return the cosine of `text` to each, None where no embedder answers: the words then decide alone."""

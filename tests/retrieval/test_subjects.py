@@ -84,3 +84,9 @@ async def test_the_question_said_again_is_no_answer(question: str, again: str, a
     )
     assert not await answered(question, again, text)
     assert await answered(question, answer, text)
+
+
+async def test_what_a_document_says_word_for_word_is_an_answer_however_little_it_adds() -> None:
+    text = "The Borealis toaster has four slots. The crumb tray slides out at the back."
+    asked = "Where does the crumb tray of the Borealis toaster slide out?"
+    assert await answered(asked, "The crumb tray slides out at the back.", text)
