@@ -23,7 +23,7 @@ ABSTENTIONS = re.compile(
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _EDGES = re.compile(r"^[\W_]+|(?<![\W_])[\W_]++$")
-_MARKER = re.compile(r"\s*\[\d+\]")
+_MARKER = re.compile(r"(?<!\s)\s*+\[\d+\]")
 
 
 class Citation(msgspec.Struct, frozen=True):
