@@ -104,7 +104,7 @@ class _Lines:
 
 def _csv(file: IO[bytes]) -> Iterator[tuple[int, Mapping[str, Any] | BadLine]]:
     lines = _Lines(file)
-    # The limit is the process's, and nobody else reads CSV. A field is no longer than its line is, or its lines are.
+    # The limit is the process's: whatever reads CSV says its own. A field is no longer than its line is, or its lines.
     csv.field_size_limit(MAX_LINE)
     reader = csv.reader(lines, strict=True)
     try:

@@ -18,6 +18,7 @@ from app.errors import InvalidRequest
 
 _CSV = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _JSONL = ("timestamp", "input_length", "output_length")
+_LONGEST_FIELD_CHARACTERS = 131_072
 MAX_TOKENS = 10_000_000
 
 
@@ -73,6 +74,7 @@ def _lines(path: Path) -> Iterator[tuple[int, float, int, int]]:
     """Line number, seconds on the trace's clock, tokens of prompt and answer."""
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
         if path.suffix == ".csv":
+            csv.field_size_limit(_LONGEST_FIELD_CHARACTERS)  # It is the process's: whatever reads CSV says its own.
             yield from _csv_lines(path, csv.reader(file))
         else:
             yield from _json_lines(path, file)
