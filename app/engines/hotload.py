@@ -10,8 +10,6 @@ from app.errors import ServiceError
 
 LOAD_SECONDS = 120.0
 """The embedded engine makes a merged copy of its model, beside the answers it is at."""
-
-
 UNLOAD_SECONDS = 10.0
 
 
